@@ -1,0 +1,39 @@
+# Each target does all its own set-up: a virtual environment in the checkout, everything from PyPI.
+PYTHON ?= python3
+BIN := .venv/bin
+OLDEST := .venv-oldest/bin
+
+.PHONY: demo test test-oldest lint bench clean
+
+demo: .venv/installed
+	$(BIN)/tsm-triton demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+# The oldest torch we support, with the triton it brings.
+test-oldest: .venv-oldest/installed
+	$(OLDEST)/python -m pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet uv
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --editable '.[test]' 'torch==2.11.*'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest

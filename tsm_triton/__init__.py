@@ -1,0 +1,26 @@
+"""The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
+
+from .functional import temporal_shift
+from .patching import (
+    find_sites,
+    is_patched,
+    patch,
+    set_num_segments,
+    shift_disabled,
+    unpatch,
+)
+from .sites import ShiftSite
+from .video.classifier import VideoClassifier
+
+__all__ = [
+    "ShiftSite",
+    "VideoClassifier",
+    "find_sites",
+    "is_patched",
+    "patch",
+    "set_num_segments",
+    "shift_disabled",
+    "temporal_shift",
+    "unpatch",
+]
+__version__ = "0.1.0"

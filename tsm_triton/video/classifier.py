@@ -1,0 +1,80 @@
+"""A 2D model over frames, made a model over clips."""
+
+from torch import Tensor, nn
+
+from ..functional import check_shift
+from ..patching import is_patched, set_num_segments, shift_hooks
+
+__all__ = ["VideoClassifier"]
+
+CONSENSUS = ("avg", "identity")
+VIEW_AVERAGE = ("logits", "softmax")
+
+
+class VideoClassifier(nn.Module):
+    """Fold clips into frames, run the model, and average the frames' logits.
+
+    Args:
+        model: a model of frames, `[N*T, 3, H, W] -> [N*T, num_classes]`; patched (TSM) or not (TSN).
+        num_segments: T of a folded input; T of an unfolded one is read from its shape.
+        consensus: `"avg"`, the mean of the frames' logits, or `"identity"`, every frame's.
+        view_average: over the views of a six-dimensional input, the mean of `"logits"` (the authors')
+            or of `"softmax"` (mmaction2's).
+
+    Shapes:
+        `[N, T, 3, H, W]` -> `[N, num_classes]`, any T; `[N, T, num_classes]` with `"identity"`.
+        `[N, V, T, 3, H, W]`, V views (crops, clips) of each video -> the same, averaged over V.
+        `[N*T, 3, H, W]`, already folded -> the same, with T = `num_segments`.
+
+    Raises:
+        TypeError, ValueError: bad arguments, or an input of another shape.
+
+    Example:
+        >>> import timm, torch, tsm_triton
+        >>> model = tsm_triton.patch(timm.create_model("resnet18", num_classes=5), num_segments=8)
+        >>> VideoClassifier(model)(torch.randn(2, 4, 3, 64, 64)).shape
+        torch.Size([2, 5])
+
+    Source: arXiv 1811.08383; the average consensus is TSN's (arXiv 1608.00859).
+    """
+
+    def __init__(
+        self, model: nn.Module, num_segments: int = 8, consensus: str = "avg", *, view_average: str = "logits"
+    ) -> None:
+        super().__init__()
+        check_shift(num_segments, 8, "causal")
+        for name, value, known in (
+            ("consensus", consensus, CONSENSUS),
+            ("view_average", view_average, VIEW_AVERAGE),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        self.model = model
+        self.num_segments = num_segments
+        self.consensus = consensus
+        self.view_average = view_average
+
+    def forward(self, video: Tensor) -> Tensor:
+        if video.dim() == 6:
+            scores = self._scores(video.flatten(0, 1))
+            if self.view_average == "softmax":
+                scores = scores.softmax(-1)
+            return scores.unflatten(0, video.shape[:2]).mean(1)
+        if video.dim() == 5:
+            return self._scores(video)
+        if video.dim() == 4 and video.shape[0] % self.num_segments == 0:
+            return self._scores(video.unflatten(0, (-1, self.num_segments)))
+        raise ValueError(
+            f"video must have shape [N, T, 3, H, W], [N, V, T, 3, H, W], or [N*T, 3, H, W] with "
+            f"T = num_segments = {self.num_segments}, got {tuple(video.shape)}"
+        )
+
+    def _scores(self, video: Tensor) -> Tensor:
+        num_segments = video.shape[1]
+        if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
+            set_num_segments(self.model, num_segments)
+        logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        return logits.mean(1) if self.consensus == "avg" else logits
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}, consensus={self.consensus!r}"
