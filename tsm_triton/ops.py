@@ -29,7 +29,7 @@ def _check(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim
             f"x must hold whole clips: expected a first axis divisible by num_segments={num_segments}, "
             f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
         )
-    if not 0 < channel_dim % x.dim():
+    if channel_dim % x.dim() == 0:
         raise ValueError(f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}")
     if min(n_future, n_past) < 0 or n_future + n_past > x.shape[channel_dim]:
         raise ValueError(
@@ -40,7 +40,7 @@ def _check(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim
 
 @torch.library.register_fake("tsm_triton::temporal_shift", lib=_library)
 def _(x: Tensor, *_shift: Any) -> Tensor:
-    if x.device.type == "cuda":
+    if x.device.type in _DECOMPOSED_DEVICES:
         _let_inductor_decompose()
     return torch.empty_like(x)
 
@@ -131,6 +131,10 @@ _library.impl("temporal_shift", _on_cuda, "CUDA")
 _library.impl("temporal_shift", _with_autograd, "Autograd")
 
 
+# On a CPU Inductor's channels_last code for it takes 5 to 13 times a clone; the op takes 1.1 to 1.8.
+_DECOMPOSED_DEVICES = ("cuda",)
+
+
 def _flat_form(
     x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool, channel_dim: int
 ) -> Tensor:
@@ -139,8 +143,8 @@ def _flat_form(
     No reshape of the batch axis: a 5-D view makes Inductor transpose channels_last (4 S instead of 2 S) and
     breaks at the second batch size where sizes are divided later on.
     """
-    if x.device.type != "cuda":
-        return NotImplemented  # on a CPU Inductor's channels_last code is 5 to 13 times a clone
+    if x.device.type not in _DECOMPOSED_DEVICES:
+        return NotImplemented
     dim = channel_dim % x.dim()
     frame = torch.arange(x.shape[0], device=x.device)
     t = (frame % num_segments).view(-1, *[1] * (x.dim() - 1))

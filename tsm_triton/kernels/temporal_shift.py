@@ -27,6 +27,9 @@ VECTOR_BYTES = 16
 # Vectors of one program. 4 warps x 4 vectors a thread keep 8 KiB in flight per program; at 4 resident
 # programs that is 32 KiB per multiprocessor, above the 23 KiB that 4.3 TB/s x 700 ns / 132 asks for.
 BLOCK = 512
+# Straddling vectors hold three loads at once: half as many keep them in registers (ptxas: 56 to 80 and a
+# stack frame on triton 3.6 with 512, at most 46 with 256).
+STRADDLING_BLOCK = 256
 NUM_WARPS = 4
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -127,7 +130,8 @@ def temporal_shift(
     folds_aligned = first_end % vec == 0 and second_end % vec == 0
     # A shift moves bits: integers of the same width serve every dtype, NaN payloads included.
     bits = _BITS[x.itemsize]
-    grid = (x.shape[0] * triton.cdiv(frame_size // vec, BLOCK),)
+    block = BLOCK if folds_aligned else STRADDLING_BLOCK
+    grid = (x.shape[0] * triton.cdiv(frame_size // vec, block),)
     with device_guard(x):
         _temporal_shift_kernel[grid](
             x.view(bits),
@@ -140,7 +144,7 @@ def temporal_shift(
             x.stride(0) // vec,
             stride_x_row // vec,
             VEC=vec,
-            BLOCK=BLOCK,
+            BLOCK=block,
             SINGLE_ROW=row_size == frame_size,
             FOLDS_ALIGNED=folds_aligned,
             REVERSE=not future_first,

@@ -1,0 +1,103 @@
+"""Compile a kernel ahead of time, without a GPU, and read what the compiler made of it."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the GPU will run: bits of each global access in program order, registers a thread, spilled bytes."""
+
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+    registers: int
+    spills: int
+
+
+def compile_kernel(kernel: Any, target: str, arguments: dict[str, Any], num_warps: int = 4) -> Code:
+    """Compile `kernel` as the launcher would for `arguments`.
+
+    A string is a runtime argument of that type (`"*i16"` a 16-byte aligned pointer, `"i32"`, `"i32:16"` an
+    integer known to be a multiple of 16); anything else is a constexpr.
+    """
+    # the kernels are imported for the interpreter in the test process; the source is the same
+    function = JITFunction(kernel.fn)
+    signature, constexprs, attrs = {}, {}, {}
+    for position, name in enumerate(function.arg_names):
+        value = arguments[name]
+        if isinstance(value, str):
+            signature[name] = value.removesuffix(":16")
+            if value.startswith("*") or value.endswith(":16"):
+                attrs[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "constexpr"
+            constexprs[(position,)] = value
+    source = ASTSource(function, signature, constexprs, attrs)
+    # fusion named, because triton 3.9 warns that its default will change
+    options = {"num_warps": num_warps, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    return _read_amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _read_nvidia(compiled.asm)
+
+
+def _read_nvidia(asm: dict[str, Any]) -> Code:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(asm["cubin"])
+        sass = _run("cuobjdump", "-sass", str(cubin))
+        usage = _run("cuobjdump", "-res-usage", str(cubin))
+    registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+    local = int(re.search(r"LOCAL:(\d+)", usage)[1])  # type: ignore[index]
+    stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
+    return Code(_widths(sass, "LDG"), _widths(sass, "STG"), registers, local + stack)
+
+
+def _widths(sass: str, instruction: str) -> tuple[int, ...]:
+    found = []
+    for match in re.finditer(rf"\b{instruction}((?:\.\w+)*)", sass):
+        width = re.search(r"\.(?:[US]?)(8|16|64|128|256)\b", match[1])
+        found.append(int(width[1]) if width else 32)
+    return tuple(found)
+
+
+def _read_amd(text: str) -> Code:
+    bits = {"ubyte": 8, "sbyte": 8, "byte": 8, "ushort": 16, "sshort": 16, "short": 16}
+    bits |= {"dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
+
+    def widths(kind: str) -> tuple[int, ...]:
+        names = re.findall(rf"\b(?:global|buffer|flat)_{kind}_([a-z0-9]+)", text)
+        return tuple(bits[name] for name in names)
+
+    registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])  # type: ignore[index]
+    spills = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1])  # type: ignore[index]
+    return Code(widths("load"), widths("store"), registers, spills)
+
+
+@lru_cache
+def _tool(name: str) -> str:
+    bundled = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    found = str(bundled) if bundled.exists() else shutil.which(name)
+    if not found:
+        raise FileNotFoundError(f"expected {name} in triton's package or on the PATH, found neither")
+    return found
+
+
+def _run(name: str, *arguments: str) -> str:
+    return subprocess.run([_tool(name), *arguments], check=True, capture_output=True, text=True).stdout

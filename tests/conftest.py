@@ -1,0 +1,59 @@
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+HAS_CUDA = torch.cuda.is_available()
+
+# Triton first, without the variable: its own library functions must stay compilable, for the tests that
+# compile kernels ahead of time. Then our kernels under it, so that CPU tensors can run them.
+import triton  # noqa: E402, F401
+
+if not HAS_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import tsm_triton.kernels.temporal_shift
+
+    del os.environ["TRITON_INTERPRET"]
+
+# xdist's workers share the cores: a thread pool of all of them in each makes the suite three times slower
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+settings.register_profile("default", deadline=None, max_examples=100)
+settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`cuda` tests are collected everywhere and say why they do not run."""
+    if not HAS_CUDA:
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA or AMD GPU, torch sees none"))
+
+
+@pytest.fixture(params=["copies", "triton"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where to put tensors so that the op runs each of its implementations.
+
+    The Triton kernel runs on the GPU where there is one, and in the interpreter elsewhere.
+    """
+    if request.param == "triton":
+        if HAS_CUDA:
+            return "cuda"
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """`torch.empty` hands out NaN and the largest integers, so that no test passes on fresh zeros."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

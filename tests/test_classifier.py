@@ -1,0 +1,80 @@
+"""VideoClassifier: clips in, one prediction a video out."""
+
+import pytest
+import timm
+import torch
+
+import tsm_triton
+from tsm_triton import VideoClassifier
+from tsm_triton.patching import shift_hooks
+
+T = 4
+
+
+@pytest.fixture
+def model():
+    return tsm_triton.patch(timm.create_model("test_resnet", num_classes=5).eval(), T)
+
+
+def test_the_prediction_is_the_mean_of_the_frames_logits(model):
+    video = torch.randn(2, T, 3, 48, 48)
+    frames = model(video.flatten(0, 1)).unflatten(0, (2, T))
+    assert torch.equal(VideoClassifier(model, T)(video), frames.mean(1))
+    assert torch.equal(VideoClassifier(model, T, consensus="identity")(video), frames)
+
+
+def test_the_clip_length_is_read_from_the_shape(model):
+    classifier = VideoClassifier(model, T)
+    for num_segments in (T, 7, 1, T):
+        video = torch.randn(2, num_segments, 3, 48, 48)
+        each = torch.cat([classifier(clip[None]) for clip in video])
+        torch.testing.assert_close(classifier(video), each)
+        assert {hook.num_segments for hook in shift_hooks(model)} == {num_segments}
+
+
+def test_a_folded_input_is_unfolded_by_num_segments(model):
+    video = torch.randn(2, T, 3, 48, 48)
+    classifier = VideoClassifier(model, T)
+    assert torch.equal(classifier(video.flatten(0, 1)), classifier(video))
+
+
+def test_views_are_averaged_as_logits_or_as_softmax(model):
+    video = torch.randn(2, 3, T, 3, 48, 48)
+    logits = torch.stack([VideoClassifier(model, T)(video[:, view]) for view in range(3)], 1)
+    torch.testing.assert_close(VideoClassifier(model, T)(video), logits.mean(1))
+    softmax = VideoClassifier(model, T, view_average="softmax")(video)
+    torch.testing.assert_close(softmax, logits.softmax(-1).mean(1))
+
+
+def test_an_unpatched_model_is_a_tsn():
+    model = timm.create_model("test_resnet", num_classes=5).eval()
+    video = torch.randn(1, 6, 3, 48, 48)
+    assert torch.equal(VideoClassifier(model)(video), model(video[0]).mean(0, keepdim=True))
+
+
+def test_it_compiles_in_full_for_two_clip_lengths(model):
+    classifier = VideoClassifier(model, T)
+    compiled = torch.compile(classifier, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for shape in ((2, T), (3, T), (2, 6)):
+            video = torch.randn(*shape, 3, 48, 48)
+            torch.testing.assert_close(compiled(video), classifier(video))
+
+
+@pytest.mark.parametrize("shape", [(T + 1, 3, 48, 48), (3, 48, 48), (1, 1, 1, T, 3, 48, 48)])
+def test_other_shapes_are_refused(model, shape):
+    with pytest.raises(ValueError, match=r"video must have shape \[N, T, 3, H, W\].* got \("):
+        VideoClassifier(model, T)(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_segments=0), "num_segments must be at least 1, got 0"),
+        (dict(consensus="max"), "consensus must be one of 'avg', 'identity', got 'max'"),
+        (dict(view_average="mean"), "view_average must be one of 'logits', 'softmax', got 'mean'"),
+    ],
+)
+def test_bad_options_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoClassifier(model, **options)

@@ -1,0 +1,245 @@
+"""Reading video files: each frame carries its own number, so a test can tell which one came back."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tsm_triton.video import VideoInfo, decoding, probe, read_clip, read_frames
+
+from .video_files import HEIGHT, WIDTH, barcode, numbers, write_sound, write_video
+
+WANTED = [40, 3, 59, 3, 0, 41]
+# Of each container: with a frame count and without, seeking by pts and by dts, and with no timestamps at all.
+FORMATS = {
+    "h264.mp4": {},
+    "h264.mkv": {},
+    "h264.ts": {},
+    "h264.h264": {},
+    "no_b_frames.mp4": {"b_frames": 0},
+    "every_frame_a_key.mp4": {"gop": 1},
+    "open_gop.mkv": {"x264-params": "open-gop=1"},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "mpeg2.mpg": {"codec": "mpeg2video"},
+    "vp8.webm": {"codec": "libvpx", "b_frames": 0, "deadline": "realtime"},
+}
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The frames decoded so far, as a list that grows."""
+    seen = []
+    real = decoding._decode
+
+    def counting(packets, stream):
+        for frame in real(packets, stream):
+            seen.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decoding, "_decode", counting)
+    return seen
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_frame_i_is_the_ith_displayed(tmp_path, name):
+    path = write_video(tmp_path / name, **FORMATS[name])
+    assert probe(path) == VideoInfo(60, 25.0, WIDTH, HEIGHT, 2.4, 0)
+    assert numbers(read_frames(path, range(60))) == list(range(60))
+    assert numbers(read_frames(path, WANTED)) == WANTED
+
+
+def test_a_variable_frame_rate_does_not_move_frames(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(1, 9, 60)).tolist()
+    path = write_video(tmp_path / "variable.mp4", times=times)
+    info = probe(path)
+    assert numbers(read_frames(path, WANTED)) == WANTED
+    assert info.num_frames == 60
+    assert info.duration == pytest.approx((times[-1] - times[0]) / 25, abs=9 / 25)
+    assert info.fps == pytest.approx(60 / info.duration)
+
+
+def test_frames_are_rgb_uint8_near_the_original(tmp_path):
+    frames = read_frames(write_video(tmp_path / "a.mp4", crf="1"), torch.tensor([5, 21]))
+    assert (frames.dtype, frames.shape) == (torch.uint8, (2, 3, HEIGHT, WIDTH))
+    expected = torch.from_numpy(np.stack([barcode(5), barcode(21)])).permute(0, 3, 1, 2)
+    assert (frames.int() - expected.int()).abs().max() < 16
+
+
+def test_no_indices_give_no_frames(tmp_path):
+    assert read_frames(write_video(tmp_path / "a.mp4"), []).shape == (0, 3, HEIGHT, WIDTH)
+
+
+def test_one_late_frame_decodes_one_group_of_pictures(tmp_path, decoded):
+    for name in ("a.mp4", "a.mkv", "a.ts"):
+        path = write_video(tmp_path / name, 300, gop=12)
+        decoded.clear()
+        assert numbers(read_frames(path, [290])) == [290]
+        assert len(decoded) <= 1 + 12, name  # the first frame, for its size
+
+
+def test_decoding_stops_after_the_last_wanted_frame(tmp_path, decoded):
+    read_frames(write_video(tmp_path / "a.mp4", 300, gop=300), [20, 4])
+    assert len(decoded) == 1 + 21
+
+
+def test_a_seek_that_lands_too_late_costs_time_but_no_frame(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4")
+    real = decoding._seek
+    late = lambda container, stream, key: real(container, stream, key._replace(pts=10**9, dts=10**9))  # noqa: E731
+    monkeypatch.setattr(decoding, "_seek", late)
+    assert numbers(read_frames(path, WANTED)) == WANTED
+    monkeypatch.setattr(decoding, "_seek", lambda *_: iter(()))
+    assert numbers(read_frames(path, WANTED)) == WANTED
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_rotated_videos_come_upright(tmp_path, rotation):
+    path = write_video(tmp_path / "a.mp4", rotation=rotation)
+    quarter = rotation // 90
+    info = probe(path)
+    assert info.rotation == rotation % 360
+    assert (info.width, info.height) == ((HEIGHT, WIDTH) if quarter % 2 else (WIDTH, HEIGHT))
+    frames = read_frames(path, WANTED)
+    assert frames.shape[-2:] == (info.height, info.width)
+    assert numbers(torch.rot90(frames, -quarter, dims=(-2, -1))) == WANTED
+
+
+def test_all_eight_display_matrices_move_each_pixel_where_they_say():
+    picture = torch.arange(6).view(1, 2, 3)
+    for a, b, c, d in [(x, 0, 0, y) for x in (1, -1) for y in (1, -1)] + [
+        (0, x, y, 0) for x in (1, -1) for y in (1, -1)
+    ]:
+        orientation = decoding._Orientation.from_matrix([a, b, 0, c, d, 0, 0, 0, 1])
+        moved = {(a * x + c * y, b * x + d * y): int(picture[0, y, x]) for y in range(2) for x in range(3)}
+        left, top = min(x for x, _ in moved), min(y for _, y in moved)
+        for (x, y), value in moved.items():
+            assert orientation.apply(picture)[0, y - top, x - left] == value
+
+
+def test_a_packet_of_vp8_that_is_never_shown_is_no_frame(tmp_path):
+    source = write_video(tmp_path / "a.webm", 30, codec="libvpx", b_frames=0, deadline="realtime")
+    with av.open(source) as read, av.open(tmp_path / "hidden.webm", "w") as write:
+        out = write.add_stream_from_template(read.streams.video[0])
+        for number, packet in enumerate(p for p in read.demux(video=0) if p.size):
+            data = bytearray(bytes(packet))
+            if number == 17:
+                data[0] &= ~0x10
+            copy = av.Packet(bytes(data))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.stream, copy.is_keyframe = out, packet.is_keyframe
+            write.mux(copy)
+    path = tmp_path / "hidden.webm"
+    assert probe(path).num_frames == 29
+    assert numbers(read_frames(path, range(29))) == [n for n in range(30) if n != 17]
+
+
+def test_a_truncated_file_is_the_frames_it_still_holds(tmp_path):
+    for name, options in (("a.mp4", {"movflags": "+faststart"}), ("a.mkv", {}), ("a.ts", {})):
+        path = write_video(tmp_path / name, 200, container_options=options)
+        os.truncate(path, path.stat().st_size * 6 // 10)
+        num_frames = probe(path).num_frames
+        assert 60 < num_frames < 200, name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the very last packet may be cut in two
+            assert numbers(read_frames(path, range(num_frames - 3))) == list(range(num_frames - 3)), name
+
+
+def test_a_frame_that_cannot_be_decoded_is_replaced_by_an_earlier_one_with_one_warning(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 60, b_frames=0)
+    with av.open(path) as container:
+        damaged = [(p.pos, p.size) for p in container.demux(video=0) if p.size][48:]
+    with open(path, "r+b") as file:
+        for position, size in damaged:
+            file.seek(position)
+            file.write(bytes(size))
+    assert probe(path).num_frames == 60
+    with pytest.warns(
+        UserWarning, match="3 wanted frames cannot be decoded, the first of them frame 50 of 60"
+    ) as seen:
+        frames = read_frames(path, [59, 10, 50, 47, 55])
+    assert numbers(frames) == [47, 10, 47, 47, 47]
+    assert [str(w.filename) for w in seen] == [__file__]
+
+
+def test_a_damaged_start_is_replaced_by_the_first_frame_that_decodes(tmp_path):
+    path = write_video(tmp_path / "a.mkv", 60, b_frames=0)
+    with av.open(path) as container:
+        damaged = [(p.pos, p.size) for p in container.demux(video=0) if p.size][:12]
+    data = bytearray(path.read_bytes())
+    for position, size in damaged:
+        data[position + 16 : position + size] = bytes(size - 16)
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="2 wanted frames cannot be decoded, the first of them frame 0"):
+        assert numbers(read_frames(path, [0, 5, 20])) == [12, 12, 20]
+
+
+def test_a_clip_is_sampled_and_read_in_one_call(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 80)
+    middles, starts = [5, 15, 25, 35, 45, 55, 65, 75], [0, 10, 20, 30, 40, 50, 60, 70]
+    assert read_clip(path, 8).shape == (1, 8, 3, HEIGHT, WIDTH)
+    assert numbers(read_clip(path, 8)) == middles
+    assert numbers(read_clip(path, 8, "twice")) == middles + starts
+    assert read_clip(path, 8, "dense").shape == (10, 8, 3, HEIGHT, WIDTH)
+    drawn = [read_clip(path, 8, train=True, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*drawn)
+
+
+def test_what_is_no_video_is_refused_by_name(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    for path, error, message in [
+        (tmp_path / "none.mp4", FileNotFoundError, "none.mp4', which does not exist"),
+        (tmp_path, ValueError, "got the directory"),
+        (tmp_path / "empty.mp4", ValueError, "empty.mp4', which is empty"),
+        (tmp_path / "noise.mp4", ValueError, "noise.mp4', which FFmpeg cannot read"),
+        (write_sound(tmp_path / "song.mp3"), ValueError, "expected a file with a video stream.*audio only"),
+        (write_sound(tmp_path / "cover.mp3", cover=True), ValueError, "a video stream.*audio only"),
+    ]:
+        for call in (probe, lambda p: read_frames(p, [0]), lambda p: read_clip(p, 8)):
+            with pytest.raises(error, match=message):
+                call(path)
+
+
+def test_wrong_frame_numbers_are_refused(tmp_path):
+    path = write_video(tmp_path / "a.mp4")
+    for wrong in ([60], [-1]):
+        with pytest.raises(IndexError, match=rf"expected frame numbers from 0 to 59, got {wrong[0]}"):
+            read_frames(path, wrong)
+    for wrong in ([0.5], torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)):
+        with pytest.raises(TypeError):
+            read_frames(path, wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_huge_frames_are_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 5)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(ValueError, match="at most MAX_PIXELS = 10239 pixels, got 160 x 64"):
+        probe(path)
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.rename(write_video(tmp_path / "a.mp4"), "take:1.mp4")
+    assert probe("take:1.mp4").num_frames == 60
+
+
+def test_the_package_imports_neither_av_nor_timm_and_says_which_extra_is_missing(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    code = """if True:
+        import sys
+        import tsm_triton.video
+        assert not {"av", "timm"} & set(sys.modules)
+        sys.modules["av"] = None
+        try:
+            tsm_triton.video.probe("a.mp4")
+        except ImportError as error:
+            assert "pip install 'tsm-triton[video]'" in str(error)
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -1,0 +1,203 @@
+"""Crops against the authors' release, written out in plain Python."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+
+from tsm_triton.video.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MultiScaleCrop,
+    ViewCrops,
+    eval_transform,
+    train_transform,
+    transform_for,
+)
+
+
+class Model(nn.Module):
+    """All that a transform asks of a timm model."""
+
+    def __init__(self, **pretrained_cfg):
+        super().__init__()
+        self.pretrained_cfg = pretrained_cfg
+
+
+def clip(frames=4, height=120, width=160):
+    """Noise, the same in every frame, so that frames stay equal exactly if they are treated alike."""
+    picture = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    return picture.expand(frames, 3, height, width).contiguous()
+
+
+def release_crops(width, height, size, scales=(1, 0.875, 0.75, 0.66), max_distort=1):
+    """Every (top, left, height, width) that GroupMultiScaleCrop of the release can draw."""
+    base = min(width, height)
+    crop_sizes = [int(base * x) for x in scales]
+    crop_sizes = [size if abs(x - size) < 3 else x for x in crop_sizes]
+    crops = set()
+    for i, h in enumerate(crop_sizes):
+        for j, w in enumerate(crop_sizes):
+            if abs(i - j) <= max_distort:
+                w_step, h_step = (width - w) // 4, (height - h) // 4
+                offsets = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)]
+                offsets += [(1, 1), (3, 1), (1, 3), (3, 3)]
+                crops |= {(y * h_step, x * w_step, h, w) for x, y in offsets}
+    return crops
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(120, 160, 112), (160, 120, 118), (256, 340, 224)])
+def test_multi_scale_crop_draws_exactly_the_crops_of_the_release(height, width, size):
+    torch.manual_seed(0)
+    crop, inputs = MultiScaleCrop(size), [clip(1, height, width)]
+    drawn = {tuple(crop.make_params(inputs).values()) for _ in range(3000)}
+    assert drawn == release_crops(width, height, size)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300))
+def test_multi_scale_crop_stays_inside_the_frame(height, width, size):
+    crop = MultiScaleCrop(size).make_params([torch.empty(1, 3, height, width, dtype=torch.uint8)])
+    assert 0 <= crop["top"] <= crop["top"] + crop["height"] <= height
+    assert 0 <= crop["left"] <= crop["left"] + crop["width"] <= width
+    assert min(crop["height"], crop["width"]) >= 1
+
+
+@pytest.mark.parametrize("leading", [(4,), (2, 4)])
+def test_training_treats_every_frame_alike_and_calls_differently(leading):
+    video = clip(1).expand(*leading, 3, 120, 160)
+    drawn = [train_transform(64)(video) for _ in range(8)]
+    assert all(x.shape == (*leading, 3, 64, 64) and x.dtype == torch.float32 for x in drawn)
+    assert all(torch.equal(x, x[(0,) * len(leading)].expand_as(x)) for x in drawn)
+    assert len({x.sum().item() for x in drawn}) > 1
+
+
+def test_training_mirrors_half_of_the_time_and_never_without_flip():
+    # Brightness grows to the right, so a crop tells whether it was mirrored.
+    ramp = torch.arange(128, dtype=torch.uint8).expand(2, 3, 128, 128)
+
+    def mirrored(transform):
+        return sum(bool(out[0, 0, 0, 0] > out[0, 0, 0, -1]) for out in (transform(ramp) for _ in range(60)))
+
+    torch.manual_seed(0)
+    assert 15 < mirrored(train_transform(32)) < 45
+    assert mirrored(train_transform(32, flip=False)) == 0
+
+
+def test_training_is_repeatable_by_seed():
+    video, transform = clip(), train_transform(64)
+    outs = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        outs.append(transform(video))
+    assert torch.equal(*outs)
+
+
+def test_pixels_are_scaled_by_255_and_normalised():
+    video = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
+    out = eval_transform(8, short_side=8)(video)
+    for channel in range(3):
+        expected = (51 / 255 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        torch.testing.assert_close(out[:, channel], torch.full((2, 8, 8), expected))
+
+
+def test_one_view_is_the_centre():
+    video = clip(2, 64, 96)
+    assert torch.equal(ViewCrops(32, 64)(video), video[..., 16:48, 32:64])
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+def test_three_views_are_the_ends_and_the_middle_of_the_long_side(portrait):
+    video = clip(2, 64, 96)
+    out = ViewCrops(48, 64, views=3)(video.mT if portrait else video)
+    assert out.shape == (3, 2, 3, 64, 64)
+    for view, left in zip(out, (0, 16, 32), strict=True):
+        assert torch.equal(view.mT if portrait else view, video[..., left : left + 64])
+
+
+def test_ten_views_are_corners_and_centre_each_with_its_mirror_image():
+    video = clip(2, 64, 96)
+    out = ViewCrops(32, 64, views=10)(video)
+    assert out.shape == (10, 2, 3, 32, 32)
+    for i, (top, left) in enumerate([(0, 0), (0, 64), (32, 0), (32, 64), (16, 32)]):
+        crop = video[..., top : top + 32, left : left + 32]
+        assert torch.equal(out[2 * i], crop)
+        assert torch.equal(out[2 * i + 1], crop.flip(-1))
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 10]), st.integers(1, 48))
+def test_views_of_any_frame_have_their_shape(height, width, views, size):
+    out = ViewCrops(size, 48, views)(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    side = 48 if views == 3 else size
+    assert out.shape == (*([views] if views > 1 else []), 1, 3, side, side)
+
+
+@pytest.mark.parametrize("views", [1, 3, 10])
+def test_clips_are_transformed_one_by_one(views):
+    clips = torch.stack([clip(), clip()])
+    transform = eval_transform(32, short_side=64, views=views)
+    assert torch.equal(transform(clips), torch.stack([transform(c) for c in clips]))
+
+
+def test_the_short_side_is_resized_and_the_shape_kept():
+    video = clip(1, 100, 150)
+    assert torch.equal(ViewCrops(80, 80)(video), F.center_crop(F.resize(video, [80, 120]), [80, 80]))
+
+
+def test_a_model_names_its_own_preprocessing():
+    video = clip()
+    model = Model(input_size=(3, 112, 112), mean=(0.5,) * 3, std=(0.25,) * 3)
+    expected = eval_transform(112, short_side=128, mean=(0.5,) * 3, std=(0.25,) * 3)(video)
+    assert torch.equal(transform_for(model)(video), expected)
+    assert transform_for(model, train=True, flip=False)(video).shape == (4, 3, 112, 112)
+    assert transform_for(model, views=3)(video).shape == (3, 4, 3, 128, 128)
+
+
+def test_a_timm_model_is_asked():
+    model = timm.create_model("mobilenetv2_100.ra_in1k")
+    assert torch.equal(transform_for(model)(video := clip()), eval_transform()(video))
+    inception = timm.create_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    assert transform_for(inception)(torch.zeros(1, 3, 256, 256, dtype=torch.uint8)).unique().tolist() == [-1]
+
+
+def test_any_other_model_gets_imagenet_defaults():
+    video = clip()
+    assert torch.equal(transform_for(nn.Identity())(video), eval_transform()(video))
+
+
+def test_a_model_of_other_pictures_is_refused():
+    model = Model(input_size=(1, 64, 96))
+    with pytest.raises(ValueError, match=r"square RGB pictures .* got input_size \(1, 64, 96\)"):
+        transform_for(model)
+
+
+@pytest.mark.parametrize("transform", [train_transform(32), eval_transform(32, short_side=32)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(4, 3, 40, 40),
+        torch.zeros(3, 40, 40, dtype=torch.uint8),
+        torch.zeros(4, 40, 40, 3, dtype=torch.uint8),
+    ],
+)
+def test_only_uint8_clips_are_taken(transform, wrong):
+    with pytest.raises(ValueError, match=r"expected a uint8 clip \[..., T, 3, H, W\], got torch"):
+        transform(wrong)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: eval_transform(views=5), "views must be 1, 3 or 10, got 5"),
+        (lambda: eval_transform(288), "got size=288, short_side=256"),
+        (lambda: train_transform(0), "size must be at least 1 pixel, got 0"),
+        (lambda: MultiScaleCrop(8, scales=(1.5,)), "scales must be fractions"),
+        (lambda: MultiScaleCrop(8, scales=()), "scales must be fractions"),
+        (lambda: MultiScaleCrop(8, max_distort=-1), "max_distort must be at least 0, got -1"),
+    ],
+)
+def test_a_wrong_setting_says_what_was_expected(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
