@@ -1,0 +1,125 @@
+"""The command line: help, the table of sites, and errors in one line."""
+
+import pytest
+
+from tsm_triton import __version__
+from tsm_triton.cli import main
+from tsm_triton.commands import COMMANDS, common, report, sites
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert set(COMMANDS) <= set(words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    assert f"usage: tsm-triton {command}" in capsys.readouterr().out
+
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tsm-triton {__version__}\n"
+
+
+def test_a_missing_or_unknown_command_is_an_error(capsys):
+    for argv in ([], ["dmeo"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(argv)
+        assert exit_.value.code == 2
+        assert "usage: tsm-triton" in capsys.readouterr().err
+
+
+def site_rows(capsys, *argv):
+    assert main(["sites", *argv]) == 0
+    table, summary = capsys.readouterr().out.split("\n\n", 1)
+    return [row.split() for row in table.splitlines()], summary
+
+
+def test_sites_prints_a_row_for_each_site(capsys):
+    (header, *rows), summary = site_rows(capsys, "resnet50")
+    assert header == ["name", "module", "channels", "axis", "fold"]
+    assert len(rows) == 16
+    assert rows[0] == ["layer1.0.conv1", "Conv2d", "64", "1", "8"]
+    assert summary.startswith("resnet50: 16 sites, place=blockres")
+
+
+def test_sites_takes_place_and_shift_div(capsys):
+    (_, first, *_), summary = site_rows(capsys, "resnet18", "--place", "block", "--shift-div", "4")
+    assert (first[0], first[-1]) == ("layer1.0", "16")
+    assert "place=block;" in summary
+    (_, first, *_), summary = site_rows(capsys, "resnet18", "--shift-div", "65")
+    assert first[-1] == "0"
+    assert "patch refuses" in summary
+
+
+def test_sites_knows_torchvision(capsys):
+    (_, *rows), _ = site_rows(capsys, "torchvision/mobilenet_v2")
+    assert [row[0] for row in rows][:2] == ["features.3.conv.0.0", "features.5.conv.0.0"]
+
+
+def test_sites_builds_no_weights():
+    assert all(parameter.is_meta for parameter in sites._without_weights("resnet50").parameters())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["resnet5O"], "Did you mean resnet50"),
+        (["resnet18.nowhere_in1k"], "resnet18."),
+        (["hf-hub:someone/something"], "timm model"),
+        (["torchvision/resnet19"], "Did you mean torchvision/resnet"),
+        (["resnet18", "--shift-div", "0"], "shift_div must be at least 1"),
+    ],
+)
+def test_a_users_error_is_one_line_and_status_2(argv, message, capsys):
+    assert main(["sites", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tsm-triton: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_the_demo_names_the_extras_it_misses(monkeypatch, capsys):
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert "pip install 'tsm-triton[video,plot]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_status_130(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sites, "run", interrupted)
+    assert main(["sites", "resnet18"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_here_is_an_error():
+    for name in ("nonsense", "cuda:99"):
+        with pytest.raises(ValueError, match="Try --device cpu"):
+            common.pick_device(name)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_unfinished_file_never_takes_its_name(error, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("before")
+
+    def write_half():
+        with common.replacing(path) as temporary:
+            temporary.write_text("half of wh")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

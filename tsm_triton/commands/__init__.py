@@ -1,0 +1,7 @@
+"""The commands of `tsm-triton`, one module each: `add_arguments(parser)` and `run(args) -> int`."""
+
+# Listed here so that `tsm-triton --help` imports none of them.
+COMMANDS = {
+    "demo": "train a small model with and without the shift on clips that no single frame tells apart",
+    "sites": "list the modules of a timm or torchvision model that the shift would stand before",
+}

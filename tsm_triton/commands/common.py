@@ -1,0 +1,89 @@
+"""What several commands share: models by name, devices, and files that appear whole or not at all."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["create_model", "pick_device", "replacing"]
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """A model without pretrained weights; nothing is downloaded.
+
+    Args:
+        name: a timm name, or `torchvision/` and a name of torchvision's classifiers.
+        kwargs: passed on to the library, `num_classes` for instance.
+
+    Raises:
+        ValueError: an unknown name; the message lists close ones.
+    """
+    library, _, rest = name.rpartition("/")
+    if library == "torchvision":
+        from torchvision import models
+
+        _check_name(name, rest, models.list_models(module=models), "torchvision")
+        return models.get_model(rest, weights=None, **kwargs)
+    import timm
+
+    if not timm.is_model(name):
+        _check_name(name, name, timm.list_models(), "timm")
+    elif "." in name:
+        _check_name(name, name, timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True), "timm")
+    return timm.create_model(name, pretrained=False, **kwargs)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"expected a device that torch can use here, got {name!r} ({reason}). Try --device cpu."
+        ) from error
+    return device
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file under a temporary name in its folder; it takes its own name when complete.
+
+    An error or Ctrl-C inside the `with` removes the temporary file and leaves what was there before.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/numbers.txt") as temporary:
+        ...         _ = temporary.write_text("1 2 3")
+        ...     os.listdir(folder)
+        ['numbers.txt']
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_name(given: str, name: str, known: list[str], library: str) -> None:
+    if name in known:
+        return
+    prefix = "torchvision/" if library == "torchvision" else ""
+    close = [prefix + match for match in difflib.get_close_matches(name, known, n=4)]
+    hint = f"Did you mean {', '.join(close)}?" if close else "Names are timm's, or torchvision/NAME."
+    raise ValueError(f"expected the name of a {library} model, got {given!r}. {hint}")

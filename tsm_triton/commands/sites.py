@@ -1,0 +1,57 @@
+"""`tsm-triton sites MODEL`: where a model would be shifted, without building its weights."""
+
+import argparse
+
+import torch
+from torch import nn
+
+from ..functional import check_shift, fold_counts
+from ..patching import PLACES, find_sites
+from .common import create_model
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a timm name, or torchvision/NAME")
+    parser.add_argument(
+        "--place",
+        choices=PLACES,
+        default="blockres",
+        help="shift the residual branch only, or the whole block (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shift-div",
+        type=int,
+        default=8,
+        metavar="N",
+        help="one channel in N moves each way (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    check_shift(1, args.shift_div, "bidirectional")
+    sites = find_sites(_without_weights(args.model), place=args.place)
+    folds = [max(fold_counts(site.channels, args.shift_div, "bidirectional")) for site in sites]
+    rows = [("name", "module", "channels", "axis", "fold")]
+    for site, fold in zip(sites, folds, strict=True):
+        rows.append(
+            (site.name, type(site.module).__name__, str(site.channels), str(site.channel_dim), str(fold))
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, module, *numbers in rows:
+        aligned = [f"{number:>{width}}" for number, width in zip(numbers, widths[2:], strict=True)]
+        print(f"{name:<{widths[0]}}", f"{module:<{widths[1]}}", *aligned, sep="  ")
+
+    print(f"\n{args.model}: {len(sites)} sites, place={args.place}; at each, fold channels move each way.")
+    if 0 in folds:
+        print(f"Where fold is 0, shift_div={args.shift_div} is too large: patch refuses such a site.")
+    return 0
+
+
+def _without_weights(name: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return create_model(name)
+    except (NotImplementedError, RuntimeError):  # some constructors compute with values
+        return create_model(name)
