@@ -7,11 +7,14 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 TARGETS = {
@@ -24,7 +27,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Code:
-    """What the GPU will run: bits of each global access in program order, registers a thread, spilled bytes."""
+    """What the GPU will run: bits of each global access in order, registers a thread, bytes spilled."""
 
     loads: tuple[int, ...]
     stores: tuple[int, ...]
@@ -32,14 +35,15 @@ class Code:
     spills: int
 
 
-def compile_kernel(kernel: Any, target: str, arguments: dict[str, Any], num_warps: int = 4) -> Code:
+def compile_kernel(
+    kernel: Any, target: str, arguments: dict[str, Any], num_warps: int = 4, num_stages: int = 3
+) -> Code:
     """Compile `kernel` as the launcher would for `arguments`.
 
     A string is a runtime argument of that type (`"*i16"` a 16-byte aligned pointer, `"i32"`, `"i32:16"` an
-    integer known to be a multiple of 16); anything else is a constexpr.
+    integer known to be a multiple of 16); anything else is a constexpr, a string as `tl.constexpr("...")`.
     """
-    # the kernels are imported for the interpreter in the test process; the source is the same
-    function = JITFunction(kernel.fn)
+    function = _compilable(kernel)
     signature, constexprs, attrs = {}, {}, {}
     for position, name in enumerate(function.arg_names):
         value = arguments[name]
@@ -49,12 +53,25 @@ def compile_kernel(kernel: Any, target: str, arguments: dict[str, Any], num_warp
                 attrs[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "constexpr"
-            constexprs[(position,)] = value
+            constexprs[(position,)] = value.value if isinstance(value, tl.constexpr) else value
     source = ASTSource(function, signature, constexprs, attrs)
     # fusion named, because triton 3.9 warns that its default will change
-    options = {"num_warps": num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     return _read_amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _read_nvidia(compiled.asm)
+
+
+def _compilable(kernel: Any) -> JITFunction:
+    """The kernel for the compiler: the test process imports it, and what it calls, for the interpreter."""
+    function = kernel.fn
+    names = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        if isinstance(names.get(name), InterpretedFunction):
+            names[name] = _compilable(names[name])
+    # a copy, so that the interpreter keeps its own
+    copy = FunctionType(function.__code__, names, function.__name__)
+    copy.__module__, copy.__annotations__ = function.__module__, function.__annotations__
+    return JITFunction(copy)
 
 
 def _read_nvidia(asm: dict[str, Any]) -> Code:

@@ -10,11 +10,14 @@ from .codegen import TARGETS, compile_kernel
 VECTORS = {"*i8": 16, "*i16": 8, "*i32": 4, "*i64": 2}
 
 
-def shift_arguments(pointer: str, vec: int, single_row: bool, folds_aligned: bool, reverse: bool) -> dict:
+def shift_arguments(
+    pointer: str, vec: int, single_row: bool, folds_aligned: bool, reverse: bool, packed: bool = False
+) -> dict:
     integers = ("num_segments", "frame_size", "row_size", "first_end", "second_end")
     strides = ("stride_x_frame", "stride_x_row")
     return {
         "x_ptr": pointer,
+        "boundaries_ptr": "*u8" if packed else None,
         "out_ptr": pointer,
         **dict.fromkeys((*integers, *strides), "i32"),
         "VEC": vec,
@@ -22,6 +25,7 @@ def shift_arguments(pointer: str, vec: int, single_row: bool, folds_aligned: boo
         "SINGLE_ROW": single_row,
         "FOLDS_ALIGNED": folds_aligned,
         "REVERSE": reverse,
+        "PACKED": packed,
     }
 
 
@@ -57,3 +61,13 @@ def test_narrow_accesses_are_seen():
     arguments["VEC"] = 2
     code = compile_kernel(kernel._temporal_shift_kernel, "sm_90", arguments, kernel.NUM_WARPS)
     assert set(code.loads) == {32}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("folds_aligned", [True, False], ids=["aligned", "straddling"])
+def test_the_packed_shift_adds_two_bytes_to_each_program(target, folds_aligned):
+    arguments = shift_arguments("*i16", 8, False, folds_aligned, False, packed=True)
+    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
+    assert sum(width for width in code.loads if width != 128) == 16
+    assert set(code.stores) == {128}
+    assert code.spills == 0

@@ -8,7 +8,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(code: str) -> None:
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -43,9 +44,10 @@ def test_the_links_at_the_top_refuse_to_be_packages():
     for name in ("kernels", "integrations"):
         assert (ROOT / name).is_symlink()
         assert (ROOT / name).resolve() == ROOT / "tsm_triton" / name
+        message = f"expected the import `tsm_triton.{name}`, got `{name}`"
         run(
             f"try: import {name}\n"
-            f"except ImportError as error: assert 'expected the import `tsm_triton.{name}`, got `{name}`' in str(error)\n"
+            f"except ImportError as error: assert {message!r} in str(error)\n"
             "else: raise AssertionError"
         )
 

@@ -4,7 +4,8 @@
     out[n, t, c] = x[n, t - 1, c]    c in the group that reads the past, next to it
     out[n, t, c] = x[n, t, c]        the rest; zero where t + 1 or t - 1 leaves the clip
 
-`REVERSE` exchanges the two time offsets. The backward is this same kernel with `REVERSE` flipped.
+`REVERSE` exchanges the two time offsets. The backward is this same kernel with `REVERSE` flipped. Clips have
+`num_segments` frames each, or, `PACKED`, begin at the frames that `boundaries` marks.
 
 Layouts: in memory a frame is `rows` runs of `row_size` elements, the channel axis outermost in each run,
 so NCHW is one row of C*H*W and channels_last, NHWC and tokens are H*W (or L) rows of C. Rows and frames
@@ -39,6 +40,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def _temporal_shift_kernel(
     x_ptr,
     out_ptr,
+    boundaries_ptr,
     num_segments,
     # all sizes and strides count vectors of VEC elements, except the two ends when folds are not aligned
     frame_size,
@@ -52,12 +54,19 @@ def _temporal_shift_kernel(
     SINGLE_ROW: tl.constexpr,
     FOLDS_ALIGNED: tl.constexpr,
     REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     # One program moves BLOCK vectors of one frame.
     blocks = (frame_size + BLOCK - 1) // BLOCK
     frame = tl.program_id(0) // blocks
     vec = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    t = frame % num_segments
+    if PACKED:
+        # all that matters of t is whether it is the first or the last
+        t = tl.where(tl.load(boundaries_ptr + frame) != 0, 0, 1)
+        last = tl.where(tl.load(boundaries_ptr + frame + 1) != 0, t, t + 1)
+    else:
+        t = frame % num_segments
+        last = num_segments - 1
     in_frame = vec < frame_size
 
     own = frame.to(tl.int64) * stride_x_frame
@@ -74,16 +83,15 @@ def _temporal_shift_kernel(
         # every vector lies in one group: one load
         dt = tl.where(col < first_end, first_dt, tl.where(col < second_end, -first_dt, 0))
         source_t = t + dt
-        mask = in_frame & (source_t >= 0) & (source_t < num_segments)
+        mask = in_frame & (source_t >= 0) & (source_t <= last)
         source = own + dt.to(tl.int64) * stride_x_frame
         value = tl.load(x_ptr + source[:, None] * VEC + lane, mask=mask[:, None], other=0)
     else:
         # a vector may straddle groups: load whole vectors from each frame it needs, so that accesses
         # stay wide, and choose by lane
         start = col * VEC
-        future_end = num_segments - 1
-        first_reads = (t > 0) if REVERSE else (t < future_end)
-        second_reads = (t < future_end) if REVERSE else (t > 0)
+        first_reads = (t > 0) if REVERSE else (t < last)
+        second_reads = (t < last) if REVERSE else (t > 0)
         mask = in_frame & (start < tl.where(first_reads, first_end, 0))
         source = own + first_dt * stride_x_frame
         first = tl.load(x_ptr + source[:, None] * VEC + lane, mask=mask[:, None], other=0)
@@ -110,16 +118,23 @@ class _Layout(NamedTuple):
 
 
 def temporal_shift(
-    x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor,
+    num_segments: int,
+    n_future: int,
+    n_past: int,
+    future_first: bool,
+    channel_dim: int,
+    boundaries: Tensor | None = None,
 ) -> Tensor:
+    """Launch; `boundaries`, bool `[frames + 1]`, replaces `num_segments` where it is given."""
     out = torch.empty_like(x)
     if x.numel() == 0:
         return out
     layout = _layout(x.shape, x.stride(), out.stride(), channel_dim % x.dim(), VECTOR_BYTES // x.itemsize)
     if layout is None:
         # Crops, and tensors whose frames are not outermost in memory: through a contiguous copy and back.
-        packed = x.contiguous()
-        return out.copy_(temporal_shift(packed, num_segments, n_future, n_past, future_first, channel_dim))
+        shift = (num_segments, n_future, n_past, future_first, channel_dim, boundaries)
+        return out.copy_(temporal_shift(x.contiguous(), *shift))
 
     frame_size, row_size, channel_stride, stride_x_row, vec = layout
     # The launch knows a pointer's alignment only to 16 bytes; a less aligned one has no wide access.
@@ -136,6 +151,7 @@ def temporal_shift(
         _temporal_shift_kernel[grid](
             x.view(bits),
             out.view(bits),
+            None if boundaries is None else boundaries.view(torch.uint8),
             num_segments,
             frame_size // vec,
             row_size // vec,
@@ -148,6 +164,7 @@ def temporal_shift(
             SINGLE_ROW=row_size == frame_size,
             FOLDS_ALIGNED=folds_aligned,
             REVERSE=not future_first,
+            PACKED=boundaries is not None,
             num_warps=NUM_WARPS,
         )
     return out

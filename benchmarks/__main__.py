@@ -1,0 +1,34 @@
+"""`python -m benchmarks`: check, then measure, then write `benchmarks/results/<device>/`."""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from . import overhead, report, shift
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and repeats")
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results/<device>)")
+    args = parser.parse_args()
+
+    environment = report.environment(args.device)
+    name = re.sub(r"\W+", "-", environment["device"]).strip("-").lower()
+    out = args.out or Path(__file__).parent / "results" / name
+    results = {
+        "environment": environment,
+        "quick": args.quick,
+        "shift": shift.run(args.device, args.quick),
+        "overhead": overhead.run(args.device, args.quick),
+    }
+    report.save(out, results)
+    print(report.markdown(results))
+    print(f"Wrote {out}/results.json and results.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The plain shift against a copy of the same tensor, and against the ways others write it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tsm_triton import reference, temporal_shift
+from tsm_triton.functional import fold_counts
+
+from .baselines import SHIFTS
+from .timing import measure
+
+# [C, H = W] of the inputs of every shifted convolution
+RESNET50 = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
+MOBILENETV2 = ((24, 56), (32, 28), (64, 14), (96, 14), (160, 7))
+SHIFT_DIV = 8
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+# of performance.md: time of the eager CPU shift over clone(), tensors of 25 MB and more
+CPU_GOALS = {("float32", "nchw"): 1.15, ("float32", "channels_last"): 1.3, ("bfloat16", "channels_last"): 1.8}
+CPU_BYTES = 40e6  # above glibc's largest mmap threshold, so that both sides touch fresh pages
+
+
+def run(device: str, quick: bool) -> list[dict[str, Any]]:
+    """A row for each shape, layout and dtype; times in seconds, ratios to the copy."""
+    rows = []
+    for case in tqdm(list(_cases(device, quick)), desc="shift", disable=None):
+        num_clips, num_segments, channels, size, dtype, layout = case
+        shape = (num_clips * num_segments, channels, size, size)
+        inputs = [
+            torch.randn(shape, device=device).to(getattr(torch, dtype)).to(memory_format=LAYOUTS[layout])
+            for _ in range(_rotation(shape, device))
+        ]
+        calls = {"copy": torch.clone, "ours": lambda x, t=num_segments: temporal_shift(x, t)}
+        if device != "cpu":
+            calls["copy"] = torch.empty_like(inputs[0]).copy_
+        for name, baseline in SHIFTS.items():
+            calls[name] = lambda x, f=baseline, t=num_segments: f(x, t, SHIFT_DIV)
+        expected = reference.temporal_shift(
+            inputs[0], num_segments, *fold_counts(channels, SHIFT_DIV, "bidirectional")
+        )
+        for name, call in calls.items():
+            if name != "copy" and not torch.equal(call(inputs[0]), expected):
+                raise RuntimeError(f"{name} of {shape} {dtype} {layout} is wrong: no time is reported")
+        timings = measure(calls, inputs, repeats=21 if quick else 51)
+        row: dict[str, Any] = {
+            "shape": shape,
+            "num_segments": num_segments,
+            "dtype": dtype,
+            "layout": layout,
+            "megabytes": inputs[0].nbytes / 1e6,
+            "seconds": {name: timing.median for name, timing in timings.items()},
+            "spread": {name: timing.spread for name, timing in timings.items()},
+            "over_copy": {name: timing.median / timings["copy"].median for name, timing in timings.items()},
+        }
+        if device == "cpu":
+            row["goal"] = CPU_GOALS.get((dtype, layout))
+        rows.append(row)
+    return rows
+
+
+def _cases(device: str, quick: bool) -> Iterator[tuple[int, int, int, int, str, str]]:
+    if device == "cpu":
+        for dtype, layout in CPU_GOALS:
+            for channels, size in RESNET50 if quick else (*RESNET50, *MOBILENETV2):
+                clip_bytes = 8 * channels * size * size * (4 if dtype == "float32" else 2)
+                yield int(CPU_BYTES // clip_bytes) + 1, 8, channels, size, dtype, layout
+        return
+    for num_clips in (32,) if quick else (1, 8, 32):
+        for num_segments in (8,) if quick else (8, 16):
+            for channels, size in (*RESNET50, *MOBILENETV2):
+                for dtype, layout in (("bfloat16", "channels_last"), ("float16", "nchw")):
+                    yield num_clips, num_segments, channels, size, dtype, layout
+    yield 64, 8, 256, 56, "bfloat16", "channels_last"  # 822 MB
+
+
+def _rotation(shape: tuple[int, ...], device: str) -> int:
+    """How many inputs go round: 200 MB on a GPU, four times an H200's L2; two on a CPU."""
+    elements = torch.Size(shape).numel()
+    return 2 if device == "cpu" else max(2, min(64, int(200e6 // (2 * elements)) + 1))

@@ -1,0 +1,93 @@
+"""Clips of different lengths, packed along the frame axis, against each clip alone."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tsm_triton import ops, reference, temporal_shift
+from tsm_triton.functional import clip_boundaries
+from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out
+
+settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def each_alone(x: torch.Tensor, lengths: list[int], *shift) -> torch.Tensor:
+    clips = [reference.temporal_shift(clip, len(clip), *shift) for clip in x.split(lengths) if len(clip)]
+    return torch.cat(clips) if clips else x
+
+
+@settings
+@given(
+    lengths=st.lists(st.integers(0, 5), max_size=5),
+    channels=st.integers(2, 20),
+    layout=st.sampled_from([name for name in LAYOUTS if name != "expanded_frames"]),
+    future_first=st.booleans(),
+    data=st.data(),
+)
+def test_packed_clips_are_each_clip_alone(device, lengths, channels, layout, future_first, data):
+    n_future = data.draw(st.integers(0, channels))
+    n_past = data.draw(st.integers(0, channels - n_future))
+    shift = (n_future, n_past, future_first, LAYOUTS[layout])
+    x = laid_out(torch.randn(sum(lengths), channels, 3, 5), layout)
+    boundaries = clip_boundaries(lengths, sum(lengths), device)
+    actual = ops.temporal_shift_packed(x.to(device), boundaries, *shift)
+    assert_same_bits(actual.cpu(), each_alone(x, lengths, *shift))
+    assert actual.stride() == torch.empty_like(x.to(device)).stride()
+
+
+def test_equal_lengths_are_the_plain_shift(device):
+    x = torch.randn(12, 16, 3, 3, device=device)
+    packed = temporal_shift(x, None, clip_lengths=[4, 4, 4])
+    assert_same_bits(packed, temporal_shift(x, 4))
+    assert_same_bits(temporal_shift(x, None, clip_lengths=torch.tensor([4, 4, 4])), packed)
+
+
+def test_a_poisoned_clip_stays_alone(device):
+    x = torch.zeros(7, 8, 2, 2, device=device)
+    x[3:5] = torch.nan
+    finite = temporal_shift(x, None, clip_lengths=[3, 2, 2]).isfinite()
+    assert finite[:3].all()
+    assert finite[5:].all()
+
+
+def test_the_gradient_is_the_adjoint(device):
+    boundaries = clip_boundaries([1, 3, 2], 6, device)
+    x = torch.randn(6, 5, 2, dtype=torch.float64, device=device, requires_grad=True)
+
+    def call(x):
+        return ops.temporal_shift_packed(x, boundaries, 2, 1, True, 1)
+
+    assert torch.autograd.gradcheck(call, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tokens", "cropped"])
+def test_opcheck(device, layout):
+    x = laid_out(torch.randn(6, 8, 3, 3), layout).to(device)
+    boundaries = clip_boundaries([1, 3, 2], 6, device)
+    arguments = (boundaries, 2, 3, True, LAYOUTS[layout])
+    torch.library.opcheck(ops.temporal_shift_packed, (x, *arguments))
+    torch.library.opcheck(ops.temporal_shift_packed, (x.detach().clone().requires_grad_(), *arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(clip_lengths=[3, 4]), ValueError, r"add up to the 8 frames of x, got \[3, 4\], together 7"),
+        (dict(clip_lengths=[9, -1]), ValueError, "must be non-negative"),
+        (dict(clip_lengths=[4.0, 4.0]), TypeError, "integer"),
+        (dict(), ValueError, "either num_segments or clip_lengths, got neither"),
+        (dict(clip_lengths=[8], num_segments=8), ValueError, r"got both \(8 and \[8\]\)"),
+    ],
+)
+def test_bad_lengths_say_what_was_expected_and_got(arguments, error, message):
+    with pytest.raises(error, match=message):
+        temporal_shift(torch.zeros(8, 8, 2, 2), **({"num_segments": None} | arguments))
+
+
+@pytest.mark.parametrize("boundaries", [torch.ones(8, dtype=torch.bool), torch.ones(9), torch.ones(9, 1).bool()])
+def test_the_op_refuses_boundaries_that_do_not_fit(device, boundaries):
+    with pytest.raises(ValueError, match=r"boundaries must be a bool tensor \[9\]"):
+        ops.temporal_shift_packed(torch.zeros(8, 8, device=device), boundaries.to(device), 1, 1, True, 1)

@@ -1,0 +1,335 @@
+"""The end of a residual block and the shift that opens the next one, one read of each input.
+
+    y = act(branch * scale + bias + identity)        scale and bias one a channel, either may be left out
+    shifted[n, t - 1, c] = y[n, t, c]                c in the group that reads the future
+    shifted[n, t + 1, c] = y[n, t, c]                c in the group that reads the past; the rest stays at t
+
+Scatter form: where a group has no frame to go to, its place is the one at the clip's other end that no
+frame fills, and it writes that one's zero. The backward is one kernel that gathers from the same places.
+
+Layouts: contiguous (a frame is one row of C*H*W) and channels_last (H*W rows of C); inputs in another
+layout than `branch` are copied to its own first. Arithmetic is fp32, for fp64 fp64.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activations import activate, activation_backward
+from .device import device_guard
+
+# Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
+VECTOR_BYTES = 16
+# Vectors of one program. Two loads a vector (branch and identity, or two gradients) of 2 vectors a thread
+# keep 8 KiB in flight per program, as much as the shift does with one load of 4.
+BLOCK = 256
+NUM_WARPS = 4
+
+
+@triton.jit
+def _reads(position, first_end, second_end, FUTURE_FIRST: tl.constexpr):
+    """How many frames ahead the group of `position` reads; different in each of the three groups."""
+    first_dt: tl.constexpr = 1 if FUTURE_FIRST else -1
+    return tl.where(position < first_end, first_dt, tl.where(position < second_end, -first_dt, 0))
+
+
+@triton.jit
+def _destination(reads, t, num_segments):
+    """How far the frame of `shifted` to write is from t, and whether it takes a zero instead of t's value."""
+    to = t - reads
+    wrapped = (to < 0) | (to >= num_segments)
+    to = tl.where(to < 0, num_segments - 1, tl.where(to >= num_segments, 0, to))
+    return (to - t).to(tl.int64), wrapped
+
+
+@triton.jit
+def _per_channel(
+    ptr, position, pixels, mask, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, WHOLE_CHANNELS: tl.constexpr
+):
+    """The values of the channels that the vectors starting at `position` lie in."""
+    if CHANNELS_LAST:
+        channel = position[:, None] + tl.arange(0, VEC)[None, :]
+    elif WHOLE_CHANNELS:
+        channel = (position // pixels)[:, None]
+    else:
+        channel = (position[:, None] + tl.arange(0, VEC)[None, :]) // pixels
+    return tl.load(ptr + channel, mask=mask[:, None], other=0)
+
+
+@triton.jit
+def _residual_shift_kernel(
+    branch_ptr,
+    scale_ptr,
+    bias_ptr,
+    identity_ptr,
+    y_ptr,
+    shifted_ptr,
+    num_segments,
+    # sizes count vectors of VEC elements; the two ends are positions in a row, in elements
+    frame_size,
+    row_size,
+    first_end,
+    second_end,
+    pixels,
+    VEC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WHOLE_CHANNELS: tl.constexpr,
+    FOLDS_ALIGNED: tl.constexpr,
+    FUTURE_FIRST: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    # One program owns BLOCK vectors of one frame of y, and the places in `shifted` that they go to.
+    blocks = (frame_size + BLOCK - 1) // BLOCK
+    frame = tl.program_id(0) // blocks
+    vec = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    t = frame % num_segments
+    in_frame = vec < frame_size
+    own = frame.to(tl.int64) * frame_size + vec
+    position = (vec % row_size if CHANNELS_LAST else vec) * VEC
+    lane = tl.arange(0, VEC)[None, :]
+    at = own[:, None] * VEC + lane
+
+    dtype = y_ptr.dtype.element_ty
+    wide: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    z = tl.load(branch_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+    identity = tl.load(identity_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+    if scale_ptr is not None:
+        z *= _per_channel(scale_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(wide)
+    if bias_ptr is not None:
+        z += _per_channel(bias_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(wide)
+    y = activate(z + identity, ACTIVATION).to(dtype)
+    tl.store(y_ptr + at, y, mask=in_frame[:, None])
+
+    reads = _reads(position, first_end, second_end, FUTURE_FIRST)
+    dt, wrapped = _destination(reads, t, num_segments)
+    to = (own + dt * frame_size)[:, None] * VEC + lane
+    value = tl.where(wrapped[:, None], 0.0, y)
+    if FOLDS_ALIGNED:
+        tl.store(shifted_ptr + to, value, mask=in_frame[:, None])
+    else:
+        # vectors inside one group go as a whole, those that a fold's end cuts lane by lane
+        whole = reads == _reads(position + VEC - 1, first_end, second_end, FUTURE_FIRST)
+        tl.store(shifted_ptr + to, value, mask=(in_frame & whole)[:, None])
+        reads = _reads(position[:, None] + lane, first_end, second_end, FUTURE_FIRST)
+        dt, wrapped = _destination(reads, t, num_segments)
+        to = (own[:, None] + dt * frame_size) * VEC + lane
+        cut = in_frame & (whole == 0)
+        tl.store(shifted_ptr + to, tl.where(wrapped, 0.0, y), mask=cut[:, None])
+
+
+@triton.jit
+def _residual_shift_backward_kernel(
+    grad_y_ptr,
+    grad_shifted_ptr,
+    y_ptr,
+    branch_ptr,
+    scale_ptr,
+    bias_ptr,
+    identity_ptr,
+    grad_ptr,
+    grad_branch_ptr,
+    num_segments,
+    # as in the forward kernel
+    frame_size,
+    row_size,
+    first_end,
+    second_end,
+    pixels,
+    VEC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WHOLE_CHANNELS: tl.constexpr,
+    FOLDS_ALIGNED: tl.constexpr,
+    FUTURE_FIRST: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    # One program owns BLOCK vectors of one frame of the gradient; it gathers from where the forward wrote.
+    blocks = (frame_size + BLOCK - 1) // BLOCK
+    frame = tl.program_id(0) // blocks
+    vec = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    t = frame % num_segments
+    in_frame = vec < frame_size
+    own = frame.to(tl.int64) * frame_size + vec
+    position = (vec % row_size if CHANNELS_LAST else vec) * VEC
+    lane = tl.arange(0, VEC)[None, :]
+    at = own[:, None] * VEC + lane
+
+    dtype = grad_ptr.dtype.element_ty
+    wide: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    grad = tl.full([BLOCK, VEC], 0, wide)
+    if grad_y_ptr is not None:
+        grad += tl.load(grad_y_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+    if grad_shifted_ptr is not None:
+        reads = _reads(position, first_end, second_end, FUTURE_FIRST)
+        dt, wrapped = _destination(reads, t, num_segments)
+        whole = in_frame & (wrapped == 0)
+        if not FOLDS_ALIGNED:
+            uncut = reads == _reads(position + VEC - 1, first_end, second_end, FUTURE_FIRST)
+            whole = whole & uncut
+        to = (own + dt * frame_size)[:, None] * VEC + lane
+        grad += tl.load(grad_shifted_ptr + to, mask=whole[:, None], other=0).to(wide)
+        if not FOLDS_ALIGNED:
+            reads = _reads(position[:, None] + lane, first_end, second_end, FUTURE_FIRST)
+            dt, wrapped = _destination(reads, t, num_segments)
+            to = (own[:, None] + dt * frame_size) * VEC + lane
+            cut = (in_frame & (uncut == 0))[:, None] & (wrapped == 0)
+            grad += tl.load(grad_shifted_ptr + to, mask=cut, other=0).to(wide)
+
+    if ACTIVATION == "relu" or ACTIVATION == "relu6":
+        y = tl.load(y_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+        grad = activation_backward(grad, y, ACTIVATION)
+    elif ACTIVATION != "none":
+        z = tl.load(branch_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+        identity = tl.load(identity_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+        if scale_ptr is not None:
+            z *= _per_channel(scale_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(
+                wide
+            )
+        if bias_ptr is not None:
+            z += _per_channel(bias_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(
+                wide
+            )
+        grad = activation_backward(grad, z + identity, ACTIVATION)
+    tl.store(grad_ptr + at, grad.to(dtype), mask=in_frame[:, None])
+    if scale_ptr is not None:
+        scale = _per_channel(scale_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(
+            wide
+        )
+        tl.store(grad_branch_ptr + at, (grad * scale).to(dtype), mask=in_frame[:, None])
+
+
+def residual_shift(
+    branch: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    identity: Tensor,
+    num_segments: int,
+    n_future: int,
+    n_past: int,
+    future_first: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    y, shifted = torch.empty_like(branch), torch.empty_like(branch)
+    if y.numel() == 0:
+        return y, shifted
+    shift = (num_segments, n_future, n_past, future_first, activation)
+    channels_last = _is_channels_last(y)
+    if channels_last is None:
+        packed = residual_shift(branch.contiguous(), scale, bias, identity, *shift)
+        return y.copy_(packed[0]), shifted.copy_(packed[1])
+    branch, identity = _packed(branch, channels_last), _packed(identity, channels_last)
+    grid, sizes, variant = _launch(y, (branch, identity), *shift[:4], channels_last)
+    with device_guard(y):
+        _residual_shift_kernel[grid](
+            branch,
+            None if scale is None else scale.contiguous(),
+            None if bias is None else bias.contiguous(),
+            identity,
+            y,
+            shifted,
+            *sizes,
+            **variant,
+            ACTIVATION=activation,
+            num_warps=NUM_WARPS,
+        )
+    return y, shifted
+
+
+def residual_shift_backward(
+    template: Tensor,
+    grad_y: Tensor | None,
+    grad_shifted: Tensor | None,
+    y: Tensor | None,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    num_segments: int,
+    n_future: int,
+    n_past: int,
+    future_first: bool,
+    activation: str,
+) -> list[Tensor]:
+    """The gradient of the sum under the activation, then `branch`'s if there is a scale, laid out as `template`."""
+    grads = [torch.empty_like(template) for _ in range(1 if scale is None else 2)]
+    if template.numel() == 0:
+        return grads
+    shift = (num_segments, n_future, n_past, future_first, activation)
+    channels_last = _is_channels_last(grads[0])
+    tensors = (grad_y, grad_shifted, y, branch, identity)
+    if channels_last is None:
+        template = template.contiguous()
+        packed = residual_shift_backward(
+            template, grad_y, grad_shifted, y, branch, scale, bias, identity, *shift
+        )
+        return [grad.copy_(values) for grad, values in zip(grads, packed, strict=True)]
+    tensors = [None if x is None else _packed(x, channels_last) for x in tensors]
+    grid, sizes, variant = _launch(grads[0], tensors, *shift[:4], channels_last)
+    grad_y, grad_shifted, y, branch, identity = tensors
+    with device_guard(template):
+        _residual_shift_backward_kernel[grid](
+            grad_y,
+            grad_shifted,
+            y,
+            branch,
+            None if scale is None else scale.contiguous(),
+            None if bias is None else bias.contiguous(),
+            identity,
+            grads[0],
+            grads[-1],
+            *sizes,
+            **variant,
+            ACTIVATION=activation,
+            num_warps=NUM_WARPS,
+        )
+    return grads
+
+
+def _is_channels_last(x: Tensor) -> bool | None:
+    """How a dense tensor lies: False for contiguous, True for channels_last of any rank, None for neither."""
+    if x.is_contiguous():
+        return False
+    return True if x.movedim(1, -1).is_contiguous() else None
+
+
+def _packed(x: Tensor, channels_last: bool) -> Tensor:
+    """`x`, or its copy where it does not lie as asked; the shape no longer matters to a kernel."""
+    return (x.movedim(1, -1) if channels_last else x).contiguous()
+
+
+def _launch(
+    out: Tensor,
+    inputs: Sequence[Tensor | None],
+    num_segments: int,
+    n_future: int,
+    n_past: int,
+    future_first: bool,
+    channels_last: bool,
+) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:
+    """Grid, sizes and constants that the two kernels share."""
+    frame_size, channels = math.prod(out.shape[1:]), out.shape[1]
+    pixels = frame_size // channels
+    row_size, channel_stride = (channels, 1) if channels_last else (frame_size, pixels)
+    vec = math.gcd(row_size, VECTOR_BYTES // out.itemsize)
+    # The launch knows a pointer's alignment only to 16 bytes; a less aligned one has no wide access.
+    if any(x is not None and x.data_ptr() % VECTOR_BYTES for x in inputs):
+        vec = 1
+    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
+    first_end, second_end = n_first * channel_stride, (n_first + n_second) * channel_stride
+    grid = (out.shape[0] * triton.cdiv(frame_size // vec, BLOCK),)
+    sizes = (num_segments, frame_size // vec, row_size // vec, first_end, second_end, pixels)
+    variant = {
+        "VEC": vec,
+        "BLOCK": BLOCK,
+        "CHANNELS_LAST": channels_last,
+        "WHOLE_CHANNELS": pixels % vec == 0,
+        "FOLDS_ALIGNED": first_end % vec == 0 and second_end % vec == 0,
+        "FUTURE_FIRST": future_first,
+    }
+    return grid, sizes, variant

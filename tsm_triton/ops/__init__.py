@@ -1,0 +1,22 @@
+"""The registered ops: schemas, fakes, autograd and device dispatch, one file each.
+
+Imports torch only. The Triton kernels load on the first call that runs one, so the package works without
+Triton on machines that never do.
+"""
+
+from .activations import ACTIVATIONS, check_activation
+from .conv1x1 import shift_conv1x1
+from .packed import temporal_shift_packed
+from .residual import residual_shift, residual_shift_backward
+from .shift import shift_by_copies, temporal_shift
+
+__all__ = [
+    "ACTIVATIONS",
+    "check_activation",
+    "residual_shift",
+    "residual_shift_backward",
+    "shift_by_copies",
+    "shift_conv1x1",
+    "temporal_shift",
+    "temporal_shift_packed",
+]

@@ -1,0 +1,45 @@
+"""The activations of the fused ops, as torch's own operators."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["ACTIVATIONS", "FROM_OUTPUT", "activate", "activation_backward", "check_activation"]
+
+aten = torch.ops.aten
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+}
+
+# Those whose derivative can be read off their own output: nothing else need be kept for the backward.
+FROM_OUTPUT = ("none", "relu", "relu6")
+
+# (gradient, output or pre-activation) -> gradient of the pre-activation
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda grad, _: grad,
+    "relu": lambda grad, y: aten.threshold_backward(grad, y, 0),
+    "relu6": lambda grad, y: aten.hardtanh_backward(grad, y, 0, 6),
+    "hardswish": aten.hardswish_backward,
+    "silu": aten.silu_backward,
+}
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    return ACTIVATIONS[activation](z)
+
+
+def activation_backward(grad: Tensor, value: Tensor, activation: str) -> Tensor:
+    """The gradient of the pre-activation z; `value` is the output for those in `FROM_OUTPUT`, else z."""
+    return _BACKWARD[activation](grad, value)

@@ -1,0 +1,56 @@
+"""What the ops share: the registry they stand in, their dispatch, and the checks that protect memory."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+library = torch.library.Library("tsm_triton", "DEF")
+
+# Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+def implement(name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]) -> None:
+    """Register the two forms of an op; the kernel serves CPU tensors too where Triton interprets."""
+
+    def on_cpu_or_interpreted(*arguments: Any) -> Any:
+        form = on_cuda if os.environ.get("TRITON_INTERPRET") == "1" else on_cpu
+        return form(*arguments)
+
+    library.impl(name, on_cpu_or_interpreted, "CPU")
+    library.impl(name, on_cuda, "CUDA")
+
+
+def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim: int) -> None:
+    """What a kernel needs to stay inside its memory; `functional` says the rest to the user."""
+    if num_segments < 1 or x.shape[0] % num_segments:
+        raise ValueError(
+            f"x must hold whole clips: expected a first axis divisible by num_segments={num_segments}, "
+            f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
+        )
+    check_channels(x, n_future, n_past, channel_dim)
+
+
+def check_channels(x: Tensor, n_future: int, n_past: int, channel_dim: int) -> None:
+    """That the two groups of channels are there."""
+    if channel_dim % x.dim() == 0:
+        raise ValueError(f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}")
+    if min(n_future, n_past) < 0 or n_future + n_past > x.shape[channel_dim]:
+        raise ValueError(
+            f"expected n_future + n_past between 0 and the {x.shape[channel_dim]} channels of axis "
+            f"{channel_dim}, got {n_future} + {n_past}"
+        )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that arithmetic on `dtype` is done in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def laid_out_like(values: Tensor, template: Tensor) -> Tensor:
+    """`values` with the strides of `torch.empty_like(template)`, the ones the fakes promise."""
+    out = torch.empty_like(template, dtype=values.dtype)
+    return values if values.stride() == out.stride() else out.copy_(values)

@@ -1,0 +1,209 @@
+"""The end of a residual block and the shift that opens the next one, as one op.
+
+    y = act(branch * scale + bias + identity)
+    shifted = temporal_shift(y)
+
+The op takes the batch-norm's scale and bias because an op of (branch, identity) alone would cut the
+batch-norm off from the addition under `torch.compile`, at the price of another pass over the branch.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import FROM_OUTPUT, activate, activation_backward, check_activation
+from .library import TAGS, check_clips, implement, laid_out_like, library, wide
+from .shift import shift_by_copies, temporal_shift
+
+__all__ = ["residual_shift", "residual_shift_backward"]
+
+_SHIFT = "SymInt num_segments, SymInt n_future, SymInt n_past, bool future_first, str activation"
+library.define(
+    f"residual_shift(Tensor branch, Tensor? scale, Tensor? bias, Tensor identity, {_SHIFT})"
+    " -> (Tensor y, Tensor shifted)",
+    tags=TAGS,
+)
+# One gradient g of branch * scale + bias + identity, and g * scale where there is a scale.
+library.define(
+    "residual_shift_backward(Tensor? grad_y, Tensor? grad_shifted, Tensor? y, Tensor? branch, "
+    f"Tensor? scale, Tensor? bias, Tensor? identity, {_SHIFT}) -> Tensor[]",
+    tags=TAGS,
+)
+residual_shift = torch.ops.tsm_triton.residual_shift.default
+residual_shift_backward = torch.ops.tsm_triton.residual_shift_backward.default
+
+
+def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any) -> None:
+    if not branch.is_floating_point():
+        raise TypeError(f"branch must be a tensor of floats, got {branch.dtype}")
+    if (branch.shape, branch.dtype, branch.device) != (identity.shape, identity.dtype, identity.device):
+        raise ValueError(
+            "expected branch and identity of one shape, dtype and device, got "
+            f"{tuple(branch.shape)} {branch.dtype} {branch.device} and "
+            f"{tuple(identity.shape)} {identity.dtype} {identity.device}"
+        )
+    *counts, activation = shift
+    check_clips(branch, *counts[:3], 1)
+    check_activation(activation)
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value is not None and (value.shape != branch.shape[1:2] or value.device != branch.device):
+            raise ValueError(
+                f"{name} must have shape [C] = [{branch.shape[1]}] on {branch.device}, "
+                f"got {tuple(value.shape)} on {value.device}"
+            )
+
+
+@torch.library.register_fake("tsm_triton::residual_shift", lib=library)
+def _(branch: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(branch), torch.empty_like(branch)
+
+
+@torch.library.register_fake("tsm_triton::residual_shift_backward", lib=library)
+def _(
+    grad_y: Tensor | None,
+    grad_shifted: Tensor | None,
+    y: Tensor | None,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    *_: Any,
+) -> list[Tensor]:
+    template = _template(y, branch, grad_y, grad_shifted)
+    return [torch.empty_like(template) for _ in range(1 if scale is None else 2)]
+
+
+def _template(*candidates: Tensor | None) -> Tensor:
+    """The tensor whose memory format the gradients take: the first there is."""
+    return next(x for x in candidates if x is not None)
+
+
+def _on_cuda(
+    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+) -> tuple[Tensor, Tensor]:
+    _check(branch, scale, bias, identity, *shift)
+    from ..kernels import residual_shift as kernel
+
+    return kernel.residual_shift(branch, scale, bias, identity, *shift)
+
+
+def _backward_on_cuda(
+    grad_y: Tensor | None, grad_shifted: Tensor | None, y: Tensor | None, branch: Tensor | None, *rest: Any
+) -> list[Tensor]:
+    from ..kernels import residual_shift as kernel
+
+    template = _template(y, branch, grad_y, grad_shifted)
+    return kernel.residual_shift_backward(template, grad_y, grad_shifted, y, branch, *rest)
+
+
+def _on_cpu(
+    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+) -> tuple[Tensor, Tensor]:
+    _check(branch, scale, bias, identity, *shift)
+    *counts, activation = shift
+    y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
+    y = laid_out_like(y, branch)
+    return y, shift_by_copies(y, *counts, 1)
+
+
+def _backward_on_cpu(
+    grad_y: Tensor | None, grad_shifted: Tensor | None, y: Tensor | None, branch: Tensor | None, *rest: Any
+) -> list[Tensor]:
+    template = _template(y, branch, grad_y, grad_shifted)
+    grads = _differentiable_backward(grad_y, grad_shifted, y, branch, *rest)
+    # an op must not return one of its inputs, which a gradient that nothing changed would be
+    return [laid_out_like(grad.clone() if grad is grad_y else grad, template) for grad in grads]
+
+
+def _normalised_sum(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor) -> Tensor:
+    z = branch.to(wide(branch.dtype))
+    if scale is not None:
+        z = z * _per_channel(scale, z)
+    if bias is not None:
+        z = z + _per_channel(bias, z)
+    return z + identity
+
+
+def _per_channel(values: Tensor, z: Tensor) -> Tensor:
+    return values.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
+
+
+def _differentiable_backward(
+    grad_y: Tensor | None,
+    grad_shifted: Tensor | None,
+    y: Tensor | None,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    *shift: Any,
+) -> list[Tensor]:
+    """The backward of torch's own operators: what the CPU runs, and what a second derivative goes through."""
+    num_segments, n_future, n_past, future_first, activation = shift
+    dtype = _template(grad_y, grad_shifted).dtype
+    grad = None if grad_y is None else grad_y.to(wide(dtype))
+    if grad_shifted is not None:
+        moved = temporal_shift(grad_shifted, num_segments, n_past, n_future, not future_first, 1)
+        grad = moved.to(wide(dtype)) if grad is None else grad + moved
+    assert grad is not None
+    if activation not in FROM_OUTPUT:
+        assert branch is not None
+        assert identity is not None
+        grad = activation_backward(grad, _normalised_sum(branch, scale, bias, identity), activation)
+    elif y is not None:
+        grad = activation_backward(grad, y.to(grad.dtype), activation)
+    grads = [grad] if scale is None else [grad, grad * _per_channel(scale, grad)]
+    return [grad.to(dtype) for grad in grads]
+
+
+class _ResidualShift(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.shift = shift
+        with torch._C._AutoDispatchBelowAutograd():
+            y, shifted = residual_shift(branch, scale, bias, identity, *shift)
+        activation = shift[-1]
+        recomputed = activation not in FROM_OUTPUT
+        ctx.save_for_backward(
+            y if activation in ("relu", "relu6") else None,
+            branch if recomputed or ctx.needs_input_grad[1] else None,
+            scale,
+            bias if recomputed else None,
+            identity if recomputed else None,
+        )
+        ctx.bias_dtype = bias.dtype if bias is not None else None
+        return y, shifted
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        no_shift = (None,) * len(ctx.shift)
+        if grads[0] is None and grads[1] is None:
+            return None, None, None, None, *no_shift
+        y, branch, scale, bias, identity = ctx.saved_tensors
+        # Grad mode is on in a backward only to differentiate it again.
+        backward = _differentiable_backward if torch.is_grad_enabled() else residual_shift_backward
+        grads = backward(*grads, y, branch, scale, bias, identity, *ctx.shift)
+        grad_identity, grad_branch = grads[0], grads[-1]
+        grad_scale = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            products = grad_identity.to(wide(grad_identity.dtype)) * branch
+            grad_scale = _channel_sums(products).to(scale.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = _channel_sums(grad_identity).to(ctx.bias_dtype)
+        return grad_branch, grad_scale, grad_bias, grad_identity, *no_shift
+
+
+def _channel_sums(values: Tensor) -> Tensor:
+    axes = [axis for axis in range(values.dim()) if axis != 1]
+    return values.sum(axes, dtype=wide(values.dtype))
+
+
+def _with_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _ResidualShift.apply(*arguments)
+
+
+implement("residual_shift", _on_cpu, _on_cuda)
+implement("residual_shift_backward", _backward_on_cpu, _backward_on_cuda)
+library.impl("residual_shift", _with_autograd, "Autograd")

@@ -1,0 +1,69 @@
+"""Per-frame feature maps of a patched backbone, for dense tasks: action spotting, detection, segmentation."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..functional import check_shift
+from ..patching import is_patched, set_num_segments, shift_hooks
+
+__all__ = ["VideoFeatures"]
+
+
+class VideoFeatures(nn.Module):
+    """Fold clips into frames, run a backbone that returns feature maps, and unfold the maps.
+
+    Args:
+        model: a model of frames that returns a list of maps, shallow to deep; timm's
+            `create_model(name, features_only=True, out_indices=...)`, patched or not.
+        num_segments: T of a folded input; T of an unfolded one is read from its shape.
+
+    Attributes:
+        channels: channels of each map, where the model has timm's `feature_info`.
+        reductions: how many input pixels a side each map's pixel covers.
+
+    Shapes:
+        `[N, T, 3, H, W]` or `[N*T, 3, H, W]` -> a list of `[N, T, C, H / reduction, W / reduction]`.
+        Backbones that return NHWC maps (Swin) give `[N, T, H / reduction, W / reduction, C]`.
+
+    Raises:
+        TypeError: the model does not return a list or tuple of maps.
+        ValueError: bad arguments, or an input of another shape.
+
+    Example:
+        >>> import timm, torch, tsm_triton
+        >>> backbone = timm.create_model("resnet18", features_only=True, out_indices=(2, 4))
+        >>> features = VideoFeatures(tsm_triton.patch(backbone, num_segments=8))
+        >>> [tuple(x.shape) for x in features(torch.randn(1, 8, 3, 64, 64))]
+        [(1, 8, 128, 8, 8), (1, 8, 512, 2, 2)]
+        >>> features.channels, features.reductions
+        ([128, 512], [8, 32])
+    """
+
+    def __init__(self, model: nn.Module, num_segments: int = 8) -> None:
+        super().__init__()
+        check_shift(num_segments, 8, "causal")
+        self.model = model
+        self.num_segments = num_segments
+        info = getattr(model, "feature_info", None)
+        self.channels: list[int] = info.channels() if info is not None else []
+        self.reductions: list[int] = info.reduction() if info is not None else []
+
+    def forward(self, video: Tensor) -> list[Tensor]:
+        if video.dim() == 4 and video.shape[0] % self.num_segments == 0:
+            video = video.unflatten(0, (-1, self.num_segments))
+        if video.dim() != 5:
+            raise ValueError(
+                f"video must have shape [N, T, 3, H, W], or [N*T, 3, H, W] with T = num_segments = "
+                f"{self.num_segments}, got {tuple(video.shape)}"
+            )
+        num_segments = video.shape[1]
+        if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
+            set_num_segments(self.model, num_segments)
+        maps = self.model(video.flatten(0, 1))
+        if not isinstance(maps, Sequence):
+            raise TypeError(
+                f"expected a model that returns a list of feature maps, got {type(maps).__name__} from "
+                f"{type(self.model).__name__}. Create it with timm.create_model(..., features_only=True)."
+            )
+        return [one.unflatten(0, video.shape[:2]) for one in maps]
