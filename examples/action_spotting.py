@@ -47,7 +47,8 @@ def turning_clips(count: int, generator: torch.Generator) -> tuple[Tensor, Tenso
     frames = render(textures, motions, 2 * NUM_SEGMENTS, SIZE).float() / 255 - 0.5
     turns = torch.randint(3, NUM_SEGMENTS - 3, (count,), generator=generator)
     t = torch.arange(NUM_SEGMENTS)
-    order = NUM_SEGMENTS + torch.where(t <= turns[:, None], t, 2 * turns[:, None] - t)  # there, and back again
+    # there, and back again
+    order = NUM_SEGMENTS + torch.where(t <= turns[:, None], t, 2 * turns[:, None] - t)
     return torch.stack([clip[index] for clip, index in zip(frames, order, strict=True)]), turns
 
 

@@ -83,12 +83,13 @@ def _read_nvidia(asm: dict[str, Any]) -> Code:
     registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
     local = int(re.search(r"LOCAL:(\d+)", usage)[1])  # type: ignore[index]
     stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
-    return Code(_widths(sass, "LDG"), _widths(sass, "STG"), registers, local + stack)
+    # LDGSTS copies to shared memory through no register
+    return Code(_widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), registers, local + stack)
 
 
-def _widths(sass: str, instruction: str) -> tuple[int, ...]:
+def _widths(sass: str, instructions: str) -> tuple[int, ...]:
     found = []
-    for match in re.finditer(rf"\b{instruction}((?:\.\w+)*)", sass):
+    for match in re.finditer(rf"\b(?:{instructions})((?:\.\w+)+)", sass):
         width = re.search(r"\.(?:[US]?)(8|16|64|128|256)\b", match[1])
         found.append(int(width[1]) if width else 32)
     return tuple(found)

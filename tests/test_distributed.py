@@ -7,8 +7,9 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 import tsm_triton
 
@@ -31,7 +32,7 @@ def gradients(model: nn.Module, frames: torch.Tensor) -> dict[str, torch.Tensor]
     found = {}
     for name, parameter in model.named_parameters():
         if (grad := parameter.grad) is not None:
-            found[name.removeprefix("module.")] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+            found[name.removeprefix("module.")] = grad.full_tensor() if isinstance(grad, DTensor) else grad
     return found
 
 
@@ -66,4 +67,4 @@ def test_two_processes_compute_the_gradients_of_one(wrapper):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, wrapper), nprocs=2)
+    spawn(worker, args=(port, wrapper), nprocs=2)

@@ -87,7 +87,7 @@ def test_bad_lengths_say_what_was_expected_and_got(arguments, error, message):
         temporal_shift(torch.zeros(8, 8, 2, 2), **({"num_segments": None} | arguments))
 
 
-@pytest.mark.parametrize("boundaries", [torch.ones(8, dtype=torch.bool), torch.ones(9), torch.ones(9, 1).bool()])
+@pytest.mark.parametrize("boundaries", [torch.ones(8).bool(), torch.ones(9), torch.ones(9, 1).bool()])
 def test_the_op_refuses_boundaries_that_do_not_fit(device, boundaries):
     with pytest.raises(ValueError, match=r"boundaries must be a bool tensor \[9\]"):
         ops.temporal_shift_packed(torch.zeros(8, 8, device=device), boundaries.to(device), 1, 1, True, 1)

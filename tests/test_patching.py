@@ -350,7 +350,7 @@ def test_a_compiled_model_is_refused(resnet, how):
         resnet.layer1 = torch.compile(resnet.layer1)
         compiled = resnet
     with pytest.raises(RuntimeError, match="not compiled, got a compiled one"):
-        patch(compiled)
+        patch(compiled)  # type: ignore[type-var]
     assert not is_patched(resnet)
 
 

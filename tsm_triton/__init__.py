@@ -10,10 +10,12 @@ from .patching import (
     unpatch,
 )
 from .sites import ShiftSite
+from .streaming import Streaming
 from .video.classifier import VideoClassifier
 
 __all__ = [
     "ShiftSite",
+    "Streaming",
     "VideoClassifier",
     "find_sites",
     "is_patched",

@@ -1,8 +1,10 @@
 """Shift a model in place, with forward pre-hooks: find the sites, hold the hooks, take them off again."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .functional import check_shift, fold_counts, temporal_shift
+from .integrations.dataflow import Merge, Skipped, analyse, verify_shifts
+from .integrations.tracing import BATCH, Trace, input_shape, trace
 from .sites import ShiftSite
 
 __all__ = [
@@ -32,14 +36,26 @@ class ShiftHook:
     """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
 
     Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
-    them, so changing one on an installed hook recompiles correctly.
+    them, so changing one on an installed hook recompiles correctly. Where the argument has several rows a
+    frame, sorted by frame (windows), `counter` knows how many frames there are.
     """
 
-    def __init__(self, num_segments: int, shift_div: int, direction: str, channel_dim: int) -> None:
+    # what stands in for the shift while tsm_triton.stepping runs the model on one frame
+    step: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(
+        self,
+        num_segments: int,
+        shift_div: int,
+        direction: str,
+        channel_dim: int,
+        counter: "FrameCounter | None" = None,
+    ) -> None:
         self.num_segments = num_segments
         self.shift_div = shift_div
         self.direction = direction
         self.channel_dim = channel_dim
+        self.counter = counter
         self.enabled = True
 
     def __call__(
@@ -53,12 +69,23 @@ class ShiftHook:
         return args, {**kwargs, name: self.shift(kwargs[name])}
 
     def shift(self, x: Tensor) -> Tensor:
+        if self.step is not None:
+            return self.step(x)
+        if self.counter is None:
+            return self._shift(x, self.channel_dim)
+        # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
+        frames = self.counter.frames
+        rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
+        channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
+        return self._shift(rows, channel_dim).reshape(x.shape)
+
+    def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
         return temporal_shift(
             x,
             self.num_segments,
             shift_div=self.shift_div,
             direction=self.direction,
-            channel_dim=self.channel_dim,
+            channel_dim=channel_dim,
         )
 
     def __repr__(self) -> str:
@@ -66,6 +93,17 @@ class ShiftHook:
             f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
             f"direction={self.direction!r}, channel_dim={self.channel_dim}, enabled={self.enabled})"
         )
+
+
+class FrameCounter:
+    """The forward pre-hook that notes how many frames a module receives, for the shifts behind it."""
+
+    def __init__(self) -> None:
+        self.frames = 1
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        self.frames = x.shape[0]
 
 
 def find_sites(
@@ -82,39 +120,23 @@ def find_sites(
         model: a timm or torchvision model, or a module that holds one.
         place: `"blockres"` shifts the residual branch and leaves the identity, `"block"` shifts both.
         stages: which stages of the backbone to keep, by index from 0 or by module name (`"layer3"`,
-            `"blocks.2"`). A stage is `layer1` ... `layer4` of a ResNet, `blocks.i` of timm's MobileNets
-            and EfficientNets, `features.i` of torchvision's.
-        filter_fn: called with each site's module and name; keeps those it returns true for.
-        example_input: not needed by the models known so far; accepted so that calls need not change.
+            `"blocks.2"`). A stage is `layer1` ... `layer4` of a ResNet, `blocks.i` of timm's MobileNets,
+            EfficientNets and ViTs, `features.i` of torchvision's.
+        filter_fn: called with each site's module and name; keeps those it returns true for. It also says
+            that sites of a family that is refused otherwise (NASNet, LCNetV2) are wanted.
+        example_input: gives the shape of the model's input, where its `pretrained_cfg` does not.
 
     Raises:
         TypeError: not a module, or a scripted one.
-        ValueError: no site is known or left, or an unknown place or stage.
+        ValueError: the model cannot be traced, has no residual branch, or a family is refused; no site is
+            left; an unknown place or stage.
 
     Example:
         >>> import timm
         >>> find_sites(timm.create_model("resnet18"))[0]
         ShiftSite('layer1.0.conv1', Conv2d, channels=64, channel_dim=1)
     """
-    _check_model(model)
-    if place not in PLACES:
-        raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}")
-    found = list(_backbone_sites(model, place))
-    if not found:
-        raise ValueError(
-            f"expected a model with known residual sites, or one that holds such a model, got "
-            f"{type(model).__name__} with none. Known are ResNets, MobileNets and EfficientNets of timm and "
-            "torchvision; shift other models with tsm_triton.temporal_shift in their forward."
-        )
-    kept = found if stages is None else _in_stages(model, found, stages)
-    if filter_fn is not None:
-        kept = [site for site in kept if filter_fn(site.module, site.name)]
-    if not kept:
-        raise ValueError(
-            f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
-            f"{type(model).__name__}, got none. The sites are {', '.join(site.name for site in found)}."
-        )
-    return kept
+    return _find(model, place, stages, filter_fn, example_input).sites
 
 
 def patch(
@@ -127,6 +149,8 @@ def patch(
     stages: Iterable[int | str] | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_input: Tensor | None = None,
+    sites: Sequence[ShiftSite] | None = None,
+    verify: bool = True,
 ) -> Model:
     """Shift a 2D model in time, in place: it then takes folded clips `[N*T, 3, H, W]`.
 
@@ -139,13 +163,17 @@ def patch(
         shift_div: one part in how many of a site's channels moves each way.
         direction: `"bidirectional"`, or `"causal"` for online video.
         place, stages, filter_fn, example_input: which sites, see `find_sites`.
+        sites: exactly these, instead of what `find_sites` would choose.
+        verify: trace the patched model on the meta device and compare: it must be the original plus these
+            shifts, with every shortcut unshifted.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError, ValueError: bad arguments; no site; a site with fewer channels than `shift_div`.
-        RuntimeError: a model that is patched already, or compiled.
+        TypeError, ValueError: bad arguments; no site; a site with fewer channels than `shift_div`. Where the
+            dataflow chose the sites and others are wide enough, a warning names the ones left out.
+        RuntimeError: a model that is patched already, or compiled, or whose patch fails the verification.
         The model is left as it was.
 
     Example:
@@ -168,16 +196,23 @@ def patch(
             "expected a model that is not compiled, got a compiled one, which would silently ignore the shift. "
             "Patch first, then torch.compile."
         )
-    sites = find_sites(model, place=place, stages=stages, filter_fn=filter_fn, example_input=example_input)
-    for site in sites:
-        if max(fold_counts(site.channels, shift_div, direction)) == 0:
-            raise ValueError(
-                f"expected at least shift_div={shift_div} channels at every site, got {site.channels} at "
-                f"{site.name!r}: nothing would move there. Lower shift_div, or leave the site out with filter_fn."
+    if sites is None:
+        found = _find(model, place, stages, filter_fn, example_input)
+    elif stages is None and filter_fn is None:
+        found = _Found(_checked_sites(model, sites), [], _backbones(model, place, example_input))
+    else:
+        raise ValueError("expected either sites, or stages and filter_fn to choose among them, got both")
+    chosen = _wide_enough(found, shift_div, direction)
+    _add_hooks(model, chosen, num_segments, shift_div, direction)
+    if verify:
+        difference = _difference(found.backbones, chosen, place)
+        if difference is not None:
+            unpatch(model)
+            raise RuntimeError(
+                f"expected the patched {type(model).__name__} to be the original plus {len(chosen)} shifts with "
+                f"each shortcut unshifted, got a difference: {difference}. The patch is taken back. Leave the "
+                "site out with filter_fn, or shift by hand with tsm_triton.temporal_shift."
             )
-    for site in sites:
-        hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim)
-        site.module.register_forward_pre_hook(hook, with_kwargs=True)
     _forget_compiled_graphs()
     return model
 
@@ -196,7 +231,7 @@ def unpatch(model: Model) -> Model:
     shift_hooks(model)
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, ShiftHook):
+            if isinstance(hook, (ShiftHook, FrameCounter)):
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
     _forget_compiled_graphs()
@@ -283,20 +318,186 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _backbone_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:
-    """Sites of every known backbone that `model` is or holds."""
-    inside: list[str] = []
+@dataclass
+class _Backbone:
+    """A model of a library, or the user's whole model, inside the module that was given.
+
+    Attributes:
+        prefix: its name there, with a dot behind where there is one.
+        module: the model.
+        sites: its sites, named relative to it.
+        example_input: gives the shape to trace it with.
+        graph: its trace, once there is one.
+        merges: its residual merges, once they are known.
+    """
+
+    prefix: str
+    module: nn.Module
+    sites: list[ShiftSite]
+    example_input: Tensor | None
+    by_dataflow: bool = False
+    graph: Trace | None = None
+    merges: Sequence[Merge] = ()
+    skipped: Sequence[Skipped] = ()
+
+
+@dataclass
+class _Found:
+    sites: list[ShiftSite]
+    skipped: list[Skipped]
+    backbones: list[_Backbone]
+
+
+def _find(
+    model: nn.Module,
+    place: str,
+    stages: Iterable[int | str] | None,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    example_input: Tensor | None,
+) -> _Found:
+    _check_model(model)
+    if place not in PLACES:
+        raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}")
+    backbones = _backbones(model, place, example_input, forced=filter_fn is not None)
+    found = [
+        replace(
+            site,
+            name=backbone.prefix + site.name,
+            frames_from=None if site.frames_from is None else backbone.prefix + site.frames_from,
+        )
+        for backbone in backbones
+        for site in backbone.sites
+    ]
+    if not found:
+        instead = (
+            'place="block" shifts the input of each of its blocks instead, or shift'
+            if place == "blockres"
+            else "Shift"
+        )
+        raise ValueError(
+            f"expected a model with residual branches, or one that holds such a model, got "
+            f"{type(model).__name__} with none. {instead} by hand, with tsm_triton.temporal_shift in its forward."
+        )
+    kept = found if stages is None else _in_stages(model, found, stages)
+    if filter_fn is not None:
+        kept = [site for site in kept if filter_fn(site.module, site.name)]
+    if not kept:
+        raise ValueError(
+            f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
+            f"{type(model).__name__}, got none. The sites are {', '.join(site.name for site in found)}."
+        )
+    skipped = [
+        Skipped(backbone.prefix + skip.name, skip.reason) for backbone in backbones for skip in backbone.skipped
+    ]
+    return _Found(kept, skipped, backbones)
+
+
+def _backbones(
+    model: nn.Module, place: str, example_input: Tensor | None, forced: bool = True
+) -> list[_Backbone]:
+    """The libraries' models that `model` is or holds, else the model itself, with their sites."""
+    backbones: list[_Backbone] = []
     for prefix, module in model.named_modules():
-        if any(prefix.startswith(outer) for outer in inside):
+        if any(f"{prefix}.".startswith(outer.prefix) for outer in backbones):
             continue
-        libraries = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
-        for library in libraries.intersection(INTEGRATIONS):
-            sites = import_module(f".integrations.{library}", __package__).find_sites(module, place)
+        for integration in _integrations(module):
+            outer = f"{prefix}." if prefix else ""
+            sites = integration.find_sites(module, place)
             if sites is not None:
-                outer = f"{prefix}." if prefix else ""
-                inside.append(outer)
-                for site in sites:
-                    yield ShiftSite(outer + site.name, site.module, site.channels, site.channel_dim)
+                backbones.append(_Backbone(outer, module, sites, example_input))
+                break
+            if integration.is_model(module):
+                reason = None if forced else integration.refusal(module)
+                if reason is not None:
+                    raise ValueError(
+                        f"expected a model whose residual branches can be shifted, got {type(module).__name__}: "
+                        f"{reason}. Choose sites with filter_fn, which is called with each module and its name."
+                    )
+                backbones.append(_by_dataflow(outer, module, place, example_input))
+                break
+    return backbones or [_by_dataflow("", model, place, example_input)]
+
+
+def _integrations(module: nn.Module) -> Iterator[Any]:
+    """What is known about the libraries that a module's class comes from."""
+    libraries = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    for library in libraries.intersection(INTEGRATIONS):
+        yield import_module(f".integrations.{library}", __package__)
+
+
+def _by_dataflow(prefix: str, module: nn.Module, place: str, example_input: Tensor | None) -> _Backbone:
+    found = analyse(module, place, example_input=example_input)
+    return _Backbone(
+        prefix, module, found.sites, example_input, True, found.graph, found.merges, found.skipped
+    )
+
+
+def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSite]:
+    modules = dict(model.named_modules())
+    for site in sites:
+        if modules.get(site.name) is not site.module:
+            raise ValueError(
+                f"expected sites of this very model, got {site!r}, whose module is not the model's. "
+                "Find them with tsm_triton.find_sites(model), or rebuild them with ShiftSite.from_dict."
+            )
+    if not sites:
+        raise ValueError("expected at least one site, got none")
+    return list(sites)
+
+
+def _wide_enough(found: _Found, shift_div: int, direction: str) -> list[ShiftSite]:
+    """The sites where something would move."""
+    wide = [s for s in found.sites if max(fold_counts(s.channels, shift_div, direction)) > 0]
+    narrow = [site for site in found.sites if site not in wide]
+    if not narrow:
+        return wide
+    if not wide or not all(backbone.by_dataflow for backbone in found.backbones):
+        site = narrow[0]
+        raise ValueError(
+            f"expected at least shift_div={shift_div} channels at every site, got {site.channels} at "
+            f"{site.name!r}: nothing would move there. Lower shift_div, or leave the site out with filter_fn."
+        )
+    warnings.warn(
+        f"expected at least shift_div={shift_div} channels at every site, got fewer at {len(narrow)} of "
+        f"{len(found.sites)}, which stay unshifted: {', '.join(site.name for site in narrow)}. Lower shift_div "
+        "to shift them too.",
+        stacklevel=3,
+    )
+    return wide
+
+
+def _add_hooks(
+    model: nn.Module, sites: Sequence[ShiftSite], num_segments: int, shift_div: int, direction: str
+) -> None:
+    counters: dict[str, FrameCounter] = {}
+    for site in sites:
+        counter = None
+        if site.frames_from is not None:
+            counter = counters.get(site.frames_from)
+            if counter is None:
+                counter = counters[site.frames_from] = FrameCounter()
+                model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
+        hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter)
+        site.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _difference(backbones: Sequence[_Backbone], sites: Sequence[ShiftSite], place: str) -> str | None:
+    """What else, or less, than the shifts of these sites a patch has changed."""
+    for backbone in backbones:
+        inside = [
+            replace(site, name=site.name.removeprefix(backbone.prefix))
+            for site in sites
+            if site.name.startswith(backbone.prefix)
+        ]
+        shape = input_shape(backbone.module, backbone.example_input)
+        if backbone.graph is None:
+            backbone.graph = trace(backbone.module, shape, shifted=False)
+            backbone.merges = analyse(backbone.module, graph=backbone.graph).merges
+        after = trace(backbone.module, shape, num_segments=BATCH)
+        difference = verify_shifts(backbone.graph, after, inside, backbone.merges if place == "blockres" else ())
+        if difference is not None:
+            return difference
+    return None
 
 
 def _in_stages(model: nn.Module, sites: Sequence[ShiftSite], stages: Iterable[int | str]) -> list[ShiftSite]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..sites import ShiftSite
 from .tracing import BATCH, Call, Trace, Value, input_shape, trace
 
-__all__ = ["Analysis", "Merge", "Skipped", "analyse", "verify"]
+__all__ = ["Analysis", "Merge", "Skipped", "analyse", "verify_shifts"]
 
 VIEWS = {
     "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "clone", "contiguous", "detach", "dropout", "expand",
@@ -59,6 +59,7 @@ class Merge:
         shortcut: the values from the root's first child on the shortcut to its end; empty where the root itself
             is added.
         within: numbers of the values between root and branch.
+        light: whether the shortcut projects or pools.
         sliced: whether the shortcut takes only a part of the root, as class attention does.
     """
 
@@ -67,6 +68,7 @@ class Merge:
     branch: Value
     shortcut: tuple[Value, ...]
     within: frozenset[int]
+    light: bool = False
     sliced: bool = False
 
 
@@ -86,7 +88,6 @@ class Analysis:
     sites: list[ShiftSite] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
-    dense: bool = False
 
 
 def analyse(
@@ -115,16 +116,17 @@ def analyse(
     graph = graph or trace(model, input_shape(model, example_input))
     found = Analysis(graph)
     lineage = _Lineage(graph.values)
-    found.merges = list(_residual_merges(graph.values, lineage, found.skipped))
-    found.dense = not found.merges
-    if found.dense:
-        found.merges = list(_concatenations(graph.values, lineage))
+    found.merges = _without_inner(list(_residual_merges(graph.values, lineage, found.skipped)), found.skipped)
     entries: dict[Call, Value] = {}
-    for merge in found.merges:
-        begin = _blocks(merge) if place == "block" else _entries(merge, graph, dense=found.dense)
+    for merge in [*found.merges, *_concatenations(graph.values, lineage, found.merges)]:
+        begin = _blocks(merge) if place == "block" else _entries(merge, graph)
         if not begin:
             found.skipped.append(Skipped(_place(merge.value), "no module call receives the branch's input"))
-        entries = {**begin, **entries}
+        elif merge.value.op != "cat":
+            entries = {**begin, **entries}
+        elif not any(_overlap(call, other) for call in begin for other in entries if other not in begin):
+            entries = {**begin, **entries}
+            found.merges.append(merge)
     if place == "block" and not entries:
         entries = _stages(model, graph)
     _make_sites(model, entries, found)
@@ -173,12 +175,32 @@ def _residual_merges(values: list[Value], lineage: _Lineage, skipped: list[Skipp
             continue
         way, branch = min(known, key=lambda option: option[0].cost)
         within = lineage.between(way.root, branch)
-        merge = Merge(value, way.root, branch, way.values, within, way.sliced and not way.light)
+        merge = Merge(value, way.root, branch, way.values, within, way.light, way.sliced and not way.light)
         reason = _not_residual(merge, [values[index] for index in sorted(within)])
         if reason:
             skipped.append(Skipped(_place(value), reason))
         else:
             yield merge
+
+
+def _without_inner(merges: list[Merge], skipped: list[Skipped]) -> list[Merge]:
+    """Leave out the one sum in a submodule of another's branch: attention adds up inside, too.
+
+    Several there are the blocks of a stage that has a shortcut of its own, and stay.
+    """
+    inner: set[Merge] = set()
+    for outer in merges:
+        inside = [
+            merge
+            for merge in merges
+            if merge.value.index in outer.within
+            and merge.value.call is not outer.value.call
+            and outer.value.call in merge.value.call.enclosing()
+        ]
+        if len(inside) == 1:
+            inner.update(inside)
+    skipped += [Skipped(_place(merge.value), "its sum is inside another one's branch") for merge in inner]
+    return [merge for merge in merges if merge not in inner]
 
 
 @dataclass(frozen=True)
@@ -235,7 +257,11 @@ def _steps_back(way: _Way) -> Iterator[_Way]:
 
 def _not_residual(merge: Merge, members: list[Value]) -> str | None:
     """Why an add that looks like a residual is none."""
-    if merge.shortcut and _weight_count(merge.shortcut) >= _weight_count(members):
+    if merge.light and len(merge.value.shape) == 2:
+        return "it adds up two heads"
+    projections = sum(value.op in PROJECTIONS and bool(value.weights) for value in members)
+    # grouped convolutions make a branch lighter than its downsample, but not shorter
+    if merge.shortcut and projections < 2 and _weight_count(merge.shortcut) >= _weight_count(members):
         return "its shortcut holds as many weights as its branch"
     linear = all(
         value.op in LINEAR and (len(value.parents) == 1 or value.op in ("add", "cat", "sub")) for value in members
@@ -249,14 +275,19 @@ def _weight_count(values: Iterable[Value]) -> int:
     return sum(prod(shape) for value in values for shape in value.weights)
 
 
-def _concatenations(values: list[Value], lineage: _Lineage) -> Iterator[Merge]:
-    """Each `cat` that holds some root, or a slice of it, and what was made of it."""
+def _concatenations(values: list[Value], lineage: _Lineage, merges: Sequence[Merge]) -> Iterator[Merge]:
+    """Each `cat` that holds some root, or a slice of it, and what was made of it.
+
+    Beside residual merges only those outside their branches count that hold the whole root and two values more:
+    the one-shot aggregation of VoVNet and HGNet, not Ghost modules nor cross-stage partial ones.
+    """
+    within = frozenset().union(*(merge.within for merge in merges))
     for value in values:
-        if value.op != "cat":
+        if value.op != "cat" or (merges and (value.index in within or len(value.parents) < 3)):
             continue
         for operand in value.parents:
             root, others = operand, [other for other in value.parents if other is not operand]
-            while len(root.parents) == 1 and root.op in VIEWS | SELECTIONS:
+            while not merges and len(root.parents) == 1 and root.op in VIEWS | SELECTIONS:
                 root = root.parents[0]
             branches = [other for other in others if lineage.leads_through_weights(root, other)]
             if branches:
@@ -264,8 +295,13 @@ def _concatenations(values: list[Value], lineage: _Lineage) -> Iterator[Merge]:
                 break
 
 
-def _entries(merge: Merge, graph: Trace, dense: bool) -> dict[Call, Value]:
+def _overlap(one: Call, other: Call) -> bool:
+    return one in other.enclosing() or other in one.enclosing()
+
+
+def _entries(merge: Merge, graph: Trace) -> dict[Call, Value]:
     """The module calls that begin the branch, with the values they receive."""
+    dense = merge.value.op == "cat"
     outside = set(merge.value.call.enclosing())
     found: dict[Call, Value] = {}
     pending, seen = [merge.root], {merge.root.index}
@@ -283,6 +319,9 @@ def _entries(merge: Merge, graph: Trace, dense: bool) -> dict[Call, Value]:
         found = {call: value for call, value in found.items() if value is merge.root}
     else:
         found = found or _dominator(merge, graph, outside)
+    # What a gate pools from the root is no beginning where the root itself goes into another module.
+    whole = {call: value for call, value in found.items() if prod(value.shape) >= prod(merge.root.shape)}
+    found = whole or found
     return dict(_past_activation(call, value, merge, outside, graph) for call, value in found.items())
 
 
@@ -322,30 +361,31 @@ def _dominator(merge: Merge, graph: Trace, outside: set[Call]) -> dict[Call, Val
 def _past_activation(
     call: Call, value: Value, merge: Merge, outside: set[Call], graph: Trace
 ) -> tuple[Call, Value]:
-    """Step over a batch norm and an activation to the convolution they prepare.
+    """Step over a batch norm, or another norm with its activation, to the convolution they prepare.
 
     Downsample blocks share the pre-activation with their shortcut: there the branch begins behind it.
     """
-    first, with_activation = (call, value), False
-    while call.output is not None:
-        made = {inner.op for inner in graph.values[call.start : call.end]}
-        if not made or not made <= ACTIVATIONS | BATCH_NORMS | SCALES | VIEWS | {"native_group_norm"}:
-            break
-        # norm-and-activation layers count as a pre-activation wherever they stand, plain norms before convolutions
-        with_activation |= isinstance(call.module, nn.BatchNorm2d) and hasattr(call.module, "act")
+    first = call, value
+    while _prepares(call, graph):
         value = call.output
-        children = _children(value, merge)
+        children = _children(value, merge) if value else []
         while len(children) == 1 and _receiver(children[0], value, outside) is None and _of_one(children[0]):
             value = children[0]
             children = _children(value, merge)
-        calls = {_receiver(child, value, outside) for child in children}
-        following = calls.pop() if calls else None
-        if following is None or calls:
+        calls = {_receiver(child, value, outside) for child in children} if value else set()
+        if len(calls) != 1 or None in calls:
             break
-        call = following
-        if with_activation or isinstance(call.module, nn.Conv2d):
+        (call,) = calls
+        weighted = (inner.op for inner in graph.values[call.start : call.end] if inner.weights)
+        if next(weighted, None) == "convolution":
             return call, value
     return first
+
+
+def _prepares(call: Call, graph: Trace) -> bool:
+    made = {inner.op for inner in graph.values[call.start : call.end]}
+    norms = BATCH_NORMS | {"native_group_norm"} if hasattr(call.module, "act") else BATCH_NORMS
+    return bool(made) and made <= ACTIVATIONS | SCALES | VIEWS | norms
 
 
 def _blocks(merge: Merge) -> dict[Call, Value]:
@@ -476,7 +516,7 @@ def _place(value: Value) -> str:
     return value.call.name or "the model's own forward"
 
 
-def verify(before: Trace, after: Trace, sites: Sequence[ShiftSite], merges: Sequence[Merge] = ()) -> str | None:
+def verify_shifts(before: Trace, after: Trace, sites: Sequence[ShiftSite], merges: Sequence[Merge] = ()) -> str | None:
     """Whether a patched model's graph is the original's plus one shift at each call of each site.
 
     Args:
@@ -502,7 +542,7 @@ def verify(before: Trace, after: Trace, sites: Sequence[ShiftSite], merges: Sequ
             shifted[value.call] = value.index
             image[value.index] = image[value.parents[0].index][0], value.call
             continue
-        if value.call.name in folded and _in_hook(value, shifted):
+        if value.call.name in folded and _in_hook(value, shifted, image):
             image[value.index] = image[value.parents[0].index]
             continue
         if position == len(before.values):
@@ -528,7 +568,7 @@ def verify(before: Trace, after: Trace, sites: Sequence[ShiftSite], merges: Sequ
     return None
 
 
-def _in_hook(value: Value, shifted: dict[Call, int]) -> bool:
+def _in_hook(value: Value, shifted: dict[Call, int], image: dict[int, tuple[Value, Call | None]]) -> bool:
     """Whether a value is one of the views around a folded site's shift."""
     call = value.call
     if call.first is None or len(value.parents) != 1 or value.op not in VIEWS:
@@ -536,4 +576,4 @@ def _in_hook(value: Value, shifted: dict[Call, int]) -> bool:
     if call not in shifted:
         return True
     parent = value.parents[0]
-    return value.parents[0].index >= shifted[call] and parent.shape != call.first.shape and parent.call is call
+    return image[parent.index][1] is call and parent.shape != call.first.shape

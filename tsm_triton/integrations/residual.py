@@ -1,10 +1,12 @@
-"""Placement rules that timm and torchvision share, because their blocks do."""
+"""The authors' rule for residual networks, which timm's and torchvision's share because their blocks do."""
 
 from collections.abc import Iterator
 
 from torch import nn
 
 from ..sites import ShiftSite
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def first_conv(name: str, module: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -17,15 +19,15 @@ def first_conv(name: str, module: nn.Module) -> tuple[str, nn.Conv2d]:
 
 def resnet_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:
     """The authors' rule: `conv1` of every block, of every second one where layer3 has 23 blocks or more."""
-    every = 2 if place == "blockres" and len(model.get_submodule("layer3")) >= 23 else 1  # type: ignore[arg-type]
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        for index, (name, block) in enumerate(model.get_submodule(stage).named_children()):
+    stages = {name: module for name, module in model.named_children() if name in STAGES}
+    long = "layer3" in stages and len(list(stages["layer3"].children())) >= 23
+    every = 2 if place == "blockres" and long else 1
+    for stage, blocks in stages.items():
+        for index, (name, block) in enumerate(blocks.named_children()):
             if index % every == 0:
-                conv = first_conv("conv1", block.get_submodule("conv1"))[1]
-                block_name = f"{stage}.{name}"
+                conv1 = block.get_submodule("conv1")
+                channels = first_conv("conv1", conv1)[1].in_channels
                 if place == "block":
-                    yield ShiftSite(block_name, block, conv.in_channels)
+                    yield ShiftSite(f"{stage}.{name}", block, channels)
                 else:
-                    yield ShiftSite(
-                        f"{block_name}.conv1", block.get_submodule("conv1"), conv.in_channels
-                    )
+                    yield ShiftSite(f"{stage}.{name}.conv1", conv1, channels)

@@ -1,39 +1,42 @@
-"""Where timm's models are shifted."""
-
-from collections.abc import Iterator
+"""What is known about timm's models beyond their dataflow: the authors' rule, and families to refuse."""
 
 from torch import nn
 
 from ..sites import ShiftSite
-from .residual import first_conv, resnet_sites
+from .residual import STAGES, resnet_sites
+
+REFUSED = {
+    "nasnet": "its cells add up many operations of two inputs, so that no branch is the residual one",
+    "pnasnet": "its cells add up many operations of two inputs, so that no branch is the residual one",
+    "lcnetv2": "its shifts would disappear with reparameterize_model, which replaces the modules they stand at",
+}
+
+
+def is_model(module: nn.Module) -> bool:
+    """Whether a module of timm's is a whole model, or a `features_only` wrapper of one."""
+    return hasattr(module, "pretrained_cfg") or hasattr(module, "default_cfg")
 
 
 def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
-    """Sites of a timm model named relative to it, or None where no rule is known."""
-    from timm.models.efficientnet import EfficientNet
-    from timm.models.mobilenetv3 import MobileNetV3
-    from timm.models.resnet import ResNet
+    """The sites of a ResNet, named relative to it; None for what the dataflow decides."""
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-    if isinstance(model, ResNet):
+    if isinstance(model, ResNet) or _has_blocks(model, (BasicBlock, Bottleneck)):
         return list(resnet_sites(model, place))
-    if isinstance(model, (EfficientNet, MobileNetV3)):
-        return list(_inverted_residuals(model, place))
     return None
 
 
-def _inverted_residuals(model: nn.Module, place: str) -> Iterator[ShiftSite]:
-    for name, block in model.named_modules():
-        if not getattr(block, "has_skip", False):
-            continue
-        # The branch's first op is its first child that does something (`dw_start` may be an Identity), past
-        # the pre-activation norm and the positional convolution that the attention blocks begin with.
-        child_name, child = next(
-            (child_name, child)
-            for child_name, child in block.named_children()
-            if not isinstance(child, (nn.Identity, nn.BatchNorm2d)) and child_name != "conv_cpe_dw"
-        )
-        conv = first_conv(child_name, child)[1]
-        if place == "block":
-            yield ShiftSite(name, block, conv.in_channels)
-        else:
-            yield ShiftSite(f"{name}.{child_name}", child, conv.in_channels)
+def refusal(model: nn.Module) -> str | None:
+    """Why a family gets no shift unless it is asked for site by site."""
+    for module in model.modules():
+        reason = REFUSED.get(type(module).__module__.rpartition(".")[2])
+        if reason is not None:
+            return reason
+    return None
+
+
+def _has_blocks(model: nn.Module, classes: tuple[type, ...]) -> bool:
+    # `features_only` takes a ResNet apart but leaves the stages their names.
+    stages = [module for name, module in model.named_children() if name in STAGES]
+    blocks = [block for stage in stages for block in stage.children()]
+    return bool(blocks) and all(isinstance(block, classes) for block in blocks)

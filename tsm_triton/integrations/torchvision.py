@@ -1,5 +1,6 @@
-"""Where torchvision's models are shifted."""
+"""What is known about torchvision's models beyond their dataflow: the authors' rules."""
 
+import sys
 from collections.abc import Iterator
 
 from torch import nn
@@ -8,28 +9,38 @@ from ..sites import ShiftSite
 from .residual import first_conv, resnet_sites
 
 
+def is_model(module: nn.Module) -> bool:
+    """Whether a module of torchvision's is a whole model: their classes are public, blocks are not."""
+    return any(
+        cls.__module__.startswith("torchvision.models.")
+        and cls.__name__ in getattr(sys.modules[cls.__module__], "__all__", ())
+        for cls in type(module).__mro__
+    )
+
+
 def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
-    """Sites of a torchvision model named relative to it, or None where no rule is known."""
+    """The sites of a ResNet or MobileNetV2, named relative to it; None for what the dataflow decides."""
     from torchvision import models
 
     if isinstance(model, models.ResNet):
         return list(resnet_sites(model, place))
-    if isinstance(model, (models.MobileNetV2, models.MobileNetV3, models.EfficientNet, models.MNASNet)):
-        return list(_inverted_residuals(model, place))
+    if isinstance(model, models.MobileNetV2):
+        return list(_mobilenet_v2_sites(model, place))
     return None
 
 
-def _inverted_residuals(model: nn.Module, place: str) -> Iterator[ShiftSite]:
-    from torchvision.models import mobilenetv2
+def refusal(model: nn.Module) -> str | None:
+    return None
+
+
+def _mobilenet_v2_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:
+    """The authors' rule: residual blocks but those of expansion 1, before their first 1x1 convolution."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
 
     for name, block in model.named_modules():
-        has_skip = getattr(block, "use_res_connect", False) or getattr(block, "apply_residual", False)
-        if not has_skip:
-            continue
-        if isinstance(block, mobilenetv2.InvertedResidual) and len(block.conv) < 4:
-            continue  # expansion 1: the authors leave it unshifted
-        conv_name, conv = first_conv(name, block)
-        if place == "block":
-            yield ShiftSite(name, block, conv.in_channels)
-        else:
-            yield ShiftSite(conv_name, conv, conv.in_channels)
+        if isinstance(block, InvertedResidual) and block.use_res_connect and len(block.conv) == 4:
+            conv_name, conv = first_conv(name, block)
+            if place == "block":
+                yield ShiftSite(name, block, conv.in_channels)
+            else:
+                yield ShiftSite(conv_name, conv, conv.in_channels)

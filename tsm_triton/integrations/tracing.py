@@ -106,13 +106,16 @@ def input_shape(model: nn.Module, example_input: Tensor | None = None) -> tuple[
     return (BATCH, channels, *(built_for or size))
 
 
-def trace(model: nn.Module, shape: tuple[int, ...], num_segments: int | None = None) -> Trace:
+def trace(
+    model: nn.Module, shape: tuple[int, ...], num_segments: int | None = None, shifted: bool = True
+) -> Trace:
     """Run a copy of `model` on a meta tensor of `shape`, in eval mode; nothing of the model is touched.
 
     Args:
         model: any module that takes one tensor.
         shape: the input's shape.
         num_segments: what the shifts of a patched model take for the clip length, by default their own.
+        shifted: whether the shifts of a patched model run.
 
     Raises:
         ValueError: the model cannot be run on the meta device; the cause is chained.
@@ -121,8 +124,9 @@ def trace(model: nn.Module, shape: tuple[int, ...], num_segments: int | None = N
         twin = _meta_twin(model)
         for module in twin.modules():
             for hook in module._forward_pre_hooks.values():
-                if num_segments is not None and hasattr(hook, "num_segments"):
-                    hook.num_segments = num_segments  # type: ignore[attr-defined]
+                if hasattr(hook, "num_segments"):
+                    hook.num_segments = num_segments or hook.num_segments  # type: ignore[attr-defined]
+                    hook.enabled = hook.enabled and shifted  # type: ignore[attr-defined]
         recorder = _Recorder(twin)
         x = torch.empty(shape, device="meta")
         with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), recorder:

@@ -9,6 +9,7 @@ from .conv1x1 import shift_conv1x1
 from .packed import temporal_shift_packed
 from .residual import residual_shift, residual_shift_backward
 from .shift import shift_by_copies, temporal_shift
+from .step import shift_step, shift_step_into
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,6 +18,8 @@ __all__ = [
     "residual_shift_backward",
     "shift_by_copies",
     "shift_conv1x1",
+    "shift_step",
+    "shift_step_into",
     "temporal_shift",
     "temporal_shift_packed",
 ]

@@ -1,0 +1,188 @@
+"""A 1x1 convolution that reads its input shifted: one matrix product, no traffic for the shift.
+
+    out[r, o] = act(sum over k of x[r + dt(k) * pixels, k] * weight[o, k] + bias[o] + identity[r, o])
+    dt(k) = 1 for channels k that read the future, -1 for those that read the past, 0 for the rest
+    r = frame * pixels + pixel; a term is zero where its frame lies outside r's clip
+
+Layout: channels_last, so that x, identity and out are matrices of rows r; another input is copied to it.
+The backward is made of torch's own convolutions and the adjoint shift, in `ops`.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from .activations import activate
+from .device import device_guard
+
+# Bytes of one row of a tile of x and of weight: one row of the 128-byte swizzle that the matrix units read,
+# 64 channels of half precision, 32 of fp32.
+K_BYTES = 128
+# Row tiles that share their columns' weights in L2 before the next columns begin.
+GROUP_M = 8
+
+# Outputs of a program, warps and the loads kept in flight. A program re-reads x once for every BLOCK_N
+# columns, so wide tiles win where C_out is large (512 rows of bytes and 228 KiB of shared memory allow
+# 128 x 256 with three stages) and narrow ones where the layer is small.
+CONFIGS = [
+    triton.Config({"BLOCK_M": 128, "BLOCK_N": 64, "K_BYTES": K_BYTES}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_M": 64, "BLOCK_N": 64, "K_BYTES": K_BYTES}, num_warps=4, num_stages=4),
+    triton.Config({"BLOCK_M": 64, "BLOCK_N": 128, "K_BYTES": K_BYTES}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_M": 128, "BLOCK_N": 128, "K_BYTES": K_BYTES}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_M": 256, "BLOCK_N": 64, "K_BYTES": K_BYTES}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_M": 64, "BLOCK_N": 256, "K_BYTES": K_BYTES}, num_warps=8, num_stages=3),
+]
+
+
+def _worth_trying(configs: list[triton.Config], arguments: dict[str, Any], **_: Any) -> list[triton.Config]:
+    """Leave out tiles that the output would fill less than half of."""
+    wide = [c for c in configs if c.kwargs["BLOCK_N"] < 2 * arguments["C_OUT"]]
+    return wide or configs[:2]
+
+
+@triton.autotune(
+    CONFIGS,
+    key=["rows_bucket", "C_IN", "C_OUT"],
+    prune_configs_by={"early_config_prune": _worth_trying},
+    cache_results=True,
+)
+@triton.jit(do_not_specialize=["rows_bucket"])
+def _shift_conv1x1_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    identity_ptr,
+    out_ptr,
+    rows,
+    pixels,
+    num_segments,
+    rows_bucket,  # read by the tuner alone
+    # constants, because the widths of accesses follow from what divides them
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    FIRST_END: tl.constexpr,
+    SECOND_END: tl.constexpr,
+    FUTURE_FIRST: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    K_BYTES: tl.constexpr,
+):
+    # One program owns BLOCK_M rows and BLOCK_N columns of the output. Programs run down GROUP_M row tiles
+    # before they take the next columns, so that those rows of x are still in L2.
+    tiles_m = (rows + BLOCK_M - 1) // BLOCK_M
+    tiles_n: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
+    group = tl.program_id(0) // (GROUP_M * tiles_n)
+    in_group = tl.program_id(0) % (GROUP_M * tiles_n)
+    group_m = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
+    tile_m = group * GROUP_M + in_group % group_m
+    tile_n = in_group // group_m
+
+    # the tile's first row in 64 bits, inside the tile 32
+    start = tile_m.to(tl.int64) * BLOCK_M
+    row = tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_rows = row < rows - start
+    in_columns = column < C_OUT
+    first_t = (start // pixels % num_segments).to(tl.int32)
+    t = (first_t + ((start % pixels).to(tl.int32) + row) // pixels) % num_segments
+
+    dtype = x_ptr.dtype.element_ty
+    wide: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    BLOCK_K: tl.constexpr = K_BYTES * 8 // dtype.primitive_bitwidth
+    first_dt: tl.constexpr = 1 if FUTURE_FIRST else -1
+    x_rows = x_ptr + start * C_IN + row * C_IN
+    weight_rows = weight_ptr + column * C_IN
+    z = tl.full([BLOCK_M, BLOCK_N], 0, wide)
+    for k_start in range(0, C_IN, BLOCK_K):
+        k = k_start + tl.arange(0, BLOCK_K)
+        in_k = k < C_IN
+        # which frame a channel comes from: the same for a whole vector where the folds are multiples of it
+        dt = tl.where(k < FIRST_END, first_dt, tl.where(k < SECOND_END, -first_dt, 0))
+        source_t = t[:, None] + dt[None, :]
+        mask = in_rows[:, None] & in_k[None, :] & (source_t >= 0) & (source_t < num_segments)
+        source = k + dt * (pixels * C_IN)
+        x = tl.load(x_rows[:, None] + source[None, :], mask=mask, other=0)
+        weight_mask = in_columns[None, :] & in_k[:, None]
+        weight = tl.load(weight_rows[None, :] + k[:, None], mask=weight_mask, other=0)
+        z = tl.dot(x, weight, z, input_precision=PRECISION, out_dtype=wide)
+
+    if bias_ptr is not None:
+        z += tl.load(bias_ptr + column, mask=in_columns, other=0).to(wide)[None, :]
+    at = start * C_OUT + (row[:, None] * C_OUT + column[None, :])
+    mask = in_rows[:, None] & in_columns[None, :]
+    if identity_ptr is not None:
+        z += tl.load(identity_ptr + at, mask=mask, other=0).to(wide)
+    tl.store(out_ptr + at, activate(z, ACTIVATION).to(dtype), mask=mask)
+
+
+# The interpreter cannot be timed: it runs the first configuration.
+_INTERPRETED = not isinstance(_shift_conv1x1_kernel.fn, JITFunction)
+
+
+def shift_conv1x1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    num_segments: int,
+    n_future: int,
+    n_past: int,
+    future_first: bool,
+    activation: str,
+) -> Tensor:
+    frames, c_in, height, width = x.shape
+    c_out = weight.shape[0]
+    out = torch.empty(
+        (frames, c_out, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    if out.numel() == 0:
+        return out
+    n_first = n_future if future_first else n_past
+    rows = frames * height * width
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(c_out, meta["BLOCK_N"]),)
+
+    arguments = {
+        "x_ptr": _as_rows(x),
+        "weight_ptr": weight.reshape(c_out, c_in).contiguous(),
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "identity_ptr": None if identity is None else _as_rows(identity),
+        "out_ptr": out,
+        "rows": rows,
+        "pixels": height * width,
+        "num_segments": num_segments,
+        "rows_bucket": triton.next_power_of_2(rows),
+        "C_IN": c_in,
+        "C_OUT": c_out,
+        "FIRST_END": n_first,
+        "SECOND_END": n_future + n_past,
+        "FUTURE_FIRST": future_first,
+        "ACTIVATION": activation,
+        "PRECISION": _fp32_precision(),
+        "GROUP_M": GROUP_M,
+    }
+    with device_guard(x):
+        if _INTERPRETED:
+            _shift_conv1x1_kernel.fn[grid](**arguments, **CONFIGS[0].kwargs)
+        else:
+            _shift_conv1x1_kernel[grid](**arguments)
+    return out
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """`[rows, channels]`, a view where `x` is channels_last."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _fp32_precision() -> str:
+    """How fp32 is multiplied, as torch's own matrix products do it; other dtypes ignore it."""
+    chosen = torch.backends.cuda.matmul.fp32_precision
+    return "tf32" if chosen == "tf32" and torch.version.hip is None else "ieee"

@@ -1,0 +1,130 @@
+"""One frame of a causal stream as registered ops: what the plain shift is to clips, with the past in a cache."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import TAGS, implement, library
+
+__all__ = ["shift_step", "shift_step_into"]
+
+library.define("shift_step(Tensor x, Tensor cache, int channel_dim) -> (Tensor, Tensor)", tags=TAGS)
+# Fixed memory for the cache: nothing is allocated but the output. `kept` may be `cache`.
+library.define(
+    "shift_step_into(Tensor x, Tensor cache, Tensor(a!) kept, int channel_dim) -> Tensor", tags=TAGS
+)
+shift_step = torch.ops.tsm_triton.shift_step.default
+shift_step_into = torch.ops.tsm_triton.shift_step_into.default
+
+
+def _check(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
+    """What a kernel needs to stay inside its memory."""
+    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
+        raise ValueError(f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}")
+    dim = channel_dim % x.dim()
+    shape, expected = list(cache.shape), list(x.shape)
+    if len(shape) == len(expected):
+        expected[dim] = min(shape[dim], expected[dim])
+    if shape != expected or cache.dtype != x.dtype or cache.device != x.device:
+        raise ValueError(
+            f"{name} must be {x.dtype} {expected} on {x.device}, at most {x.shape[dim]} channels on axis {dim}, "
+            f"got {cache.dtype} {shape} on {cache.device}. A stream keeps its batch, frame size, dtype and "
+            "device: reset it to change them."
+        )
+
+
+@torch.library.register_fake("tsm_triton::shift_step", lib=library)
+def _(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+    if x.device.type in _DECOMPOSED_DEVICES:
+        _let_inductor_decompose()
+    return torch.empty_like(x), torch.empty_like(cache)
+
+
+@torch.library.register_fake("tsm_triton::shift_step_into", lib=library)
+def _(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _by_copies(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
+    """The step as slice copies, any strides and dtype."""
+    fold = cache.shape[channel_dim]
+    out = torch.empty_like(x)
+    rest = x.shape[channel_dim] - fold
+    out.narrow(channel_dim, fold, rest).copy_(x.narrow(channel_dim, fold, rest))
+    out.narrow(channel_dim, 0, fold).copy_(cache)
+    kept.copy_(x.narrow(channel_dim, 0, fold))
+    return out
+
+
+def _by_kernel(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
+    from ..kernels import shift_step as kernel
+
+    out = kernel.shift_step(x, cache, kept, channel_dim)
+    return _by_copies(x, cache, kept, channel_dim) if out is None else out
+
+
+def _into(form: Any) -> Any:
+    def shift_step_into(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
+        _check(x, cache, "cache", channel_dim)
+        _check(x, kept, "kept", channel_dim)
+        if kept.shape != cache.shape:
+            raise ValueError(
+                f"kept must have the shape of cache, {list(cache.shape)}, got {list(kept.shape)}"
+            )
+        return form(x, cache, kept, channel_dim)
+
+    return shift_step_into
+
+
+def _functional(form: Any) -> Any:
+    def shift_step(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+        _check(x, cache, "cache", channel_dim)
+        kept = torch.empty_like(cache)
+        return form(x, cache, kept, channel_dim), kept
+
+    return shift_step
+
+
+class _ShiftStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+        ctx.channel_dim = channel_dim
+        with torch._C._AutoDispatchBelowAutograd():
+            return shift_step(x, cache, channel_dim)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        # A step exchanges values, so it is its own adjoint.
+        grad_x, grad_cache = shift_step(grads[0], grads[1], ctx.channel_dim)
+        return grad_x, grad_cache, None
+
+
+def _with_autograd(x: Tensor, cache: Tensor, channel_dim: int) -> Any:
+    return _ShiftStep.apply(x, cache, channel_dim)
+
+
+implement("shift_step", _functional(_by_copies), _functional(_by_kernel))
+implement("shift_step_into", _into(_by_copies), _into(_by_kernel))
+library.impl("shift_step", _with_autograd, "Autograd")
+
+
+# As for the plain shift: Inductor's code for CUDA joins the exchange with what stands around it.
+_DECOMPOSED_DEVICES = ("cuda",)
+
+
+def _flat_form(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+    """The step in torch's own ops, which Inductor fuses with what stands around it."""
+    if x.device.type not in _DECOMPOSED_DEVICES:
+        return NotImplemented
+    fold = cache.shape[channel_dim]
+    rest = x.narrow(channel_dim, fold, x.shape[channel_dim] - fold)
+    return torch.cat([cache, rest], channel_dim), x.narrow(channel_dim, 0, fold).clone()
+
+
+def _let_inductor_decompose() -> None:
+    """Give Inductor the flat form for CUDA, while a graph is traced; see `shift.py`."""
+    from torch._inductor.decomposition import decompositions, select_decomp_table
+
+    for table in (decompositions, select_decomp_table()):
+        table.setdefault(shift_step, _flat_form)

@@ -1,0 +1,288 @@
+"""Live video: the model that was trained on clips, fed one frame at a time."""
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .stepping import StreamStep, put_streams, take_streams
+
+__all__ = ["Streaming"]
+
+
+class Streaming:
+    """Frames of B independent streams in, a prediction for each frame out.
+
+    Each shifted site keeps the channels that the next frame will read, so a frame costs what it costs the
+    unshifted network, and the outputs are those of the patched model on the whole clip. Caches begin at zero.
+    They are allocated at the first frame, in the dtype that enters each site, and keep their addresses: a call
+    allocates its outputs only and can be captured in a CUDA graph. A frame that fails (an exception inside the
+    model) leaves every cache as it was before.
+
+    One thread at a time may call a model, through however many `Streaming` objects: its hooks hold the caches
+    of the call that runs. Streams of different threads need copies of the model, or a lock around the calls.
+
+    Args:
+        model: a model patched with `direction="causal"`, in evaluation mode; compiled or not.
+        consensus: return the mean of each stream's last `consensus` logits instead of the last ones.
+        every: compute each `every`-th frame of a stream, counted from its reset; the frames between return
+            its last prediction.
+
+    Attributes:
+        step: the same without hidden state, `logits, state = stream.step(frame, state)`: an `nn.Module` to
+            compile, to export and to build servers on. It knows neither `consensus` nor `every`.
+
+    Shapes:
+        `[B, 3, H, W]` -> `[B, num_classes]`, or whatever else the model returns for B frames.
+
+    Raises:
+        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode.
+        TypeError, ValueError: bad arguments; a frame of another size or batch than the one before.
+
+    Example:
+        >>> import timm, tsm_triton
+        >>> model = tsm_triton.patch(timm.create_model("resnet18", num_classes=5), direction="causal")
+        >>> stream = Streaming(model.eval())
+        >>> for frame in torch.randn(3, 2, 3, 64, 64):  # three frames of two streams
+        ...     logits = stream(frame)
+        >>> logits.shape, stream.cache_bytes
+        (torch.Size([2, 5]), 23040)
+        >>> stream.reset([1])  # the second stream begins anew, the first goes on
+
+    Source: arXiv 1811.08383, section 4.3, the online model.
+    """
+
+    def __init__(self, model: nn.Module, *, consensus: int | None = None, every: int = 1) -> None:
+        for name, value in (("consensus", 1 if consensus is None else consensus), ("every", every)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.step = StreamStep(model)
+        self.consensus = consensus
+        self.every = every
+        self._forget()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that runs."""
+        return self.step.model
+
+    @property
+    def num_streams(self) -> int:
+        """B of the frames seen so far, 0 before the first."""
+        return len(self._ages)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What one stream remembers, in bytes; 0 before the first frame.
+
+        As much again is held to write a frame's values to until the whole frame has succeeded.
+        """
+        return sum(cache.nbytes for cache in self._caches) // max(1, self.num_streams)
+
+    @torch.no_grad()
+    def __call__(self, frame: Tensor) -> Any:
+        """The predictions for the next frame of every stream.
+
+        With `every` above 1 and between computed frames, this is the very tensor returned before.
+        """
+        self._prepare(frame)
+        due = [i for i, age in enumerate(self._ages) if age % self.every == 0]
+        if len(due) == self.num_streams:
+            self._last = self._whole_batch(frame)
+        elif due:
+            self._last = self._part_of_batch(frame, torch.tensor(due, device=frame.device))
+        if self.every == 1:
+            output, self._last = self._last, None
+            return output
+        self._ages = [age + 1 for age in self._ages]
+        return self._last
+
+    def init_state(self, frame_or_shape: Tensor | Sequence[int]) -> list[Tensor]:
+        """The state to begin `step` with, see `StreamStep.init_state`."""
+        return self.step.init_state(frame_or_shape)
+
+    def reset(self, indices: Iterable[int] | Tensor | None = None) -> None:
+        """Forget the past of all streams, or of those given; after a full reset frames may have another size.
+
+        Args:
+            indices: of streams, 0 to B - 1.
+
+        Raises:
+            TypeError, ValueError: indices that name no stream; the streams stay as they were.
+        """
+        if indices is None:
+            self._fresh = True
+            chosen = range(self.num_streams)
+        else:
+            listed = indices.tolist() if isinstance(indices, Tensor) else indices
+            chosen = [operator.index(i) for i in listed]
+        for i in chosen:
+            if not 0 <= i < self.num_streams:
+                raise ValueError(f"expected streams from 0 to {self.num_streams - 1}, got {i}")
+        if indices is None:
+            rows = [*self._caches, *self._window]
+        else:
+            # k rows a stream, where a site sees k windows of each frame
+            rows = [
+                cache.unflatten(0, (self.num_streams, -1))[i]
+                for cache in (*self._caches, *self._window)
+                if cache.numel()
+                for i in chosen
+            ]
+        if rows:
+            torch._foreach_zero_(rows)
+        for i in chosen:
+            self._ages[i] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all that the streams remember, flat and plain, as `torch.save` and safetensors take it.
+
+        Empty before the first frame.
+        """
+        if not self._caches:
+            return {}
+        state = {f"cache.{name}": cache.clone() for name, cache in zip(self.step.names, self._caches, strict=True)}
+        state |= {"frame_shape": torch.tensor(self._shape), "ages": torch.tensor(self._ages)}
+        state |= {f"consensus.{name}": x.clone() for name, x in zip(("logits", "seen"), self._window, strict=False)}
+        if self._last is not None:
+            state["last"] = self._last.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where a `state_dict` was taken, on the model's device.
+
+        Caches of the same shapes are overwritten in place, others are allocated.
+
+        Raises:
+            ValueError: keys that are missing or unexpected, or of a stream with another `consensus`; the
+                streams stay as they were.
+        """
+        if not state:
+            return self._forget()
+        caches = [f"cache.{name}" for name in self.step.names]
+        expected = {*caches, "frame_shape", "ages"}
+        if self.consensus is not None:
+            expected |= {"consensus.logits", "consensus.seen"}
+        if self.every > 1:
+            expected |= {"last"}
+        missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
+        if missing or unexpected:
+            raise ValueError(
+                f"expected the state of a stream over {type(self.model).__name__} with consensus={self.consensus} "
+                f"and every={self.every}, got one where {', '.join(missing) or 'nothing'} is missing and "
+                f"{', '.join(unexpected) or 'nothing'} is unexpected. Make the stream as the saved one was made."
+            )
+        window = [state[key] for key in ("consensus.logits", "consensus.seen") if key in expected]
+        if window and window[0].shape[1] != self.consensus:
+            raise ValueError(
+                f"expected the state of a stream with consensus={self.consensus}, got {window[0].shape[1]}"
+            )
+        device = next(self.model.parameters()).device
+        loaded = [state[key] for key in caches]
+        same = [
+            (x.shape, x.dtype, x.device) == (y.shape, y.dtype, device)
+            for x, y in zip(self._caches, loaded, strict=False)
+        ]
+        if same and all(same):
+            torch._foreach_copy_(self._caches, [x.to(device) for x in loaded])
+        else:
+            self._caches = [x.to(device, copy=True) for x in loaded]
+            self._staged = [torch.empty_like(x) for x in self._caches]
+            self._kind = None
+        self._shape = tuple(state["frame_shape"].tolist())
+        self._ages = state["ages"].tolist()
+        self._window = [x.to(device, copy=True) for x in window]
+        self._last = state["last"].to(device, copy=True) if self.every > 1 else None
+        self._fresh = False
+
+    def to(self, device: torch.device | str) -> "Streaming":
+        """Move what the streams remember; the model is moved by its own `to`.
+
+        Returns:
+            The same object.
+        """
+        for tensors in (self._caches, self._staged, self._window):
+            tensors[:] = [x.to(device) for x in tensors]
+        self._last = None if self._last is None else self._last.to(device)
+        self._kind = None
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"Streaming({type(self.model).__name__}, {len(self.step.names)} sites, "
+            f"consensus={self.consensus}, every={self.every}, num_streams={self.num_streams})"
+        )
+
+    def _forget(self) -> None:
+        self._caches: list[Tensor] = []
+        self._staged: list[Tensor] = []  # where a frame's values go until all of it has succeeded
+        self._window: list[Tensor] = []  # the last logits [B, consensus, num_classes], and how many were seen [B]
+        self._last: Any = None
+        self._ages: list[int] = []  # frames since the reset, for `every`
+        self._shape: tuple[int, ...] = ()
+        self._kind: tuple[Any, ...] | None = None  # what the caches were allocated for, None if that is unknown
+        self._fresh = True
+
+    def _prepare(self, frame: Tensor) -> None:
+        """Allocate the caches at the first frame, and see that the next ones are like it."""
+        self.step._check(frame, None)
+        if not self._fresh:
+            if tuple(frame.shape) != self._shape:
+                raise ValueError(
+                    f"frame must have the shape of the frames before it, {self._shape}, got {tuple(frame.shape)}: "
+                    "the caches hold features of that size. Call reset() to begin with another batch or size."
+                )
+            return
+        device = frame.device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        kind = (tuple(frame.shape), frame.dtype, frame.device, autocast)
+        if kind != self._kind:
+            caches = self.step.init_state(frame)
+            self._forget()
+            self._caches = caches
+            self._staged = [torch.empty_like(cache) for cache in caches]
+            self._kind, self._shape, self._ages = kind, kind[0], [0] * frame.shape[0]
+        self._fresh = False
+
+    def _whole_batch(self, frame: Tensor) -> Any:
+        output, new = self.step.run(frame, self._caches, self._staged)
+        self._check_output(output)
+        ran = [pair for pair in zip(self._caches, new, strict=True) if pair[0] is not pair[1]]
+        if ran:
+            caches, values = zip(*ran, strict=True)
+            torch._foreach_copy_(caches, values)
+        return self._averaged(output, None)
+
+    def _part_of_batch(self, frame: Tensor, due: Tensor) -> Any:
+        state = take_streams(self._caches, due, self.num_streams)
+        output, new = self.step.run(frame[due], state, None)
+        self._check_output(output)
+        put_streams(self._caches, due, new, self.num_streams)
+        return self._last.index_copy(0, due, self._averaged(output, due))
+
+    def _check_output(self, output: Any) -> None:
+        if (self.consensus is not None or self.every > 1) and not isinstance(output, Tensor):
+            raise TypeError(
+                f"expected a model that returns logits, got {type(output).__name__} from "
+                f"{type(self.model).__name__}. consensus and every take a model with one output."
+            )
+
+    def _averaged(self, logits: Any, rows: Tensor | None) -> Any:
+        """The mean of the last logits of the given streams, these included."""
+        if self.consensus is None:
+            return logits
+        if not self._window:
+            with torch.inference_mode(False):
+                shape = (self.num_streams, self.consensus, *logits.shape[1:])
+                self._window = [logits.new_zeros(shape), torch.zeros(shape[0], dtype=torch.long, device=logits.device)]
+        window, seen = self._window
+        if rows is None:
+            rows = torch.arange(self.num_streams, device=logits.device)
+        window[rows, seen[rows] % self.consensus] = logits
+        seen[rows] += 1
+        count = seen[rows].clamp(max=self.consensus)
+        return (window[rows].sum(1) / count.view(-1, *[1] * (logits.dim() - 1))).to(logits.dtype)
