@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-oldest lint bench clean
+.PHONY: demo test test-oldest lint bench sweep clean
 
 demo: .venv/installed
 	$(BIN)/tsm-triton demo
@@ -22,6 +22,10 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
+
+# Patch and check every model of the installed timm and torchvision; goes on where it was stopped.
+sweep: .venv/installed
+	$(BIN)/python -m sweep
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,7 +1,10 @@
 """What the compiler makes of every kernel variant, for each architecture, without a GPU."""
 
 import pytest
+import triton.language as tl
 
+from tsm_triton.kernels import residual_shift as residual
+from tsm_triton.kernels import shift_conv1x1 as convolution
 from tsm_triton.kernels import temporal_shift as kernel
 
 from .codegen import TARGETS, compile_kernel
@@ -71,3 +74,121 @@ def test_the_packed_shift_adds_two_bytes_to_each_program(target, folds_aligned):
     assert sum(width for width in code.loads if width != 128) == 16
     assert set(code.stores) == {128}
     assert code.spills == 0
+
+
+def residual_arguments(function, pointer: str, vec: int, **variant) -> dict:
+    arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in function.arg_names}
+    constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "FUTURE_FIRST": True}
+    constants |= {"VEC": vec, "BLOCK": residual.BLOCK, "scale_ptr": "*fp32", "bias_ptr": "*fp32"}
+    return arguments | constants | variant
+
+
+RESIDUAL_KERNELS = {
+    "forward": residual._residual_shift_kernel,
+    "backward": residual._residual_shift_backward_kernel,
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("pointer", "vec"), [("*bf16", 8), ("*fp32", 4)], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("direction", RESIDUAL_KERNELS)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_the_residual_shift_moves_128_bits_an_access_and_spills_nothing(
+    target, pointer, vec, direction, activation
+):
+    function = RESIDUAL_KERNELS[direction]
+    arguments = residual_arguments(function, pointer, vec, ACTIVATION=tl.constexpr(activation))
+    code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
+    assert set(code.loads) == set(code.stores) == {128}
+    # two stores a vector: y and its shift, or the two gradients
+    assert len(code.stores) == 2 * residual.BLOCK // (residual.NUM_WARPS * (64 if target == "gfx942" else 32))
+    assert code.spills == 0
+    # 80 leave room for 6 programs of 4 warps, which is 48 KiB in flight on an NVIDIA multiprocessor
+    assert code.registers <= 80
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("direction", RESIDUAL_KERNELS)
+def test_the_residual_shift_reads_each_input_once(target, direction):
+    function = RESIDUAL_KERNELS[direction]
+    plain = {"scale_ptr": None, "bias_ptr": None, "ACTIVATION": tl.constexpr("relu")}
+    code = compile_kernel(
+        function, target, residual_arguments(function, "*bf16", 8, **plain), residual.NUM_WARPS
+    )
+    vectors = residual.BLOCK // (residual.NUM_WARPS * (64 if target == "gfx942" else 32))
+    # branch and identity in, y and its shift out; y and two gradients in, one gradient out
+    loads, stores = (2, 2) if direction == "forward" else (3, 1)
+    assert code.loads == (128,) * loads * vectors
+    assert code.stores == (128,) * stores * vectors
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("direction", RESIDUAL_KERNELS)
+def test_only_vectors_that_a_fold_cuts_are_moved_by_element(target, direction):
+    function = RESIDUAL_KERNELS[direction]
+    variant = {"FOLDS_ALIGNED": False, "ACTIVATION": tl.constexpr("silu")}
+    code = compile_kernel(
+        function, target, residual_arguments(function, "*bf16", 8, **variant), residual.NUM_WARPS
+    )
+    wide, narrow = (code.loads, code.stores) if direction == "forward" else (code.stores, code.loads)
+    assert set(wide) == {128}
+    assert set(narrow) == {128, 16}
+    assert code.spills == 0
+    # 128 leave room for 4 programs of 4 warps
+    assert code.registers <= 128
+
+
+def convolution_arguments(pointer: str, c_in: int, c_out: int, fold: int, config, precision="ieee") -> dict:
+    names = convolution._shift_conv1x1_kernel.arg_names
+    arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in names}
+    # bias loads, a few bytes a program, take whatever width the matrix unit's layout gives
+    constants = {"bias_ptr": None, "C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold}
+    constants |= {"FUTURE_FIRST": True, "GROUP_M": convolution.GROUP_M, **config.kwargs}
+    constants |= {"ACTIVATION": tl.constexpr("relu"), "PRECISION": tl.constexpr(precision)}
+    return arguments | constants
+
+
+def check_convolution(target: str, arguments: dict, config) -> None:
+    function = convolution._shift_conv1x1_kernel.fn
+    code = compile_kernel(function, target, arguments, config.num_warps, config.num_stages)
+    # the matrix units of gfx942 leave 4 results side by side, which half precision moves in 64 bits
+    results = {64, 128} if target == "gfx942" else {128}
+    assert 128 in code.loads
+    assert set(code.loads) <= results
+    assert set(code.stores) <= results
+    assert code.spills == 0
+    assert code.registers <= 255
+
+
+CONFIGS = {f"{config.kwargs['BLOCK_M']}x{config.kwargs['BLOCK_N']}": config for config in convolution.CONFIGS}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("pointer", "tile"),
+    [("*bf16", tile) for tile in CONFIGS] + [("*fp32", tile) for tile in ("128x64", "128x128", "64x256")],
+)
+def test_the_convolution_reads_128_bits_an_access_and_spills_nothing(target, tile, pointer):
+    # TF32 is left to NVIDIA's torch; folds of 32 channels end inside a block of 64
+    precision = "ieee" if target == "gfx942" or pointer == "*bf16" else "tf32"
+    arguments = convolution_arguments(pointer, 256, 128, 32, CONFIGS[tile], precision)
+    check_convolution(target, arguments, CONFIGS[tile])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("pointer", ["*bf16", "*fp16"])
+def test_folds_of_a_vector_keep_the_reads_wide(target, pointer):
+    config = convolution.CONFIGS[0]
+    check_convolution(target, convolution_arguments(pointer, 64, 64, 8, config), config)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_the_convolution_spills_nothing_in_full_fp32(target):
+    config = CONFIGS["128x128"]
+    check_convolution(target, convolution_arguments("*fp32", 256, 128, 32, config), config)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_convolution_spills_nothing_in_fp64(target):
+    config = convolution.FLOAT64_CONFIG
+    check_convolution(target, convolution_arguments("*fp64", 256, 128, 32, config), config)

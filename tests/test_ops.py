@@ -28,7 +28,6 @@ def test_opcheck(device, layout, shift):
     torch.library.opcheck(ops.temporal_shift, (x.detach().clone().requires_grad_(), *arguments))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # forward-mode AD's own
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_gradients_of_both_orders_and_modes_are_right(device, layout, shift):

@@ -1,12 +1,23 @@
 """Clips of different lengths, packed along the frame axis, against each clip alone."""
 
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tsm_triton import ops, reference, temporal_shift
+from tsm_triton import (
+    VideoClassifier,
+    ops,
+    packed_clips,
+    patch,
+    reference,
+    set_num_segments,
+    temporal_shift,
+    unpatch,
+)
 from tsm_triton.functional import clip_boundaries
+from tsm_triton.patching import shift_hooks
 from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out
 
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,3 +102,48 @@ def test_bad_lengths_say_what_was_expected_and_got(arguments, error, message):
 def test_the_op_refuses_boundaries_that_do_not_fit(device, boundaries):
     with pytest.raises(ValueError, match=r"boundaries must be a bool tensor \[9\]"):
         ops.temporal_shift_packed(torch.zeros(8, 8, device=device), boundaries.to(device), 1, 1, True, 1)
+
+
+@pytest.fixture(params=["test_resnet", "test_vit"])
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    model = timm.create_model(request.param, num_classes=5).eval().double()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and name.endswith("weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return patch(model, num_segments=4)
+
+
+def test_a_patched_model_takes_packed_clips(model):
+    size = model.pretrained_cfg["input_size"][-1]
+    lengths = [1, 4, 2]
+    frames = torch.randn(sum(lengths), 3, size, size, dtype=torch.float64)
+    with torch.no_grad(), packed_clips(model, lengths):
+        packed = model(frames)
+    with torch.no_grad():
+        alone = [set_num_segments(model, len(clip))(clip) for clip in frames.split(lengths)]
+    torch.testing.assert_close(packed, torch.cat(alone))
+    set_num_segments(model, 7)
+    with torch.no_grad():
+        assert not torch.allclose(packed, model(frames))
+
+
+def test_the_classifier_averages_each_packed_clip(model):
+    size = model.pretrained_cfg["input_size"][-1]
+    classifier = VideoClassifier(model)
+    lengths = [2, 5]
+    frames = torch.randn(sum(lengths), 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        packed = classifier(frames, clip_lengths=lengths)
+        each = torch.cat([classifier(clip[None]) for clip in frames.split(lengths)])
+        unshifted = VideoClassifier(unpatch(model))
+        torch.testing.assert_close(packed, each)
+        expected = torch.stack([model(clip).mean(0) for clip in frames.split(lengths)])
+        torch.testing.assert_close(unshifted(frames, clip_lengths=lengths), expected)
+
+
+def test_packing_ends_with_the_context_and_says_what_does_not_fit(model):
+    with pytest.raises(ValueError, match=r"boundaries must be a bool tensor \[9\]"), packed_clips(model, [3, 4]):
+        model(torch.randn(8, 3, 160, 160, dtype=torch.float64))
+    assert all(hook.boundaries is None for hook in shift_hooks(model))
+    with pytest.raises(ValueError, match=r"got \(8, 3, 4, 4\) for \[3, 4\], together 7"):
+        VideoClassifier(model)(torch.randn(8, 3, 4, 4), clip_lengths=[3, 4])

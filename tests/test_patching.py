@@ -315,7 +315,7 @@ def test_a_failed_patch_says_why_and_leaves_the_model_alone(resnet, options, err
 
 
 def test_a_model_with_no_known_site_is_refused():
-    with pytest.raises(ValueError, match="expected a model with known residual sites, .* got Sequential with none"):
+    with pytest.raises(ValueError, match="expected a model with residual branches, .* got Sequential with none"):
         patch(nn.Sequential(nn.Conv2d(3, 8, 1)))
 
 

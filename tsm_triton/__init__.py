@@ -1,9 +1,11 @@
 """The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
 
 from .functional import temporal_shift
+from .fusion import fuse
 from .patching import (
     find_sites,
     is_patched,
+    packed_clips,
     patch,
     set_num_segments,
     shift_disabled,
@@ -18,7 +20,9 @@ __all__ = [
     "Streaming",
     "VideoClassifier",
     "find_sites",
+    "fuse",
     "is_patched",
+    "packed_clips",
     "patch",
     "set_num_segments",
     "shift_disabled",

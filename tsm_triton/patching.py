@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .functional import check_shift, fold_counts, temporal_shift
+from . import ops
+from .functional import check_shift, clip_boundaries, fold_counts, temporal_shift
 from .integrations.dataflow import Merge, Skipped, analyse, verify_shifts
 from .integrations.tracing import BATCH, Trace, input_shape, trace
 from .sites import ShiftSite
@@ -20,6 +21,7 @@ __all__ = [
     "ShiftHook",
     "find_sites",
     "is_patched",
+    "packed_clips",
     "patch",
     "set_num_segments",
     "shift_disabled",
@@ -42,6 +44,8 @@ class ShiftHook:
 
     # what stands in for the shift while tsm_triton.stepping runs the model on one frame
     step: Callable[[Tensor], Tensor] | None = None
+    # where clips of different lengths begin, inside `packed_clips`
+    boundaries: Tensor | None = None
 
     def __init__(
         self,
@@ -80,6 +84,9 @@ class ShiftHook:
         return self._shift(rows, channel_dim).reshape(x.shape)
 
     def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
+        if self.boundaries is not None:
+            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction)
+            return ops.temporal_shift_packed(x, self.boundaries, *counts, True, channel_dim)
         return temporal_shift(
             x,
             self.num_segments,
@@ -301,6 +308,39 @@ def shift_disabled(model: nn.Module) -> Iterator[None]:
             hook.enabled = enabled
 
 
+@contextmanager
+def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
+    """Run a patched model on clips of different lengths, packed along the frame axis without padding.
+
+    Args:
+        model: a patched model.
+        clip_lengths: how many frames each clip has; they add up to the frames the model is called with.
+
+    Raises:
+        RuntimeError: the model is not patched.
+        TypeError, ValueError: lengths that are not non-negative integers, or (in the model's forward) do not
+            add up to its frames.
+
+    Example:
+        >>> import timm, torch
+        >>> model = patch(timm.create_model("resnet18").eval())
+        >>> with packed_clips(model, [3, 5]):
+        ...     model(torch.randn(3 + 5, 3, 64, 64)).shape
+        torch.Size([8, 1000])
+    """
+    hooks = shift_hooks(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    boundaries = clip_boundaries(clip_lengths, int(sum(clip_lengths)), device)
+    before = [(hook, hook.boundaries) for hook in hooks]
+    try:
+        for hook in hooks:
+            hook.boundaries = boundaries
+        yield
+    finally:
+        for hook, earlier in before:
+            hook.boundaries = earlier
+
+
 def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
@@ -387,7 +427,9 @@ def _find(
             f"{type(model).__name__}, got none. The sites are {', '.join(site.name for site in found)}."
         )
     skipped = [
-        Skipped(backbone.prefix + skip.name, skip.reason) for backbone in backbones for skip in backbone.skipped
+        Skipped(backbone.prefix + skip.name, skip.reason)
+        for backbone in backbones
+        for skip in backbone.skipped
     ]
     return _Found(kept, skipped, backbones)
 
@@ -494,7 +536,9 @@ def _difference(backbones: Sequence[_Backbone], sites: Sequence[ShiftSite], plac
             backbone.graph = trace(backbone.module, shape, shifted=False)
             backbone.merges = analyse(backbone.module, graph=backbone.graph).merges
         after = trace(backbone.module, shape, num_segments=BATCH)
-        difference = verify_shifts(backbone.graph, after, inside, backbone.merges if place == "blockres" else ())
+        difference = verify_shifts(
+            backbone.graph, after, inside, backbone.merges if place == "blockres" else ()
+        )
         if difference is not None:
             return difference
     return None

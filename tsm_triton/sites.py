@@ -56,7 +56,9 @@ class ShiftSite:
         """
         missing = {"name", "channels", "channel_dim"} - values.keys()
         if missing:
-            raise ValueError(f"expected a site as to_dict gives it, got one without {', '.join(sorted(missing))}")
+            raise ValueError(
+                f"expected a site as to_dict gives it, got one without {', '.join(sorted(missing))}"
+            )
         try:
             module = model.get_submodule(values["name"])
         except AttributeError:

@@ -65,13 +65,13 @@ class StreamStep(nn.Module):
         for name, hook in zip(self.names, self.hooks, strict=True):
             if hook.direction != "causal":
                 raise RuntimeError(
-                    f"expected a model patched with direction='causal', got {hook.direction!r} at {name!r}. It "
-                    "reads the next frame, which a stream has not seen yet, and its weights rely on it: unpatch "
-                    "the model, patch it with direction='causal', and train it so."
+                    f"expected a model patched with direction='causal', got {hook.direction!r} at {name!r}. "
+                    "It reads the next frame, which a stream has not seen yet, and its weights rely on it: "
+                    "unpatch the model, patch it with direction='causal', and train it so."
                 )
 
     def forward(self, frame: Tensor, state: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
-        self._check(frame, state)
+        self.check(frame, state)
         return self.run(frame, state, None)
 
     @torch.no_grad()
@@ -88,14 +88,15 @@ class StreamStep(nn.Module):
         if not isinstance(frame, Tensor):
             parameter = next(self.model.parameters())
             frame = torch.zeros(tuple(frame), dtype=parameter.dtype, device=parameter.device)
-        self._check(frame, None)
+        self.check(frame, None)
         probes = [_Probe(hook) for hook in self.hooks]
         self._call(frame, probes)
         # a site that this model never runs holds nothing
         state = [frame.new_zeros(0) if probe.cache is None else probe.cache for probe in probes]
         if not any(cache.numel() for cache in state):
             raise RuntimeError(
-                "expected the model to run a shifted module, got none. Was it unpatched, or is the shift disabled?"
+                "expected the model to run a shifted module, got none. Was it unpatched, or is the shift "
+                "disabled?"
             )
         return state
 
@@ -124,17 +125,19 @@ class StreamStep(nn.Module):
             for hook in self.hooks:
                 hook.step = None
 
-    def _check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
+    def check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
+        """Raise unless this frame, and state, can be run now."""
         if not isinstance(frame, Tensor):
             raise TypeError(f"frame must be a torch.Tensor, got {type(frame).__name__}")
         if frame.dim() != 4 or frame.shape[0] == 0:
             raise ValueError(
-                f"frame must have shape [B, 3, H, W], one frame of each of B streams, got {tuple(frame.shape)}"
+                "frame must have shape [B, 3, H, W], one frame of each of B streams, "
+                f"got {tuple(frame.shape)}"
             )
         if self.model.training:
             raise RuntimeError(
-                "expected a model in evaluation mode, got one in training mode, whose batch statistics mix the "
-                "streams. Call model.eval(); train on clips, with the patched model itself."
+                "expected a model in evaluation mode, got one in training mode, whose batch statistics mix "
+                "the streams. Call model.eval(); train on clips, with the patched model itself."
             )
         if state is None:
             return
@@ -210,8 +213,8 @@ class _Exchange:
     def __call__(self, x: Tensor) -> Tensor:
         if self.kept is not None:
             raise RuntimeError(
-                f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache cannot "
-                "serve both. Leave the site out with patch(..., filter_fn=...)."
+                f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache "
+                "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
             )
         if self.into is None:
             y, self.kept = ops.shift_step(x, self.cache, self.channel_dim)

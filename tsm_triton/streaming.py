@@ -17,9 +17,9 @@ class Streaming:
 
     Each shifted site keeps the channels that the next frame will read, so a frame costs what it costs the
     unshifted network, and the outputs are those of the patched model on the whole clip. Caches begin at zero.
-    They are allocated at the first frame, in the dtype that enters each site, and keep their addresses: a call
-    allocates its outputs only and can be captured in a CUDA graph. A frame that fails (an exception inside the
-    model) leaves every cache as it was before.
+    They are allocated at the first frame, in the dtype that enters each site, and keep their addresses: a
+    call allocates its outputs only and can be captured in a CUDA graph. A frame that fails (an exception
+    inside the model) leaves every cache as it was before.
 
     One thread at a time may call a model, through however many `Streaming` objects: its hooks hold the caches
     of the call that runs. Streams of different threads need copies of the model, or a lock around the calls.
@@ -48,7 +48,7 @@ class Streaming:
         >>> for frame in torch.randn(3, 2, 3, 64, 64):  # three frames of two streams
         ...     logits = stream(frame)
         >>> logits.shape, stream.cache_bytes
-        (torch.Size([2, 5]), 23040)
+        (torch.Size([2, 5]), 37888)
         >>> stream.reset([1])  # the second stream begins anew, the first goes on
 
     Source: arXiv 1811.08383, section 4.3, the online model.
@@ -134,7 +134,7 @@ class Streaming:
                 for i in chosen
             ]
         if rows:
-            torch._foreach_zero_(rows)
+            torch._foreach_zero_(rows)  # pyright: ignore[reportPrivateImportUsage]
         for i in chosen:
             self._ages[i] = 0
 
@@ -145,9 +145,13 @@ class Streaming:
         """
         if not self._caches:
             return {}
-        state = {f"cache.{name}": cache.clone() for name, cache in zip(self.step.names, self._caches, strict=True)}
+        state = {
+            f"cache.{name}": cache.clone() for name, cache in zip(self.step.names, self._caches, strict=True)
+        }
         state |= {"frame_shape": torch.tensor(self._shape), "ages": torch.tensor(self._ages)}
-        state |= {f"consensus.{name}": x.clone() for name, x in zip(("logits", "seen"), self._window, strict=False)}
+        state |= {
+            f"consensus.{name}": x.clone() for name, x in zip(("logits", "seen"), self._window, strict=False)
+        }
         if self._last is not None:
             state["last"] = self._last.clone()
         return state
@@ -172,9 +176,10 @@ class Streaming:
         missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
         if missing or unexpected:
             raise ValueError(
-                f"expected the state of a stream over {type(self.model).__name__} with consensus={self.consensus} "
-                f"and every={self.every}, got one where {', '.join(missing) or 'nothing'} is missing and "
-                f"{', '.join(unexpected) or 'nothing'} is unexpected. Make the stream as the saved one was made."
+                f"expected the state of a stream over {type(self.model).__name__} with "
+                f"consensus={self.consensus} and every={self.every}, got one where "
+                f"{', '.join(missing) or 'nothing'} is missing and {', '.join(unexpected) or 'nothing'} is "
+                "unexpected. Make the stream as the saved one was made."
             )
         window = [state[key] for key in ("consensus.logits", "consensus.seen") if key in expected]
         if window and window[0].shape[1] != self.consensus:
@@ -188,14 +193,13 @@ class Streaming:
             for x, y in zip(self._caches, loaded, strict=False)
         ]
         if same and all(same):
-            torch._foreach_copy_(self._caches, [x.to(device) for x in loaded])
+            _overwrite(self._caches, [x.to(device) for x in loaded])
         else:
-            self._caches = [x.to(device, copy=True) for x in loaded]
-            self._staged = [torch.empty_like(x) for x in self._caches]
+            self._allocate(_copies(loaded, device))
             self._kind = None
         self._shape = tuple(state["frame_shape"].tolist())
         self._ages = state["ages"].tolist()
-        self._window = [x.to(device, copy=True) for x in window]
+        self._window = _copies(window, device)
         self._last = state["last"].to(device, copy=True) if self.every > 1 else None
         self._fresh = False
 
@@ -205,8 +209,8 @@ class Streaming:
         Returns:
             The same object.
         """
-        for tensors in (self._caches, self._staged, self._window):
-            tensors[:] = [x.to(device) for x in tensors]
+        self._allocate(_copies(self._caches, device))
+        self._window = _copies(self._window, device)
         self._last = None if self._last is None else self._last.to(device)
         self._kind = None
         return self
@@ -220,21 +224,31 @@ class Streaming:
     def _forget(self) -> None:
         self._caches: list[Tensor] = []
         self._staged: list[Tensor] = []  # where a frame's values go until all of it has succeeded
-        self._window: list[Tensor] = []  # the last logits [B, consensus, num_classes], and how many were seen [B]
+        self._window: list[
+            Tensor
+        ] = []  # the last logits [B, consensus, num_classes], and how many were seen [B]
         self._last: Any = None
         self._ages: list[int] = []  # frames since the reset, for `every`
         self._shape: tuple[int, ...] = ()
-        self._kind: tuple[Any, ...] | None = None  # what the caches were allocated for, None if that is unknown
+        self._kind: tuple[Any, ...] | None = (
+            None  # what the caches were allocated for, None if that is unknown
+        )
         self._fresh = True
+
+    def _allocate(self, caches: list[Tensor]) -> None:
+        self._caches = caches
+        with torch.inference_mode(False):
+            self._staged = [torch.empty_like(cache) for cache in caches]
 
     def _prepare(self, frame: Tensor) -> None:
         """Allocate the caches at the first frame, and see that the next ones are like it."""
-        self.step._check(frame, None)
+        self.step.check(frame, None)
         if not self._fresh:
             if tuple(frame.shape) != self._shape:
                 raise ValueError(
-                    f"frame must have the shape of the frames before it, {self._shape}, got {tuple(frame.shape)}: "
-                    "the caches hold features of that size. Call reset() to begin with another batch or size."
+                    f"frame must have the shape of the frames before it, {self._shape}, got "
+                    f"{tuple(frame.shape)}: the caches hold features of that size. Call reset() to begin "
+                    "with another batch or size."
                 )
             return
         device = frame.device.type
@@ -243,8 +257,7 @@ class Streaming:
         if kind != self._kind:
             caches = self.step.init_state(frame)
             self._forget()
-            self._caches = caches
-            self._staged = [torch.empty_like(cache) for cache in caches]
+            self._allocate(caches)
             self._kind, self._shape, self._ages = kind, kind[0], [0] * frame.shape[0]
         self._fresh = False
 
@@ -253,8 +266,7 @@ class Streaming:
         self._check_output(output)
         ran = [pair for pair in zip(self._caches, new, strict=True) if pair[0] is not pair[1]]
         if ran:
-            caches, values = zip(*ran, strict=True)
-            torch._foreach_copy_(caches, values)
+            _overwrite(*map(list, zip(*ran, strict=True)))
         return self._averaged(output, None)
 
     def _part_of_batch(self, frame: Tensor, due: Tensor) -> Any:
@@ -278,7 +290,10 @@ class Streaming:
         if not self._window:
             with torch.inference_mode(False):
                 shape = (self.num_streams, self.consensus, *logits.shape[1:])
-                self._window = [logits.new_zeros(shape), torch.zeros(shape[0], dtype=torch.long, device=logits.device)]
+                self._window = [
+                    logits.new_zeros(shape),
+                    torch.zeros(shape[0], dtype=torch.long, device=logits.device),
+                ]
         window, seen = self._window
         if rows is None:
             rows = torch.arange(self.num_streams, device=logits.device)
@@ -286,3 +301,14 @@ class Streaming:
         seen[rows] += 1
         count = seen[rows].clamp(max=self.consensus)
         return (window[rows].sum(1) / count.view(-1, *[1] * (logits.dim() - 1))).to(logits.dtype)
+
+
+def _overwrite(tensors: list[Tensor], values: list[Tensor]) -> None:
+    """Copy in place, in one launch where all lie alike."""
+    torch._foreach_copy_(tensors, values)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _copies(tensors: Iterable[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Copies that can be written in any mode."""
+    with torch.inference_mode(False):
+        return [x.to(device, copy=True) for x in tensors]

@@ -16,13 +16,16 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from ..functional import DIRECTIONS
 from ..patching import patch
+from ..streaming import Streaming
 from ..video.classifier import VideoClassifier
 from ..video.decoding import read_clip
 from ..video.transforms import eval_transform
 from .common import create_model, pick_device
 from .motion_clips import CLASSES, render, sample_textures, write_clip
 from .report import check_extras, save_plot, save_results, versions
+from .weights import save_trained
 
 __all__ = ["Clips", "Training", "add_arguments", "make_clips", "run", "train"]
 
@@ -60,6 +63,12 @@ class Training:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--direction",
+        choices=DIRECTIONS,
+        default="bidirectional",
+        help="causal trains a model for live video, and tests it frame by frame too (default: %(default)s)",
+    )
     add("--device", help="where to train (default: cuda where there is one, else cpu)")
     add("--model", default="test_resnet", help="any timm model that patch takes (default: %(default)s)")
     add("--out", type=Path, default=Path("demo"), help="folder for clips and results (default: demo/)")
@@ -81,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
             f"expected at least {2 * TEST_PART} clips and 1 epoch, "
             f"got --clips {args.clips} --epochs {args.epochs}"
         )
-    patch(create_model(args.model, num_classes=len(CLASSES)), NUM_SEGMENTS)  # fails early where it must
+    # fails early where it must
+    patch(create_model(args.model, num_classes=len(CLASSES)), NUM_SEGMENTS, direction=args.direction)
 
     train_clips, test_clips = make_clips(args.out / "clips", args.clips, args.seed)
     trainings: dict[str, Training] = {}
@@ -89,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed)
         model = create_model(args.model, num_classes=len(CLASSES))
         if name == "TSM":
-            patch(model, NUM_SEGMENTS)
+            patch(model, NUM_SEGMENTS, direction=args.direction)
         classifier = VideoClassifier(model, NUM_SEGMENTS).to(device).to(memory_format=torch.channels_last)
         trainings[name] = train(
             classifier, train_clips.to(device), test_clips.to(device), args.epochs, args.seed, name
@@ -111,6 +121,10 @@ def run(args: argparse.Namespace) -> int:
         "seconds": round(time.perf_counter() - started, 1),
     }
     written = [args.out / "results.json", args.out / "demo.png"]
+    if args.direction == "causal":
+        results["streamed"] = compare_streamed(classifier, test_clips.to(device))
+        written.append(args.out / "causal.pt")
+        save_trained(written[-1], classifier.model, args.model, CLASSES, SIZE)
     save_results(written[0], results)
     save_plot(written[1], results, test_clips.frames, test_clips.labels.tolist())
 
@@ -121,7 +135,11 @@ def run(args: argparse.Namespace) -> int:
         kind = "shifted" if name == "TSM" else "unshifted"
         milliseconds = 1000 * training.seconds_per_step
         print(f"  {name}, {kind + ':':<11}{accuracy[name]:5.1f} %  {milliseconds:6.1f} ms per training step")
-    print(f"{verdict}\nWrote {written[0]} and {written[1]} in {results['seconds']:.0f} s.")
+    if "streamed" in results:
+        offline, streamed = (results["streamed"][how] for how in ("offline", "frame by frame"))
+        print(f"  TSM on whole clips {offline:.1f} %, streamed frame by frame {streamed:.1f} %")
+    *others, last = map(str, written)
+    print(f"{verdict}\nWrote {', '.join(others)} and {last} in {results['seconds']:.0f} s.")
     return 0
 
 
@@ -207,6 +225,31 @@ def train(
             progress.set_postfix_str(f"test accuracy {training.test_accuracy[-1]:.1f} %")
     training.seconds_per_step = sorted(seconds)[len(seconds) // 2]
     return training
+
+
+@torch.inference_mode()
+def compare_streamed(classifier: VideoClassifier, clips: Clips) -> dict[str, float]:
+    """Accuracies, in percent, of a causal model on whole clips and fed one frame at a time.
+
+    Each clip of a batch is a stream of its own, and its prediction the mean of its frames' logits.
+    """
+    classifier.eval()
+    preprocess = eval_transform(SIZE, short_side=SIZE)
+    stream = Streaming(classifier.model, consensus=NUM_SEGMENTS)
+    offline, streamed = [], []
+    for chunk in clips.frames.split(BATCH_SIZE):
+        video = preprocess(chunk)
+        offline.append(classifier(video))
+        stream.reset()
+        for frame in video.unbind(1):
+            logits = stream(frame)
+        streamed.append(logits)
+    offline, streamed = torch.cat(offline), torch.cat(streamed)
+    return {
+        "offline": _percent(offline.argmax(1) == clips.labels),
+        "frame by frame": _percent(streamed.argmax(1) == clips.labels),
+        "largest difference of logits": (offline - streamed).abs().max().item(),
+    }
 
 
 def _verdict(tsn: float, tsm: float, chance: float) -> str:

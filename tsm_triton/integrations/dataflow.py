@@ -264,7 +264,8 @@ def _not_residual(merge: Merge, members: list[Value]) -> str | None:
     if merge.shortcut and projections < 2 and _weight_count(merge.shortcut) >= _weight_count(members):
         return "its shortcut holds as many weights as its branch"
     linear = all(
-        value.op in LINEAR and (len(value.parents) == 1 or value.op in ("add", "cat", "sub")) for value in members
+        value.op in LINEAR and (len(value.parents) == 1 or value.op in ("add", "cat", "sub"))
+        for value in members
     )
     if linear and any(value.op in PROJECTIONS for value in members):
         return "its branch is linear: a positional convolution, or parallel ones that reparameterising fuses"
@@ -424,7 +425,9 @@ def _make_sites(model: nn.Module, entries: dict[Call, Value], found: Analysis) -
         if planned[call.name] != counts[call.name]:
             reason = f"of its {counts[call.name]} calls only {planned[call.name]} begin a branch"
         elif value.shape[0] % BATCH or not _frames_outermost(value):
-            reason = f"its input's first axis does not hold the frames: shape {value.shape} for {BATCH} frames"
+            reason = (
+                f"its input's first axis does not hold the frames: shape {value.shape} for {BATCH} frames"
+            )
         if reason is not None:
             found.skipped.append(Skipped(call.name, reason))
             continue
@@ -473,7 +476,9 @@ def _channel_axis(call: Call, value: Value, graph: Trace) -> int:
             for start, axis in axes.items():
                 if axis == wanted:
                     return 1 if start == 1 else -1
-            carried = {start: to for start, axis in axes.items() if (to := _carried(inner, parent, axis)) is not None}
+            carried = {
+                start: to for start, axis in axes.items() if (to := _carried(inner, parent, axis)) is not None
+            }
             if carried:
                 known.setdefault(inner.index, carried)
     return 1 if len(value.shape) == 4 and not isinstance(call.module, nn.LayerNorm) else -1
@@ -516,7 +521,9 @@ def _place(value: Value) -> str:
     return value.call.name or "the model's own forward"
 
 
-def verify_shifts(before: Trace, after: Trace, sites: Sequence[ShiftSite], merges: Sequence[Merge] = ()) -> str | None:
+def verify_shifts(
+    before: Trace, after: Trace, sites: Sequence[ShiftSite], merges: Sequence[Merge] = ()
+) -> str | None:
     """Whether a patched model's graph is the original's plus one shift at each call of each site.
 
     Args:
@@ -529,11 +536,15 @@ def verify_shifts(before: Trace, after: Trace, sites: Sequence[ShiftSite], merge
     """
     edges = [(merge, (merge.root, *merge.shortcut, merge.value)) for merge in merges]
     protected = {
-        (one.index, two.index): merge for merge, chain in edges for one, two in zip(chain, chain[1:], strict=False)
+        (one.index, two.index): merge
+        for merge, chain in edges
+        for one, two in zip(chain, chain[1:], strict=False)
     }
     folded = {site.name for site in sites if site.frames_from is not None}
     shifted: dict[Call, int] = {}
-    image: dict[int, tuple[Value, Call | None]] = {}  # value of `after` -> value of `before`, the shift it came by
+    image: dict[
+        int, tuple[Value, Call | None]
+    ] = {}  # value of `after` -> value of `before`, the shift it came by
     position = 0
     for value in after.values:
         if value.op == "temporal_shift":
@@ -551,7 +562,9 @@ def verify_shifts(before: Trace, after: Trace, sites: Sequence[ShiftSite], merge
         position += 1
         parents = [image[parent.index] for parent in value.parents]
         same = (value.op, value.shape, value.call.name) == (original.op, original.shape, original.call.name)
-        if not same or [parent.index for parent, _ in parents] != [parent.index for parent in original.parents]:
+        if not same or [parent.index for parent, _ in parents] != [
+            parent.index for parent in original.parents
+        ]:
             return f"expected {original.op} in {_place(original)}, got {value.op} in {_place(value)}"
         for parent, call in parents:
             merge = protected.get((parent.index, original.index))

@@ -98,7 +98,9 @@ def input_shape(model: nn.Module, example_input: Tensor | None = None) -> tuple[
     get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
     channels, *size = get("input_size") or (3, 224, 224)
     # the model's own word on both counts more than its pretrained weights'
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", None)
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(
+        model, "image_size", None
+    )
     if isinstance(built_for, int):
         built_for = (built_for, built_for)
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
@@ -121,7 +123,7 @@ def trace(
         ValueError: the model cannot be run on the meta device; the cause is chained.
     """
     try:
-        twin = _meta_twin(model)
+        twin = _meta_twin(model).float()  # one dtype: that of the input
         for module in twin.modules():
             for hook in module._forward_pre_hooks.values():
                 if hasattr(hook, "num_segments"):
@@ -163,7 +165,9 @@ def _meta_twin(model: nn.Module) -> nn.Module:
         # A user's hook may write to the user's own lists.
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
-                origin = getattr(hook, "__module__", None) or getattr(getattr(hook, "func", None), "__module__", "")
+                origin = getattr(hook, "__module__", None) or getattr(
+                    getattr(hook, "func", None), "__module__", ""
+                )
                 if (origin or "").partition(".")[0] not in TRUSTED_HOOKS:
                     del hooks[key]
     return twin
@@ -244,7 +248,11 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, args: Any, outputs: list[Tensor], name: str, parents: Any, weights: Any, plain: Any
     ) -> None:
         for argument, tensor in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is None or not argument.alias_info.is_write or not isinstance(tensor, Tensor):
+            if (
+                argument.alias_info is None
+                or not argument.alias_info.is_write
+                or not isinstance(tensor, Tensor)
+            ):
                 continue
             if not any(tensor is output for output in outputs):
                 self._remember(tensor)

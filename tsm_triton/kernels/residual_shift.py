@@ -256,7 +256,7 @@ def residual_shift_backward(
     future_first: bool,
     activation: str,
 ) -> list[Tensor]:
-    """The gradient of the sum under the activation, then `branch`'s where there is a scale, as `template` lies."""
+    """The gradient of the sum, then `branch`'s where there is a scale, in `template`'s memory format."""
     grads = [torch.empty_like(template) for _ in range(1 if scale is None else 2)]
     if template.numel() == 0:
         return grads

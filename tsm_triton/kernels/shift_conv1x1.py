@@ -25,9 +25,9 @@ K_BYTES = 128
 # Row tiles that share their columns' weights in L2 before the next columns begin.
 GROUP_M = 8
 
-# Outputs of a program, warps and the loads kept in flight. A program re-reads x once for every BLOCK_N
-# columns, so wide tiles win where C_out is large (512 rows of bytes and 228 KiB of shared memory allow
-# 128 x 256 with three stages) and narrow ones where the layer is small.
+# Outputs of a program, warps and stages of loads. x is read once for every BLOCK_N columns, so wide tiles
+# suit large C_out and small ones small layers. All compile without a spill for sm_80 to sm_100 and gfx942
+# (ptxas: at most 255 registers); 128 x 256 does not (320 bytes on sm_90), so it is not among them.
 CONFIGS = [
     triton.Config({"BLOCK_M": 128, "BLOCK_N": 64, "K_BYTES": K_BYTES}, num_warps=4, num_stages=3),
     triton.Config({"BLOCK_M": 64, "BLOCK_N": 64, "K_BYTES": K_BYTES}, num_warps=4, num_stages=4),
@@ -36,17 +36,20 @@ CONFIGS = [
     triton.Config({"BLOCK_M": 256, "BLOCK_N": 64, "K_BYTES": K_BYTES}, num_warps=8, num_stages=3),
     triton.Config({"BLOCK_M": 64, "BLOCK_N": 256, "K_BYTES": K_BYTES}, num_warps=8, num_stages=3),
 ]
+# The one that keeps its sums in registers when they are twice as wide.
+FLOAT64_CONFIG = CONFIGS[1]
 
 
-def _worth_trying(configs: list[triton.Config], arguments: dict[str, Any], **_: Any) -> list[triton.Config]:
-    """Leave out tiles that the output would fill less than half of."""
-    wide = [c for c in configs if c.kwargs["BLOCK_N"] < 2 * arguments["C_OUT"]]
-    return wide or configs[:2]
+def _worth_trying(configs: list[triton.Config], _: dict[str, Any], **arguments: Any) -> list[triton.Config]:
+    """Leave out tiles that the output would fill less than half of, and those that spill in float64."""
+    if arguments["x_ptr"].dtype == torch.float64:
+        return [FLOAT64_CONFIG]
+    return [config for config in configs if config.kwargs["BLOCK_N"] < 2 * max(64, arguments["C_OUT"])]
 
 
 @triton.autotune(
     CONFIGS,
-    key=["rows_bucket", "C_IN", "C_OUT"],
+    key=["rows_bucket", "C_IN", "C_OUT", "PRECISION"],  # and every dtype, which triton adds
     prune_configs_by={"early_config_prune": _worth_trying},
     cache_results=True,
 )

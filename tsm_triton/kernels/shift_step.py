@@ -4,8 +4,8 @@
     out[c] = x[c]            the rest
     kept[c] = x[c]           c < fold
 
-`kept` is the cache of the next frame; it may be `cache` itself. The backward is this same kernel: the gradients
-of `out` and `kept` are its `x` and `cache`.
+`kept` is the cache of the next frame; it may be `cache` itself. The backward is this same kernel: the
+gradients of `out` and `kept` are its `x` and `cache`.
 
 Layouts: dense ones. In memory x is rows of `row_size` elements, the channel axis outermost in each: B rows
 of C*H*W in NCHW, B*H*W rows of C in channels_last, NHWC and tokens. The first `cut` of a row are the fold's.
@@ -24,9 +24,9 @@ from .device import device_guard
 
 # Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
 VECTOR_BYTES = 16
-# One vector a thread: a frame is small (the largest map of ResNet-50 at N=1 is 1.6 MB in bfloat16), and
-# more programs fill the GPU sooner than longer ones.
-BLOCK = 128
+# One vector a thread of AMD's four wavefronts, two of NVIDIA's four warps: a frame is small (the largest map
+# of ResNet-50 at N=1 is 1.6 MB in bfloat16), and more programs fill the GPU sooner than longer ones.
+BLOCK = 256
 NUM_WARPS = 4
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -113,7 +113,7 @@ def _layout(
     channel_dim: int,
     itemsize: int,
 ) -> _Layout | None:
-    """Write x as rows with the channel axis outermost in each; None where strides or sizes do not allow it."""
+    """Write x as rows with the channel axis outermost in each; None where its memory does not allow it."""
     order = sorted((d for d in range(len(shape)) if shape[d] > 1), key=lambda d: -stride_x[d])
     dense = _is_dense(shape, stride_x, order)
     for stride in (stride_cache, stride_kept):

@@ -21,13 +21,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # Those whose derivative can be read off their own output: nothing else need be kept for the backward.
 FROM_OUTPUT = ("none", "relu", "relu6")
 
+
+def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
+    # aten.silu_backward has no derivative of its own
+    sigmoid = torch.sigmoid(z)
+    return grad * sigmoid * (1 + z * (1 - sigmoid))
+
+
 # (gradient, output or pre-activation) -> gradient of the pre-activation
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda grad, _: grad,
     "relu": lambda grad, y: aten.threshold_backward(grad, y, 0),
     "relu6": lambda grad, y: aten.hardtanh_backward(grad, y, 0, 6),
     "hardswish": aten.hardswish_backward,
-    "silu": aten.silu_backward,
+    "silu": _silu_backward,
 }
 
 

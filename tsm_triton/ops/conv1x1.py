@@ -29,8 +29,8 @@ shift_conv1x1 = torch.ops.tsm_triton.shift_conv1x1.default
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> None:
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"x must be floats of shape [N*T, C, H, W], got {tuple(x.shape)} {x.dtype}")
-    *counts, activation = shift
-    check_clips(x, *counts[:3], 1)
+    num_segments, n_future, n_past, _, activation = shift
+    check_clips(x, num_segments, n_future, n_past, 1)
     check_activation(activation)
     if weight.shape[1:2] != x.shape[1:2] or weight.shape[2:] not in ((), (1, 1)):
         raise ValueError(
@@ -69,8 +69,10 @@ def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | 
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
     _check(x, weight, bias, identity, *shift)
-    *counts, activation = shift
-    shifted = shift_by_copies(x, *counts, 1) if any(counts[1:3]) else x
+    num_segments, n_future, n_past, future_first, activation = shift
+    shifted = x
+    if n_future or n_past:
+        shifted = shift_by_copies(x, num_segments, n_future, n_past, future_first, 1)
     values = F.conv2d(shifted, _as_convolution(weight), bias)
     if identity is not None:
         values = values + identity

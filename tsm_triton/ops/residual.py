@@ -43,8 +43,8 @@ def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: 
             f"{tuple(branch.shape)} {branch.dtype} {branch.device} and "
             f"{tuple(identity.shape)} {identity.dtype} {identity.device}"
         )
-    *counts, activation = shift
-    check_clips(branch, *counts[:3], 1)
+    num_segments, n_future, n_past, _, activation = shift
+    check_clips(branch, num_segments, n_future, n_past, 1)
     check_activation(activation)
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None and (value.shape != branch.shape[1:2] or value.device != branch.device):
@@ -99,10 +99,10 @@ def _on_cpu(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
     _check(branch, scale, bias, identity, *shift)
-    *counts, activation = shift
+    num_segments, n_future, n_past, future_first, activation = shift
     y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
     y = laid_out_like(y, branch)
-    return y, shift_by_copies(y, *counts, 1)
+    return y, shift_by_copies(y, num_segments, n_future, n_past, future_first, 1)
 
 
 def _backward_on_cpu(
@@ -184,8 +184,9 @@ class _ResidualShift(torch.autograd.Function):
         y, branch, scale, bias, identity = ctx.saved_tensors
         # Grad mode is on in a backward only to differentiate it again.
         backward = _differentiable_backward if torch.is_grad_enabled() else residual_shift_backward
-        grads = backward(*grads, y, branch, scale, bias, identity, *ctx.shift)
-        grad_identity, grad_branch = grads[0], grads[-1]
+        found = backward(*grads, y, branch, scale, bias, identity, *ctx.shift)
+        # one and the same without a scale
+        grad_identity, grad_branch = found[0], found[-1]
         grad_scale = grad_bias = None
         if ctx.needs_input_grad[1]:
             products = grad_identity.to(wide(grad_identity.dtype)) * branch

@@ -1,4 +1,4 @@
-"""One frame of a causal stream as registered ops: what the plain shift is to clips, with the past in a cache."""
+"""The shift of one frame of a causal stream, whose past is in a cache, as registered ops."""
 
 from typing import Any
 
@@ -28,9 +28,9 @@ def _check(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
         expected[dim] = min(shape[dim], expected[dim])
     if shape != expected or cache.dtype != x.dtype or cache.device != x.device:
         raise ValueError(
-            f"{name} must be {x.dtype} {expected} on {x.device}, at most {x.shape[dim]} channels on axis {dim}, "
-            f"got {cache.dtype} {shape} on {cache.device}. A stream keeps its batch, frame size, dtype and "
-            "device: reset it to change them."
+            f"{name} must be {x.dtype} {expected} on {x.device}, at most {x.shape[dim]} channels on axis "
+            f"{dim}, got {cache.dtype} {shape} on {cache.device}. A stream keeps its batch, frame size, "
+            "dtype and device: reset it to change them."
         )
 
 

@@ -1,9 +1,13 @@
 """A 2D model over frames, made a model over clips."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor, nn
 
 from ..functional import check_shift
-from ..patching import is_patched, set_num_segments, shift_hooks
+from ..patching import is_patched, packed_clips, set_num_segments, shift_hooks
 
 __all__ = ["VideoClassifier"]
 
@@ -25,6 +29,8 @@ class VideoClassifier(nn.Module):
         `[N, T, 3, H, W]` -> `[N, num_classes]`, any T; `[N, T, num_classes]` with `"identity"`.
         `[N, V, T, 3, H, W]`, V views (crops, clips) of each video -> the same, averaged over V.
         `[N*T, 3, H, W]`, already folded -> the same, with T = `num_segments`.
+        `[T1 + T2 + ..., 3, H, W]` with `clip_lengths=[T1, T2, ...]`, clips of different lengths packed
+        without padding -> the same; `[T1 + T2 + ..., num_classes]` with `"identity"`.
 
     Raises:
         TypeError, ValueError: bad arguments, or an input of another shape.
@@ -54,7 +60,9 @@ class VideoClassifier(nn.Module):
         self.consensus = consensus
         self.view_average = view_average
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Tensor, clip_lengths: Sequence[int] | None = None) -> Tensor:
+        if clip_lengths is not None:
+            return self._packed_scores(video, list(clip_lengths))
         if video.dim() == 6:
             scores = self._scores(video.flatten(0, 1))
             if self.view_average == "softmax":
@@ -75,6 +83,18 @@ class VideoClassifier(nn.Module):
             set_num_segments(self.model, num_segments)
         logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return logits.mean(1) if self.consensus == "avg" else logits
+
+    def _packed_scores(self, video: Tensor, clip_lengths: list[int]) -> Tensor:
+        if video.dim() != 4 or min(clip_lengths, default=0) < 1 or sum(clip_lengths) != len(video):
+            raise ValueError(
+                "with clip_lengths, video must have shape [T1 + T2 + ..., 3, H, W] for lengths of at least 1, "
+                f"got {tuple(video.shape)} for {clip_lengths}, together {sum(clip_lengths)}"
+            )
+        with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():
+            logits = self.model(video)
+        if self.consensus == "identity":
+            return logits
+        return torch.stack([clip.mean(0) for clip in logits.split(clip_lengths)])
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, consensus={self.consensus!r}"

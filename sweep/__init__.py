@@ -1,0 +1,1 @@
+"""Every model of timm and torchvision, patched and checked: `python -m sweep`."""

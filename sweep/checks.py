@@ -1,0 +1,219 @@
+"""What is checked: the patched graph on the meta device, then numbers, then compilers; one record a check."""
+
+import re
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tsm_triton
+from tsm_triton.integrations.dataflow import analyse
+from tsm_triton.integrations.tracing import input_shape
+from tsm_triton.patching import shift_hooks
+
+from . import zoo
+
+T, CLIPS = 4, 2
+# Seconds, and weights, above which a group is recorded as "structure only".
+TIME_LIMIT = 180
+WEIGHT_LIMIT = 130_000_000
+SIZES = (64, 96, 128, 160, 192, 224, 256)
+REFUSALS = (
+    "expected a model with residual branches",
+    "expected a model whose residual branches can be shifted",
+)
+
+Record = dict[str, Any]
+
+
+def structure(library: str, name: str) -> Record:
+    """Patch on the meta device; `patch` itself compares the graphs."""
+    model = zoo.build_on_meta(library, name)
+    record: Record = {
+        "family": zoo.family(library, name),
+        "signature": zoo.signature(model),
+        "weights": sum(parameter.numel() for parameter in model.parameters()),
+        "input": list(input_shape(model)[1:]),
+    }
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hooks = shift_hooks(tsm_triton.patch(model, T))
+    except ValueError as error:
+        status = "refused" if str(error).startswith(REFUSALS) else "failed"
+        return {**record, "status": status, "error": str(error)}
+    narrow = [re.search(r"got fewer at (\d+) of", str(warning.message)) for warning in caught]
+    return {
+        **record,
+        "status": "passed",
+        "sites": len(hooks),
+        "channel_dims": dict(Counter(str(hook.channel_dim) for hook in hooks)),
+        "windows": sum(hook.counter is not None for hook in hooks),
+        "narrow": sum(int(match[1]) for match in narrow if match),
+        "concatenating": sum(m.value.op == "cat" for m in analyse(tsm_triton.unpatch(model)).merges),
+    }
+
+
+def numbers(library: str, name: str, sites: int) -> Record:
+    """Random weights, small frames: who reaches whom."""
+    size, model = _small(library, name, sites)
+    torch.manual_seed(0)
+    channels = input_shape(model)[1]
+    frames = torch.randn(CLIPS * T, channels, size, size)
+    for low, high in ((0.5, 1.5), (0.05, 0.3)):
+        zoo.make_visible(model, low, high)
+        before = _run(model, frames)
+        if before.isfinite().all():
+            break
+    keys = list(model.state_dict())
+    found = tsm_triton.find_sites(model, example_input=frames)
+    tsm_triton.patch(model, T, example_input=frames)
+    from_second, from_next_clip = _reached(model, frames, 1), _reached(model, frames, T)
+    with tsm_triton.shift_disabled(model):
+        same = torch.equal(_run(model, frames), before)
+    same_keys = list(model.state_dict()) == keys
+    tsm_triton.unpatch(model)
+    one = _one_site(model, frames, found)
+    results = {
+        "finite": bool(before.isfinite().all()),
+        "reaches_both_neighbours": from_second[:3] == [True] * 3 and from_next_clip[T : T + 2] == [True] * 2,
+        "clips_stay_apart": not any(from_second[T:]) and not any(from_next_clip[:T]),
+        "one_site_reaches_one_frame": one == [False, True, True, True] + [False] * T,
+        "disabled_is_bit_exact": same,
+        "keys_unchanged": same_keys,
+    }
+    return {"status": "passed" if all(results.values()) else "failed", "size": size, "checks": results}
+
+
+def _one_site(model: nn.Module, frames: Tensor, sites: list[tsm_triton.ShiftSite]) -> list[bool]:
+    """What the third frame reaches through one shift; some sites lead nowhere (an auxiliary head)."""
+    wide = [site for site in sites if site.channels >= 8]
+    reached: list[bool] = []
+    for site in (wide[len(wide) // 2], wide[0], wide[-1]):
+        tsm_triton.patch(model, T, sites=[site], example_input=frames)
+        reached = _reached(model, frames, 2)
+        tsm_triton.unpatch(model)
+        if sum(reached) > 1:
+            break
+    return reached
+
+
+def _small(library: str, name: str, sites: int) -> tuple[int, nn.Module]:
+    """The smallest frames that the model takes with all its sites."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        native = input_shape(zoo.build_on_meta(library, name))[2]
+        for size in (*(size for size in SIZES if size < native), native):
+            try:
+                with torch.device("meta"):
+                    model = zoo.build(library, name, size, num_classes=16)
+                found = analyse(
+                    model, example_input=torch.empty(1, input_shape(model)[1], size, size, device="meta")
+                )
+                if len([site for site in found.sites if site.channels >= 8]) >= sites:
+                    break
+            except (ValueError, RuntimeError, AssertionError, NotImplementedError, TypeError, KeyError):
+                continue
+        else:
+            size = native
+        return size, zoo.build(library, name, size, num_classes=16)
+
+
+def _run(model: nn.Module, frames: Tensor) -> Tensor:
+    with torch.no_grad():
+        out = model(frames)
+    while not isinstance(out, Tensor):
+        out = list(out.values() if isinstance(out, dict) else out)[-1]
+    return out.flatten(1) if out.dim() > 1 else out[:, None]
+
+
+def _reached(model: nn.Module, frames: Tensor, frame: int) -> list[bool]:
+    """Which rows of the output change with one frame."""
+    changed = frames.clone()
+    changed[frame] = torch.randn(frames.shape[1:])
+    return (_run(model, frames) != _run(model, changed)).any(1).tolist()
+
+
+def compilers(library: str, name: str, sites: int) -> Record:
+    """Fullgraph compile with two batch sizes and export, or the same failure of the model without shifts."""
+    size, model = _small(library, name, sites)
+    torch.manual_seed(0)
+    zoo.make_visible(model)
+    frames = torch.randn(3 * T, input_shape(model)[1], size, size)
+    outcomes: dict[str, str] = {}
+    for check in (_compiles, _exports):
+        tsm_triton.patch(model, T, example_input=frames)
+        outcome = _outcome(check, model, frames)
+        tsm_triton.unpatch(model)
+        if outcome != "passed" and _outcome(check, model, frames) != "passed":
+            outcome = "the unpatched model fails, too"
+        outcomes[check.__name__.strip("_")] = outcome
+    failed = any(outcome not in ("passed", "the unpatched model fails, too") for outcome in outcomes.values())
+    return {"status": "failed" if failed else "passed", "size": size, "checks": outcomes}
+
+
+def _outcome(check: Callable[[nn.Module, Tensor], None], model: nn.Module, frames: Tensor) -> str:
+    torch.compiler.reset()
+    try:
+        check(model, frames)
+    except _TooLong:
+        raise
+    except Exception as error:  # compilers raise anything
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return "passed"
+
+
+def _compiles(model: nn.Module, frames: Tensor) -> None:
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for clips in (2, 3):
+        torch.testing.assert_close(_run(compiled, frames[: clips * T]), _run(model, frames[: clips * T]))
+
+
+def _exports(model: nn.Module, frames: Tensor) -> None:
+    name = next(iter(__import__("inspect").signature(model.forward).parameters))
+    batch = T * torch.export.Dim("clips", min=1, max=64)
+    program = torch.export.export(model, (frames[: 2 * T],), dynamic_shapes={name: {0: batch}}, strict=False)
+    torch.testing.assert_close(_run(program.module(), frames), _run(model, frames), rtol=1e-3, atol=1e-4)
+
+
+class _TooLong(Exception):
+    pass
+
+
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def run(task: tuple[str, str, str, int]) -> Record:
+    """One check of one model, as a record that says everything; never raises."""
+    kind, library, name, sites = task
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings(), _at_most(TIME_LIMIT):
+            warnings.simplefilter("ignore")
+            if kind == "structure":
+                record = structure(library, name)
+            else:
+                record = (numbers if kind == "numbers" else compilers)(library, name, sites)
+    except _TooLong:
+        record = {"status": "too large", "error": f"more than {TIME_LIMIT} s"}
+    except Exception as error:  # the sweep goes on; the table says what happened
+        record = {"status": "failed", "error": f"{type(error).__name__}: {str(error)[:500]}"}
+    seconds = round(time.perf_counter() - start, 2)
+    return {"kind": kind, "library": library, "name": name, "seconds": seconds, **record}

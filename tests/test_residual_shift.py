@@ -1,0 +1,351 @@
+"""The fused end of a residual block: both forms against the reference, and the op inside torch."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tsm_triton import functional, ops, reference
+from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, shift_cases
+
+settings = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# the interpreter computes in numpy, which warns where exp overflows to the infinity it should
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+# One rounding of the result, after arithmetic of its own width or fp32.
+TOLERANCES: dict[torch.dtype, dict[str, Any]] = {
+    torch.float64: dict(rtol=1e-12, atol=1e-12),
+    torch.float32: dict(rtol=1e-5, atol=1e-4),
+    torch.float16: dict(rtol=2e-3, atol=1e-3),
+    torch.bfloat16: dict(rtol=1.6e-2, atol=1e-2),
+}
+# The interpreter truncates bf16 where a GPU rounds it.
+DTYPES = (torch.float32, torch.float16, torch.float64)
+FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
+SHIFTS = [(4, 2, 2, True), (2, 0, 3, True), (4, 1, 3, False), (1, 2, 1, True), (2, 0, 0, True)]
+activations = st.sampled_from(list(ops.ACTIVATIONS))
+
+
+def arguments(case, device, scaled=True, biased=True, activation="relu", dtype=None) -> tuple[Any, ...]:
+    """The op's arguments around `case.x` as the branch; scale and bias in fp32 unless a dtype is given."""
+    generator = torch.Generator().manual_seed(case.x.numel())
+    channels, vectors = case.x.shape[1], dtype or torch.promote_types(torch.float32, case.dtype)
+    identity = torch.randn(case.shape, generator=generator).to(case.dtype)
+    scale = torch.randn(channels, generator=generator, dtype=vectors) if scaled else None
+    bias = torch.randn(channels, generator=generator, dtype=vectors) if biased else None
+    tensors = [case.x, scale, bias, identity]
+    return *[None if x is None else x.to(device) for x in tensors], *case.shift[:4], activation
+
+
+def close(actual, expected, dtype):
+    torch.testing.assert_close(
+        actual.cpu(), expected.cpu(), equal_nan=True, check_stride=False, **TOLERANCES[dtype]
+    )
+
+
+@settings
+@given(
+    case=shift_cases(DTYPES, FRAMES),
+    activation=activations,
+    scaled=st.booleans(),
+    biased=st.booleans(),
+    narrow=st.booleans(),
+)
+def test_matches_the_reference_in_every_dtype_and_layout(device, case, activation, scaled, biased, narrow):
+    branch, *rest = arguments(case, device, scaled, biased, activation, case.dtype if narrow else None)
+    before = branch.clone()
+    y, shifted = ops.residual_shift(branch, *rest)
+    expected = reference.residual_shift(branch, *rest)[0]
+    close(y, expected, case.dtype)
+    # what is shifted is y itself, to the bit
+    assert_same_bits(shifted.cpu(), reference.temporal_shift(y.cpu(), *case.shift))
+    assert y.stride() == shifted.stride() == torch.empty_like(branch).stride()
+    assert_same_bits(branch.cpu(), before.cpu())
+
+
+def test_bf16_matches_the_reference():
+    branch, identity = torch.randn(2, 8, 16, 5, 5).bfloat16()
+    scale, bias = torch.randn(2, 16)
+    for activation in ops.ACTIVATIONS:
+        rest = (scale, bias, identity, 4, 2, 3, True, activation)
+        y, shifted = ops.residual_shift(branch, *rest)
+        close(y, reference.residual_shift(branch, *rest)[0], torch.bfloat16)
+        assert_same_bits(shifted, reference.temporal_shift(y, 4, 2, 3))
+
+
+@settings
+@given(
+    case=shift_cases((torch.float64, torch.float32), ("contiguous", "channels_last", "cropped"), max_clips=2),
+    activation=activations,
+    scaled=st.booleans(),
+    biased=st.booleans(),
+    used=st.sampled_from(["both", "y", "shifted"]),
+)
+def test_gradients_are_those_of_the_reference(device, case, activation, scaled, biased, used):
+    branch, *rest, _ = arguments(case, device, scaled, biased)
+    branch = torch.nan_to_num(branch, nan=0.5, posinf=1.5, neginf=-2.5) / 16
+    tensors = [branch, *rest[:3]]
+    weights = torch.randn(2, *case.shape, dtype=case.dtype).to(device)
+
+    def gradients(function):
+        inputs = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
+        y, shifted = function(*inputs, *rest[3:], activation)
+        parts = {"y": (y * weights[0]).sum(), "shifted": (shifted * weights[1]).sum()}
+        loss = parts["y"] + parts["shifted"] if used == "both" else parts[used]
+        return torch.autograd.grad(loss, [x for x in inputs if x is not None])
+
+    for actual, expected in zip(
+        gradients(ops.residual_shift), gradients(reference.residual_shift), strict=True
+    ):
+        # a channel's sum has thousands of terms
+        close(actual / 16, expected / 16, case.dtype)
+
+
+@settings
+@given(case=shift_cases(DTYPES, ("contiguous", "channels_last")), data=st.data())
+def test_clips_do_not_mix(device, case, data):
+    branch, scale, bias, identity, *shift = arguments(case, device)
+    clips = case.x.shape[0] // case.num_segments
+    order = data.draw(st.permutations(range(clips)))
+
+    def permuted(x):
+        return x.unflatten(0, (clips, case.num_segments))[order].flatten(0, 1) if clips else x
+
+    expected = ops.residual_shift(branch, scale, bias, identity, *shift)
+    actual = ops.residual_shift(permuted(branch), scale, bias, permuted(identity), *shift)
+    for one, other in zip(actual, expected, strict=True):
+        assert_same_bits(one, permuted(other))
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("n_first", [3, 8])
+@pytest.mark.parametrize("num_segments", [1, 2, 3])
+def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(
+    device, activation, layout, n_first, num_segments
+):
+    shift = (num_segments, n_first, 4, True)
+    for frame in (0, 2, 5):
+        branch = torch.randn(6, 16, 3, 3)
+        branch[frame] = torch.nan
+        branch, identity = laid_out(branch, layout).to(device), torch.zeros(6, 16, 3, 3, device=device)
+        y, shifted = ops.residual_shift(branch, None, None, identity, *shift, activation)
+        read = reference.temporal_shift(branch.cpu(), *shift).isnan()
+        assert torch.equal(y.isnan().cpu(), branch.isnan().cpu())
+        assert torch.equal(shifted.isnan().cpu(), read)
+
+
+@pytest.mark.parametrize("used", ["y", "shifted"])
+def test_what_needs_no_gradient_gets_none(device, used):
+    branch, identity = torch.randn(2, 4, 8, 3, 3, device=device)
+    branch.requires_grad_()
+    y, shifted = ops.residual_shift(branch, None, None, identity, 2, 2, 2, True, "relu")
+    loss = (y if used == "y" else shifted).sum()
+    loss.backward()
+    assert branch.grad is not None
+    assert identity.grad is None
+
+
+@pytest.mark.parametrize(
+    ("activation", "trained_scale", "kept"),
+    [
+        ("none", False, {"scale"}),
+        ("relu", False, {"y", "scale"}),
+        ("relu6", False, {"y", "scale"}),
+        ("relu", True, {"y", "branch", "scale"}),
+        ("silu", False, {"branch", "scale", "bias", "identity"}),
+        ("hardswish", True, {"branch", "scale", "bias", "identity"}),
+    ],
+)
+def test_the_backward_keeps_no_more_than_it_needs(activation, trained_scale, kept):
+    tensors = {
+        "branch": torch.randn(4, 8, 3, 3, requires_grad=True),
+        "scale": torch.randn(8, requires_grad=trained_scale),
+        "bias": torch.randn(8),
+        "identity": torch.randn(4, 8, 3, 3),
+    }
+    y, _ = ops.residual_shift(*tensors.values(), 2, 2, 2, True, activation)
+    saved = {x.data_ptr() for x in y.grad_fn.saved_tensors if x is not None}
+    names = {name for name, x in (tensors | {"y": y}).items() if x.data_ptr() in saved}
+    assert names == kept
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "frames_inner"])
+def test_the_gradient_keeps_the_memory_format(device, layout):
+    branch = laid_out(torch.randn(4, 8, 3, 3), layout).to(device).requires_grad_()
+    identity = torch.randn(4, 8, 3, 3, device=device, requires_grad=True)
+    y, shifted = ops.residual_shift(branch, None, None, identity, 2, 2, 2, True, "relu")
+    torch.autograd.backward((y, shifted), (torch.ones_like(y), torch.randn_like(shifted)))
+    assert branch.grad is not None
+    assert branch.grad.stride() == branch.stride()
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("layout", "shift"), [("contiguous", SHIFTS[0]), ("channels_last", SHIFTS[2]), ("contiguous", SHIFTS[1])]
+)
+def test_gradients_of_both_orders_are_right(device, activation, layout, shift):
+    def tensor(*shape):
+        x = torch.randn(shape, dtype=torch.float64)
+        return (laid_out(x, layout) if len(shape) == 4 else x).to(device).detach().requires_grad_()
+
+    # the interpreter takes a minute for every element by finite differences, a second for random directions
+    fast: dict[str, Any] = {
+        "fast_mode": torch.device(device).type == "cuda" or "TRITON_INTERPRET" in os.environ
+    }
+    inputs = (tensor(4, 6, 2, 1), tensor(6), tensor(6), tensor(4, 6, 2, 1))
+
+    def call(*inputs):
+        return ops.residual_shift(*inputs, *shift, activation)
+
+    assert torch.autograd.gradcheck(call, inputs, **fast)
+    if shift is SHIFTS[0]:
+        assert torch.autograd.gradgradcheck(call, inputs, **fast)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize(
+    ("layout", "activation"), [("contiguous", "silu"), ("channels_last", "relu"), ("cropped", "relu")]
+)
+def test_opcheck(device, layout, activation):
+    branch, identity = (laid_out(torch.randn(4, 8, 3, 3), layout).to(device) for _ in range(2))
+    scale, bias = torch.randn(2, 8, device=device)
+    shift = (2, 2, 1, True, activation)
+    torch.library.opcheck(ops.residual_shift, (branch, scale, bias, identity, *shift))
+    torch.library.opcheck(ops.residual_shift, (branch, None, None, identity, *shift))
+    trained = [x.detach().clone().requires_grad_() for x in (branch, scale, bias, identity)]
+    torch.library.opcheck(ops.residual_shift, (*trained, *shift))
+    y = torch.relu(branch)
+    for grads in ((branch, identity), (branch, None), (None, identity)):
+        saved = (y, None, scale, None, None) if activation == "relu" else (None, branch, None, bias, identity)
+        torch.library.opcheck(ops.residual_shift_backward, (*grads, *saved, *shift))
+
+
+@pytest.mark.parametrize(
+    ("layout", "activation"), [("contiguous", "none"), ("channels_last", "relu"), ("contiguous", "silu")]
+)
+def test_inductor_trains_through_it_at_every_batch_size(layout, activation):
+    torch.compiler.reset()
+    scale, bias = torch.randn(8, requires_grad=True), torch.randn(8)
+
+    def loss(branch, identity):
+        y, shifted = functional.residual_shift(
+            torch.tanh(branch), identity, 4, scale=scale, bias=bias, activation=activation
+        )
+        return (y * shifted.cos()).sum()
+
+    compiled = torch.compile(loss, fullgraph=True)
+    for clips in (1, 2):
+        inputs = [laid_out(torch.randn(4 * clips, 8, 3, 3), layout).requires_grad_() for _ in range(2)]
+        wanted = (*inputs, scale)
+        expected = torch.autograd.grad(loss(*inputs), wanted)
+        for actual, gradient in zip(torch.autograd.grad(compiled(*inputs), wanted), expected, strict=True):
+            torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_exports_with_a_dynamic_number_of_clips():
+    class Block(nn.Module):
+        def forward(self, branch, identity):
+            return functional.residual_shift(branch, identity, 4)
+
+    clips = torch.export.Dim("clips", min=1, max=64)
+    example = (torch.randn(8, 8, 3, 3), torch.randn(8, 8, 3, 3))
+    shapes = {"branch": {0: 4 * clips}, "identity": {0: 4 * clips}}
+    program = torch.export.export(Block(), example, dynamic_shapes=shapes).run_decompositions({})
+    assert any(node.target is ops.residual_shift for node in program.graph.nodes)
+    inputs = (torch.randn(20, 8, 3, 3), torch.randn(20, 8, 3, 3))
+    for actual, expected in zip(program.module()(*inputs), Block()(*inputs), strict=True):
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_the_function_is_the_plain_shift_of_the_block(device, direction):
+    branch, identity = torch.randn(2, 8, 16, 3, 3, device=device)
+    y, shifted = functional.residual_shift(branch, identity, 4, direction=direction)
+    torch.testing.assert_close(y, torch.relu(branch + identity))
+    assert_same_bits(shifted, functional.temporal_shift(y, 4, direction=direction))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(branch=[1]), TypeError, "branch must be a torch.Tensor, got list"),
+        (dict(branch=torch.zeros(8, 16).int()), TypeError, "branch must hold floats, got torch.int32"),
+        (dict(branch=torch.zeros(8)), ValueError, r"shape \[N\*T, C, \*spatial\], got \(8,\)"),
+        (dict(identity=None), TypeError, "identity must be a torch.Tensor, got NoneType"),
+        (
+            dict(identity=torch.zeros(8, 8, 2, 2)),
+            ValueError,
+            r"identity must have shape .*, got \(8, 8, 2, 2\)",
+        ),
+        (
+            dict(identity=torch.zeros(8, 16, 2, 2).half()),
+            ValueError,
+            "torch.float32 on cpu, got torch.float16",
+        ),
+        (dict(scale=torch.zeros(8)), ValueError, r"scale must have shape \(16,\), got \(8,\)"),
+        (dict(bias=1.0), TypeError, "bias must be a torch.Tensor, got float"),
+        (dict(bias=torch.zeros(16).double()), ValueError, "bias must be torch.float32 on cpu"),
+        (dict(num_segments=3), ValueError, "branch must hold whole clips: .*num_segments=3, got 8 frames"),
+        (dict(num_segments=True), TypeError, "num_segments must be an int"),
+        (dict(shift_div=17), ValueError, "at least shift_div=17 channels, got 16"),
+        (dict(direction="left"), ValueError, "one of 'bidirectional', 'causal', got 'left'"),
+        (dict(activation="gelu"), ValueError, "one of 'none', 'relu', .*, got 'gelu'"),
+    ],
+)
+def test_bad_arguments_say_what_was_expected_and_got(arguments, error, message):
+    good = dict(branch=torch.zeros(8, 16, 2, 2), identity=torch.zeros(8, 16, 2, 2), num_segments=4)
+    with pytest.raises(error, match=message):
+        functional.residual_shift(**(good | arguments))
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"),
+    [
+        ((3, 1, 1, True, "relu"), "divisible by num_segments=3, got 8 frames"),
+        ((4, 9, 8, True, "relu"), "between 0 and the 16 channels of axis 1, got 9 \\+ 8"),
+        ((4, 1, 1, True, "gelu"), "got 'gelu'"),
+    ],
+)
+def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
+    branch, identity = torch.zeros(2, 8, 16, 2, 2, device=device)
+    with pytest.raises(ValueError, match=message):
+        ops.residual_shift(branch, None, None, identity, *shift)
+    with pytest.raises(ValueError, match="expected branch and identity of one shape"):
+        ops.residual_shift(branch, None, None, identity[:4], 4, 1, 1, True, "relu")
+    with pytest.raises(ValueError, match=r"scale must have shape \[C\] = \[16\]"):
+        ops.residual_shift(branch, branch[0, :8, 0, 0], None, identity, 4, 1, 1, True, "relu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_bf16_on_a_gpu_matches_the_reference(layout, activation):
+    branch, identity = (laid_out(torch.randn(8, 24, 7, 7), layout).bfloat16().cuda() for _ in range(2))
+    scale, bias = torch.randn(2, 24, device="cuda")
+    y, shifted = ops.residual_shift(branch, scale, bias, identity, 4, 3, 3, True, activation)
+    expected = reference.residual_shift(branch, scale, bias, identity, 4, 3, 3, True, activation)[0]
+    close(y, expected, torch.bfloat16)
+    assert_same_bits(shifted.cpu(), reference.temporal_shift(y.cpu(), 4, 3, 3))
+
+
+@pytest.mark.cuda
+def test_is_captured_by_a_cuda_graph():
+    branch, identity = torch.randn(2, 8, 16, 7, 7, device="cuda")
+
+    def call():
+        return ops.residual_shift(branch, None, None, identity, 4, 2, 2, True, "relu")
+
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    branch.copy_(torch.randn_like(branch))
+    graph.replay()
+    for actual, expected in zip(captured, call(), strict=True):
+        assert_same_bits(actual.cpu(), expected.cpu())

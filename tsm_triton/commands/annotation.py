@@ -1,0 +1,124 @@
+"""What a stream leaves behind: a video with the predictions drawn on it, and a timeline of probabilities."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .common import replacing
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+__all__ = ["AnnotatedVideo", "annotated_video", "save_timeline"]
+
+MIN_HEIGHT, MAX_HEIGHT = 240, 1080  # of the picture in the annotated video, in pixels
+TICKS = 1000  # a second
+SHOWN = 8  # classes in the timeline
+
+
+class AnnotatedVideo:
+    """An MP4 that is being written; made by `annotated_video`."""
+
+    def __init__(self, container: "OutputContainer", stream: "VideoStream") -> None:
+        self.container = container
+        self.stream = stream
+        self.size: tuple[int, int] = (0, 0)  # of the picture, fixed by the first frame
+        self.bar = 0
+        self.pts = -1
+
+    def write(self, frame: Tensor, time: float, label: str, confidence: float, fps: float) -> None:
+        """Draw under a picture what was made of it, and encode it.
+
+        Args:
+            frame: uint8 `[3, H, W]`, RGB.
+            time: in seconds from the first frame.
+            label: of the class.
+            confidence: its probability.
+            fps: how many frames a second are processed.
+        """
+        import av
+        from PIL import Image, ImageDraw, ImageFont
+
+        picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+        if self.pts < 0:
+            self._fix_size(*picture.size)
+        canvas = Image.new("RGB", (self.size[0], self.size[1] + self.bar), (17, 17, 17))
+        canvas.paste(picture.resize(self.size, Image.Resampling.BILINEAR))
+        draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(self.bar * 0.55)
+        draw.rectangle(
+            (0, self.size[1], round(self.size[0] * confidence), self.size[1] + self.bar), fill=(0, 78, 122)
+        )
+        middle, margin = self.size[1] + self.bar / 2, self.bar / 4
+        draw.text((margin, middle), f"{label}  {confidence:.0%}", (255, 255, 255), font, anchor="lm")
+        rate = f"{fps:.0f} fps"
+        if draw.textlength(f"{label}  {confidence:.0%}  {rate}", font) + 2 * margin < self.size[0]:
+            draw.text((self.size[0] - margin, middle), rate, (200, 200, 200), font, anchor="rm")
+
+        encoded = av.VideoFrame.from_image(canvas)
+        self.pts = max(self.pts + 1, round(time * TICKS))
+        encoded.pts, encoded.time_base = self.pts, self.stream.codec_context.time_base
+        self.container.mux(self.stream.encode(encoded))
+
+    def _fix_size(self, width: int, height: int) -> None:
+        # small pictures are enlarged until letters can be read on them; MP4 wants even sides
+        scale = min(max(1.0, MIN_HEIGHT / height), MAX_HEIGHT / height)
+        self.size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
+        self.bar = max(24, self.size[1] // 12 // 2 * 2)
+        self.stream.width, self.stream.height = self.size[0], self.size[1] + self.bar
+
+
+@contextmanager
+def annotated_video(path: Path, fps: float) -> Iterator[AnnotatedVideo]:
+    """Write an MP4: H.264, or MPEG-4 where FFmpeg comes without x264. It takes its name when it is whole.
+
+    Raises:
+        ImportError: PyAV is not installed.
+    """
+    from fractions import Fraction
+
+    import av
+
+    if "libx264" in av.codecs_available:
+        codec, options = "libx264", {"crf": "20", "preset": "veryfast"}
+    else:
+        codec, options = "mpeg4", {"qmin": "2", "qmax": "5"}
+    with replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=max(1, round(fps)), options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, TICKS)
+        video = AnnotatedVideo(container, stream)
+        yield video
+        if video.pts >= 0:
+            container.mux(stream.encode(None))
+
+
+def save_timeline(
+    path: Path, times: Sequence[float], probabilities: Sequence[Tensor], labels: Sequence[str], title: str
+) -> None:
+    """Draw the probabilities of the classes that were likeliest at any time.
+
+    Args:
+        path: of the PNG.
+        times: of the frames, in seconds.
+        probabilities: of each frame, `[num_classes]`.
+        labels: of the classes.
+        title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    values = torch.stack(list(probabilities)).float()
+    chosen = values.amax(0).topk(min(SHOWN, values.shape[1])).indices.sort().values.tolist()
+    figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for i in chosen:
+        axes.plot(times, values[:, i].tolist(), "." if len(times) == 1 else "-", label=labels[i])
+    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1.02), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

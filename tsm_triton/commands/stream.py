@@ -1,0 +1,169 @@
+"""`tsm-triton stream SOURCE`: live video through a causal model, frame by frame."""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..streaming import Streaming
+from ..video.transforms import eval_transform, transform_for
+from .annotation import annotated_video, save_timeline
+from .common import pick_device
+from .sources import Source, open_source
+from .weights import Trained, load_trained
+
+__all__ = ["add_arguments", "run"]
+
+DEMO_WEIGHTS = Path("demo", "causal.pt")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a video file, a folder of images, or the number of a camera")
+    add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
+    add("--weights", type=Path, metavar="STATE_DICT", help=f"causal weights (default: {DEMO_WEIGHTS})")
+    add("--labels", type=Path, metavar="FILE", help="a class name a line")
+    add("--out", type=Path, default=Path("stream"), metavar="DIR", help="folder for results (default: stream/)")
+    add("--device", help="where to run (default: cuda where there is one, else cpu)")
+    add("--realtime", action="store_true", help="keep to the source's pace, dropping frames where need be")
+    add("--consensus", type=int, metavar="K", help="average the logits of the last K frames")
+    add("--every", type=int, default=1, metavar="N", help="compute each N-th frame (default: %(default)s)")
+    add("--max-frames", type=int, metavar="N", help="stop after N frames of the source")
+
+
+def run(args: argparse.Namespace) -> int:
+    missing = [module for module in ("av", "matplotlib") if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"stream needs {' and '.join(missing)}: pip install 'tsm-triton[video,plot]'")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}")
+    device = pick_device(args.device)
+    trained = _trained(args)
+    model = trained.model.to(device)
+    labels = _labels(args.labels, trained.classes)
+    stream = Streaming(model, consensus=args.consensus, every=args.every)
+    if trained.size is not None:
+        preprocess = eval_transform(trained.size, short_side=trained.size)
+    else:
+        preprocess = transform_for(model)
+    source = open_source(args.source)
+    args.out.mkdir(parents=True, exist_ok=True)
+    video, timeline = args.out / "annotated.mp4", args.out / "timeline.png"
+
+    times: list[float] = []
+    probabilities: list[Tensor] = []
+    total = args.max_frames if source.num_frames is None else min(source.num_frames, args.max_frames or sys.maxsize)
+    pace, began, rate = _Pace(args.realtime, source.fps), time.perf_counter(), 0.0
+    with (
+        _stop_on_interrupt() as stopped,
+        tqdm(total=total, desc="Streaming", unit="frame", disable=None) as progress,
+        annotated_video(video, source.fps) as writer,
+    ):
+        for number, (frame, at) in enumerate(_until(source, stopped, args.max_frames)):
+            progress.update()
+            if not pace.keeps(at):
+                continue
+            started = time.perf_counter()
+            # a clip of one frame
+            logits = stream(preprocess(frame[None]).to(device))[0]
+            scores = logits.float().softmax(-1).cpu()
+            seconds = time.perf_counter() - started
+            labels = labels or [f"class {i}" for i in range(len(scores))]
+            if len(labels) != len(scores):
+                raise ValueError(f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}")
+            confidence, best = scores.max(-1)
+            # a moving average over about ten frames
+            rate = 1 / seconds if number == 0 else 0.9 * rate + 0.1 / seconds
+            writer.write(frame, at, labels[int(best)], confidence.item(), rate)
+            times.append(at)
+            probabilities.append(scores)
+            progress.set_postfix_str(
+                f"{labels[int(best)]} {confidence:.0%}, {1000 * seconds:.0f} ms, {rate:.0f} fps"
+                + (f", {pace.dropped} dropped" if pace.dropped else "")
+            )
+        if not times:
+            raise ValueError(f"expected frames, got none from {args.source!r}")
+    save_timeline(timeline, times, probabilities, labels or [], f"{trained.name} on {args.source}")
+
+    elapsed = time.perf_counter() - began
+    ended = "Stopped after" if stopped.is_set() else "Streamed"
+    print(
+        f"{ended} {len(times)} frames in {elapsed:.1f} s ({len(times) / elapsed:.1f} a second), dropped "
+        f"{pace.dropped}; a stream remembers {stream.cache_bytes} bytes.\nWrote {video} and {timeline}."
+    )
+    return 0
+
+
+class _Pace:
+    """Which frames of a source to take so as not to fall behind it."""
+
+    def __init__(self, realtime: bool, fps: float) -> None:
+        self.realtime = realtime
+        self.period = 1 / fps
+        self.dropped = 0
+        self.start: float | None = None
+
+    def keeps(self, at: float) -> bool:
+        """Wait for a frame's time, and say whether it is still worth taking."""
+        if not self.realtime:
+            return True
+        now = time.monotonic()
+        if self.start is None:
+            self.start = now - at
+        early = self.start + at - now
+        if early > 0:
+            time.sleep(early)
+        elif early < -self.period:
+            self.dropped += 1
+            return False
+        return True
+
+
+def _trained(args: argparse.Namespace) -> Trained:
+    if args.weights is None and not DEMO_WEIGHTS.exists():
+        raise FileNotFoundError(
+            f"expected the demo's trained weights at {str(DEMO_WEIGHTS)!r}, which does not exist. Run "
+            "`tsm-triton demo --direction causal` in this folder first, or pass --model and --weights."
+        )
+    return load_trained(args.weights or DEMO_WEIGHTS, args.model)
+
+
+def _labels(path: Path | None, classes: list[str] | None) -> list[str] | None:
+    return classes if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _until(
+    source: Source, stopped: threading.Event, max_frames: int | None
+) -> Iterator[tuple[Tensor, float]]:
+    for number, item in enumerate(source.frames, 1):
+        yield item
+        if stopped.is_set() or number == max_frames:
+            return
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that no file is left half written; a second one interrupts."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
