@@ -89,7 +89,8 @@ def markdown(results: dict[str, Any]) -> str:
     libraries = " and ".join(f"{library} {versions[library]}" for library in results["totals"])
     text = HEAD.format(libraries=libraries, torch=versions["torch"], totals="\n".join(lines))
     for library, models in results["models"].items():
-        text += f"## {library}\n\n| family | names | sites | axis | verified | notes |\n|---|---|---:|---|---|---|\n"
+        text += f"## {library}\n\n| family | names | sites | axis | verified | notes |\n"
+        text += "|---|---|---:|---|---|---|\n"
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for name, entry in models.items():
             groups[entry.get("family", ""), entry.get("signature", name)].append(name)

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from collections import Counter
+from typing import Any
 
 import timm
 import torch
@@ -26,7 +27,7 @@ def family(library: str, name: str) -> str:
     return inspect.unwrap(torchvision.models.get_model_builder(name)).__module__.rpartition(".")[2]
 
 
-def build(library: str, name: str, size: int | None = None, **options: int) -> nn.Module:
+def build(library: str, name: str, size: int | None = None, **options: Any) -> nn.Module:
     """A model with random weights; `size` is told to those that are built for an input size."""
     if library == "torchvision":
         if name in ("googlenet", "inception_v3"):
@@ -61,7 +62,7 @@ def is_known(library: str, name: str) -> bool:
 
 
 def make_visible(model: nn.Module, low: float = 0.5, high: float = 1.5) -> nn.Module:
-    """Draw anew what hides a branch at the start of training: zero heads and norms, layer scales, skip gains."""
+    """Draw anew what hides a branch at first: zero heads and norms, layer scales, skip gains."""
     for name, parameter in model.named_parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02 if parameter.dim() > 1 else 0.1)

@@ -10,10 +10,11 @@ import torchvision
 from torch import nn
 
 import tsm_triton
-from tsm_triton import find_sites, fuse, packed_clips, patch, shift_disabled
+from tsm_triton import fuse, packed_clips, patch, shift_disabled
 from tsm_triton.fusion import FusedModel
 from tsm_triton.integrations.compiler import FusionReport, is_faster, rewrite
 from tsm_triton.ops import residual_shift, shift_conv1x1, temporal_shift
+from tsm_triton.patching import ShiftHook
 
 T = 4
 SIZE = (3, 64, 64)
@@ -46,9 +47,10 @@ MODELS = {
 
 def create(name: str) -> nn.Module:
     library, name = name.split()
-    builder = getattr(torchvision.models, name) if library == "torchvision" else timm.create_model
     torch.manual_seed(0)
-    return visible(builder(num_classes=5) if library == "torchvision" else builder(name, num_classes=5))
+    if library == "torchvision":
+        return visible(getattr(torchvision.models, name)(num_classes=5))
+    return visible(timm.create_model(name, num_classes=5))
 
 
 def visible(model: nn.Module) -> nn.Module:
@@ -98,7 +100,7 @@ def fused_nodes(model: FusedModel) -> list[torch.fx.Node]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_computes_what_the_patched_model_does(name):
+def test_computes_what_the_patched_model_does_on_the_fused_ops(name):
     model, fused = patched_and_fused(name)
     frames = clips(2)
     tolerance = TOLERANCES[torch.float32]
@@ -106,10 +108,6 @@ def test_computes_what_the_patched_model_does(name):
     with shift_disabled(model):  # a forgotten shift would show
         assert difference(fused, model, frames) > 10 * tolerance
 
-
-@pytest.mark.parametrize("name", MODELS)
-def test_fuses_every_place_that_the_graph_shows(name):
-    model, fused = patched_and_fused(name)
     kinds, left = MODELS[name]
     report = fused.report
     assert {kind: sum(entry.kind == kind for entry in report.fused) for kind in kinds} == kinds
@@ -119,9 +117,11 @@ def test_fuses_every_place_that_the_graph_shows(name):
     assert report.batch_norms == len(norms)
     # each shift of the model is either fused or left, under the name of its site
     shifts = [entry.site for entry in report.fused + report.left if "shift" in entry.kind]
-    assert sorted(shifts) == sorted(
-        site.name for site in find_sites(tsm_triton.unpatch(copy.deepcopy(model)))
-    )
+    assert sorted(shifts) == sorted(name for name, module in model.named_modules() if is_shifted(module))
+
+
+def is_shifted(module: nn.Module) -> bool:
+    return any(isinstance(hook, ShiftHook) for hook in module._forward_pre_hooks.values())
 
 
 def test_resnet101_has_every_shifted_conv1_fused():
@@ -133,7 +133,7 @@ def test_resnet101_has_every_shifted_conv1_fused():
     assert not report.left
 
 
-@pytest.mark.parametrize("name", ["timm test_resnet", "timm resnet18"])
+@pytest.mark.parametrize("name", ["timm test_resnet", "timm test_efficientnet"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_no_worse_than_the_patched_model(name, dtype):
     model, fused = patched_and_fused(name)
@@ -188,7 +188,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_one_wrong_argument_of_one_node_is_seen(mutation):
     op, position, change = MUTATIONS[mutation]
-    model, fused = patched_and_fused("timm resnet50" if op is shift_conv1x1 else "timm resnet18")
+    model, fused = patched_and_fused("timm test_resnet")
     mutant = copy.deepcopy(fused)
     nodes = [n for n in fused_nodes(mutant) if n.target is op and n.args[position] is not None]
     # those whose shift moves something, where the shift is what changes
@@ -451,7 +451,7 @@ def test_what_cannot_be_fused_is_refused(model, error, message):
 
 def partly_training() -> nn.Module:
     model = small()
-    model.layer2.train()
+    model.get_submodule("layer2").train()
     return model
 
 

@@ -68,7 +68,10 @@ def reach(model: nn.Module, frames: torch.Tensor, frame: int) -> list[bool]:
     [
         ("resnet18", [f"layer{s}.{b}.conv1" for s in (1, 2, 3, 4) for b in range(2)]),
         ("resnet50", [f"layer{s}.{b}.conv1" for s, n in enumerate((3, 4, 6, 3), 1) for b in range(n)]),
-        ("resnet101", [f"layer{s}.{b}.conv1" for s, n in enumerate((3, 4, 23, 3), 1) for b in range(0, n, 2)]),
+        (
+            "resnet101",
+            [f"layer{s}.{b}.conv1" for s, n in enumerate((3, 4, 23, 3), 1) for b in range(0, n, 2)],
+        ),
     ],
 )
 def test_resnets_are_shifted_where_the_authors_shift_them(library, name, expected):
@@ -278,7 +281,12 @@ def test_a_keyword_input_is_shifted(resnet):
 
 
 def test_stages_choose_by_index_and_by_name(resnet):
-    assert names(resnet, stages=[0, 3]) == ["layer1.0.conv1", "layer1.1.conv1", "layer4.0.conv1", "layer4.1.conv1"]
+    assert names(resnet, stages=[0, 3]) == [
+        "layer1.0.conv1",
+        "layer1.1.conv1",
+        "layer4.0.conv1",
+        "layer4.1.conv1",
+    ]
     assert names(resnet, stages=["layer2"]) == names(resnet, stages=[1]) == names(resnet, stages=1)
     mobilenet = timm.create_model("mobilenetv2_100")
     assert names(mobilenet, stages=[2]) == ["blocks.2.1.conv_pw", "blocks.2.2.conv_pw"]
@@ -302,10 +310,22 @@ def test_filter_fn_sees_modules_and_names(resnet):
         (dict(num_segments=0), ValueError, "num_segments must be at least 1, got 0"),
         (dict(num_segments="8"), TypeError, "num_segments must be an int, got '8' of type str"),
         (dict(shift_div=1), ValueError, "shift_div must be at least 2, got 1"),
-        (dict(direction="both"), ValueError, "direction must be one of 'bidirectional', 'causal', got 'both'"),
+        (
+            dict(direction="both"),
+            ValueError,
+            "direction must be one of 'bidirectional', 'causal', got 'both'",
+        ),
         (dict(place="inplace"), ValueError, "place must be one of 'blockres', 'block', got 'inplace'"),
-        (dict(shift_div=65), ValueError, "at least shift_div=65 channels at every site, got 64 at 'layer1.0.conv1'"),
-        (dict(filter_fn=lambda module, name: False), ValueError, "keep at least one of the 8 sites of ResNet"),
+        (
+            dict(shift_div=65),
+            ValueError,
+            "at least shift_div=65 channels at every site, got 64 at 'layer1.0.conv1'",
+        ),
+        (
+            dict(filter_fn=lambda module, name: False),
+            ValueError,
+            "keep at least one of the 8 sites of ResNet",
+        ),
     ],
 )
 def test_a_failed_patch_says_why_and_leaves_the_model_alone(resnet, options, error, message):
@@ -315,7 +335,9 @@ def test_a_failed_patch_says_why_and_leaves_the_model_alone(resnet, options, err
 
 
 def test_a_model_with_no_known_site_is_refused():
-    with pytest.raises(ValueError, match="expected a model with residual branches, .* got Sequential with none"):
+    with pytest.raises(
+        ValueError, match="expected a model with residual branches, .* got Sequential with none"
+    ):
         patch(nn.Sequential(nn.Conv2d(3, 8, 1)))
 
 
@@ -335,7 +357,9 @@ def test_patching_twice_is_refused(resnet):
     "call", [unpatch, shift_hooks, lambda m: set_num_segments(m, 4), lambda m: shift_disabled(m).__enter__()]
 )
 def test_what_needs_a_patched_model_says_so(resnet, call):
-    with pytest.raises(RuntimeError, match=r"expected a patched model, got ResNet without a shift. Call tsm_triton.patch"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a patched model, got ResNet without a shift. Call tsm_triton.patch"
+    ):
         call(resnet)
 
 

@@ -80,8 +80,12 @@ def test_resets_at_any_time_begin_a_clip(data, num_streams, events):
 
 def test_the_cache_holds_the_first_channels_of_what_entered_the_site(small):
     seen: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _, x: seen.update({name: x[0]})
+
     for site in tsm_triton.find_sites(unpatch(small)):
-        site.module.register_forward_pre_hook(lambda _, x, at=site.name: seen.update([(at, x[0])]))
+        site.module.register_forward_pre_hook(record(site.name))
     stream = Streaming(patch(small, 4, direction="causal"))
     for frame in frames_of(2, 3).unbind(1):
         stream(frame)
@@ -112,7 +116,7 @@ def test_the_mobilenet_of_the_authors_remembers_108192_bytes_a_stream():
 
 
 def bytes_allocated(call: Callable[[], object]) -> int:
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         call()
     results: Any = profile.profiler and profile.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]

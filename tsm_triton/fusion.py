@@ -97,21 +97,24 @@ def _check(model: nn.Module) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise TypeError(
-            f"expected an eager module, got the scripted {type(model).__name__}. Patch and fuse the eager one."
+            f"expected an eager module, got the scripted {type(model).__name__}. Patch and fuse the eager "
+            "one."
         )
     if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in model.modules()):
         raise RuntimeError(
-            "expected a model that is not compiled, got a compiled one. Fuse first, then torch.compile the result."
+            "expected a model that is not compiled, got a compiled one. Fuse first, then torch.compile the "
+            "result."
         )
     hooks = shift_hooks(model)
     if any(module.training for module in model.modules()):
         raise RuntimeError(
-            f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() first: "
-            "fusing folds the running statistics of batch-norm."
+            f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "
+            "first: fusing folds the running statistics of batch-norm."
         )
     if not all(hook.enabled for hook in hooks):
         raise RuntimeError(
-            "expected a model whose shift is on, got one inside tsm_triton.shift_disabled. Fuse outside of it."
+            "expected a model whose shift is on, got one inside tsm_triton.shift_disabled. Fuse outside of "
+            "it."
         )
     if any(hook.boundaries is not None for hook in hooks):
         raise RuntimeError(
@@ -132,16 +135,16 @@ def _captured(model: nn.Module, num_segments: int, input_size: tuple[int, ...]) 
         network = program.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         raise RuntimeError(
-            f"expected a model that torch.export captures for any number of clips of {num_segments} frames of "
-            f"{list(input_size)}, got {type(error).__name__} for {type(model).__name__}. Pass example_input if "
-            "its input is of another size; else keep the patched model, which torch.compile takes as it is."
+            f"expected a model that torch.export captures for any number of clips of {num_segments} frames "
+            f"of {list(input_size)}, got {type(error).__name__} for {type(model).__name__}. Pass example_input "
+            "if its input is of another size; else keep the patched model, which torch.compile takes as it is."
         ) from error
     return _with_plain_signature(network)
 
 
 def _with_plain_signature(network: GraphModule) -> GraphModule:
     """Without the pytree wrapping of export, where one tensor comes out."""
-    if network._out_spec.is_leaf():
+    if network._out_spec is not None and network._out_spec.is_leaf():
         network.graph.set_codegen(CodeGen())
         (output,) = network.graph.find_nodes(op="output")
         output.args = tuple(output.args[0])

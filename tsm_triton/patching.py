@@ -195,13 +195,13 @@ def patch(
     _check_model(model)
     if is_patched(model):
         raise RuntimeError(
-            "expected an unpatched model, got one that is patched already. Call tsm_triton.unpatch(model) first, "
-            "or tsm_triton.set_num_segments(model, T) to change the clip length."
+            "expected an unpatched model, got one that is patched already. Call tsm_triton.unpatch(model) "
+            "first, or tsm_triton.set_num_segments(model, T) to change the clip length."
         )
     if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in model.modules()):
         raise RuntimeError(
-            "expected a model that is not compiled, got a compiled one, which would silently ignore the shift. "
-            "Patch first, then torch.compile."
+            "expected a model that is not compiled, got a compiled one, which would silently ignore the "
+            "shift. Patch first, then torch.compile."
         )
     if sites is None:
         found = _find(model, place, stages, filter_fn, example_input)
@@ -216,9 +216,9 @@ def patch(
         if difference is not None:
             unpatch(model)
             raise RuntimeError(
-                f"expected the patched {type(model).__name__} to be the original plus {len(chosen)} shifts with "
-                f"each shortcut unshifted, got a difference: {difference}. The patch is taken back. Leave the "
-                "site out with filter_fn, or shift by hand with tsm_triton.temporal_shift."
+                f"expected the patched {type(model).__name__} to be the original plus {len(chosen)} shifts "
+                f"with each shortcut unshifted, got a difference: {difference}. The patch is taken back. Leave "
+                "the site out with filter_fn, or shift by hand with tsm_triton.temporal_shift."
             )
     _forget_compiled_graphs()
     return model
@@ -416,7 +416,8 @@ def _find(
         )
         raise ValueError(
             f"expected a model with residual branches, or one that holds such a model, got "
-            f"{type(model).__name__} with none. {instead} by hand, with tsm_triton.temporal_shift in its forward."
+            f"{type(model).__name__} with none. {instead} by hand, with tsm_triton.temporal_shift in its "
+            "forward."
         )
     kept = found if stages is None else _in_stages(model, found, stages)
     if filter_fn is not None:
@@ -452,8 +453,9 @@ def _backbones(
                 reason = None if forced else integration.refusal(module)
                 if reason is not None:
                     raise ValueError(
-                        f"expected a model whose residual branches can be shifted, got {type(module).__name__}: "
-                        f"{reason}. Choose sites with filter_fn, which is called with each module and its name."
+                        "expected a model whose residual branches can be shifted, got "
+                        f"{type(module).__name__}: {reason}. Choose sites with filter_fn, which is called with "
+                        "each module and its name."
                     )
                 backbones.append(_by_dataflow(outer, module, place, example_input))
                 break
@@ -501,8 +503,8 @@ def _wide_enough(found: _Found, shift_div: int, direction: str) -> list[ShiftSit
         )
     warnings.warn(
         f"expected at least shift_div={shift_div} channels at every site, got fewer at {len(narrow)} of "
-        f"{len(found.sites)}, which stay unshifted: {', '.join(site.name for site in narrow)}. Lower shift_div "
-        "to shift them too.",
+        f"{len(found.sites)}, which stay unshifted: {', '.join(site.name for site in narrow)}. Lower "
+        "shift_div to shift them too.",
         stacklevel=3,
     )
     return wide

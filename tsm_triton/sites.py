@@ -18,8 +18,8 @@ class ShiftSite:
         module: the module itself; its first argument is what gets shifted.
         channels: number of channels of that argument.
         channel_dim: the axis they stand on: 1 for `[N*T, C, H, W]`, -1 for tokens and NHWC.
-        frames_from: None where the argument has one row a frame. Where it has several (the windows of Swin V2,
-            sorted by frame), the name of the module whose input still has one: it runs before, or around.
+        frames_from: None where the argument has one row a frame. Where it has several (the windows of
+            Swin V2, sorted by frame), the name of the module whose input still has one: it runs before, or around.
     """
 
     name: str
@@ -63,8 +63,8 @@ class ShiftSite:
             module = model.get_submodule(values["name"])
         except AttributeError:
             raise ValueError(
-                f"expected a module of {type(model).__name__}, got {values['name']!r}, which it does not have. "
-                "Sites belong to the model they were found in."
+                f"expected a module of {type(model).__name__}, got {values['name']!r}, which it does not "
+                "have. Sites belong to the model they were found in."
             ) from None
         return cls(
             values["name"], module, values["channels"], values["channel_dim"], values.get("frames_from")

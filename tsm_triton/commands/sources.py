@@ -69,26 +69,17 @@ def _folder(folder: Path) -> Source:
     if not paths:
         raise ValueError(f"expected a folder of images ({', '.join(IMAGES)}), got none in {str(folder)!r}")
 
-    def frames() -> Iterator[tuple[Tensor, float]]:
-        from torchvision.io import ImageReadMode, decode_image
-
-        for number, path in enumerate(paths):
-            try:
-                image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-            except RuntimeError:
-                image = _with_pillow(path)
-            yield image, number / IMAGES_PER_SECOND
-
-    return Source(frames(), IMAGES_PER_SECOND, len(paths))
+    frames = ((_image(path), number / IMAGES_PER_SECOND) for number, path in enumerate(paths))
+    return Source(frames, IMAGES_PER_SECOND, len(paths))
 
 
-def _with_pillow(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+def _image(path: Path) -> Tensor:
+    from PIL import Image, ImageOps, UnidentifiedImageError
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
+            return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"expected an image, got {str(path)!r}, which cannot be read: {error}") from error
 

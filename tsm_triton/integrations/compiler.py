@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
 BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default)
-ACTIVATIONS = {
+ACTIVATIONS: dict[Any, str] = {
     aten.relu.default: "relu",
     aten.hardswish.default: "hardswish",
     aten.silu.default: "silu",
@@ -117,7 +117,7 @@ def fold_batch_norms(module: GraphModule) -> int:
     for norm in list(module.graph.nodes):
         if norm.target not in BATCH_NORMS or arguments(norm).get("training", False):
             continue
-        conv = norm.args[0]
+        conv: Node = arguments(norm)["input"]
         output = _first_output(norm)
         if conv.target not in CONVOLUTIONS or len(conv.users) != 1 or output is None:
             continue
@@ -125,22 +125,15 @@ def fold_batch_norms(module: GraphModule) -> int:
         norms = _constants(module, norm, ("weight", "bias", "running_mean", "running_var"))
         if weights is None or norms is None or arguments(conv).get("transposed", False):
             continue
-        _set_weights(module, conv, *_folded(*weights, *norms, arguments(norm)["eps"]))
+        _set_weights(module, conv, *_folded(weights, norms, arguments(norm)["eps"]))
         output.replace_all_uses_with(conv)
         folded += 1
     module.graph.eliminate_dead_code()
     return folded
 
 
-def _folded(
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def _folded(weights: list[Any], norms: list[Any], eps: float) -> tuple[Tensor, Tensor]:
+    (weight, bias), (gamma, beta, mean, var) = weights, norms
     scale = (var.double() + eps).rsqrt()
     if gamma is not None:
         scale = scale * gamma.double()
@@ -151,11 +144,12 @@ def _folded(
 
 
 def fuse_pointwise(graph: torch.fx.Graph, report: FusionReport) -> None:
-    """`act(conv1x1(shift(x)) + identity)` as one op: at least the shift or the identity, in any order of the sum."""
+    """`act(conv1x1(shift(x)) + identity)` as one op, where there is the shift, or the identity, or both."""
     for conv in list(graph.nodes):
         if conv.target not in CONVOLUTIONS or why_not_pointwise(conv) is not None:
             continue
-        shift = conv.args[0] if _absorbable(conv.args[0]) else None
+        values = arguments(conv)
+        shift = values["input"] if _absorbable(values["input"]) else None
         end, identity = conv, None
         if (add := _only_user(conv)) is not None and (identity := _other_operand(add, conv)) is not None:
             end = add
@@ -167,8 +161,7 @@ def fuse_pointwise(graph: torch.fx.Graph, report: FusionReport) -> None:
         if not is_faster(kind, conv):
             continue
         activation, end = _activation_behind(end)
-        x, *counts = (conv.args[0], 1, 0, 0, True) if shift is None else shift.args[:5]
-        values = arguments(conv)
+        x, *counts = (values["input"], 1, 0, 0, True) if shift is None else shift.args[:5]
         with graph.inserting_before(end):
             fused = graph.call_function(
                 ops.shift_conv1x1, (x, values["weight"], values["bias"], identity, *counts, activation)
@@ -185,9 +178,9 @@ def fuse_residual_shifts(graph: torch.fx.Graph, report: FusionReport) -> None:
     for shift in _shifts(graph):
         if why_no_residual_shift(shift) is not None or not is_faster("residual + shift", shift):
             continue
-        y = shift.args[0]
+        y: Node = arguments(shift)["x"]
         activation, add = _activation_of(y)
-        branch, identity = add.args[:2]
+        branch, identity = _operands(add)
         with graph.inserting_before(y):
             both = graph.call_function(
                 ops.residual_shift, (branch, None, None, identity, *shift.args[1:5], activation)
@@ -208,19 +201,19 @@ def _report_left(graph: torch.fx.Graph, report: FusionReport) -> None:
             slower = "the fused form is slower here" if None in reasons else None
             reason = slower or ", ".join(reason for reason in reasons if reason is not None)
             report.left.append(Fusion(site_of(node), "shift", reason))
-        elif node.target is aten.add.Tensor and _same_kind(*node.args[:2]):
-            operands = " + ".join(_name_of(operand) for operand in node.args[:2])
+        elif node.target is aten.add.Tensor and _same_kind(*_operands(node)):
+            operands = " + ".join(_name_of(operand) for operand in _operands(node))
             report.left.append(Fusion(site_of(node), "residual", f"no 1x1 convolution ends in {operands}"))
 
 
 def why_not_absorbed(shift: Node) -> str | None:
     """Why the convolution behind a shift cannot read shifted, None where it can."""
-    if shift.args[5] != 1:
-        return f"channels on axis {shift.args[5]}"
+    if (channel_dim := arguments(shift)["channel_dim"]) != 1:
+        return f"channels on axis {channel_dim}"
     if len(shift.users) != 1:
         return f"shift has {len(shift.users)} users"
     (user,) = shift.users
-    if user.target not in CONVOLUTIONS or user.args[0] is not shift:
+    if user.target not in CONVOLUTIONS or arguments(user)["input"] is not shift:
         return f"{_name_of(user)} follows"
     return why_not_pointwise(user)
 
@@ -228,7 +221,7 @@ def why_not_absorbed(shift: Node) -> str | None:
 def why_not_pointwise(conv: Node) -> str | None:
     """Why a convolution is no product of its rows with a matrix, None where it is one."""
     values = arguments(conv)
-    kernel = conv.args[1].meta["val"].shape[2:]
+    kernel = values["weight"].meta["val"].shape[2:]
     if len(kernel) != 2 or any(size != 1 for size in kernel):
         return f"conv is {'x'.join(map(str, kernel))}"
     padding = values["padding"]
@@ -245,16 +238,16 @@ def why_not_pointwise(conv: Node) -> str | None:
 
 def why_no_residual_shift(shift: Node) -> str | None:
     """Why what is shifted is not computed together with its shift, None where it can be."""
-    if shift.args[5] != 1:
-        return f"channels on axis {shift.args[5]}"
-    y = shift.args[0]
+    if (channel_dim := arguments(shift)["channel_dim"]) != 1:
+        return f"channels on axis {channel_dim}"
+    y: Node = arguments(shift)["x"]
     activation, add = _activation_of(y)
     if add.target is not aten.add.Tensor:
         sums = [n for n in y.all_input_nodes if n.target is aten.add.Tensor]
         return f"activation {_name_of(y)}" if sums else f"input is {_name_of(y)}"
     if activation != "none" and len(add.users) != 1:
         return f"sum has {len(add.users)} users"
-    if arguments(add)["alpha"] != 1 or not _same_kind(*add.args[:2]):
+    if arguments(add)["alpha"] != 1 or not _same_kind(*_operands(add)):
         return "sum of different shapes"
     return None
 
@@ -291,19 +284,23 @@ def _only_user(node: Node) -> Node | None:
 
 def _other_operand(add: Node, operand: Node) -> Node | None:
     """What is added to `operand`, where it is of the same shape."""
-    if add.target is not aten.add.Tensor or arguments(add)["alpha"] != 1 or not _same_kind(*add.args[:2]):
+    if add.target is not aten.add.Tensor or arguments(add)["alpha"] != 1 or not _same_kind(*_operands(add)):
         return None
-    first, second = add.args[:2]
+    first, second = _operands(add)
     other = second if first is operand else first
     return other if isinstance(other, Node) and other is not operand else None
 
 
+def _operands(add: Node) -> tuple[Any, Any]:
+    values = arguments(add)
+    return values["self"], values["other"]
+
+
 def _same_kind(first: Any, second: Any) -> bool:
     """Whether two operands agree in shape and dtype, so that their sum broadcasts nothing."""
-    values = [operand.meta.get("val") if isinstance(operand, Node) else None for operand in (first, second)]
-    if not all(isinstance(value, Tensor) for value in values):
+    a, b = (x.meta.get("val") if isinstance(x, Node) else None for x in (first, second))
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return False
-    a, b = values
     return a.dim() == 4 and a.dtype == b.dtype and a.is_floating_point() and _same_sizes(a.shape, b.shape)
 
 
@@ -316,7 +313,7 @@ def _activation_name(node: Node) -> str | None:
     if node.target is aten.hardtanh.default:
         values = arguments(node)
         return "relu6" if (values["min_val"], values["max_val"]) == (0, 6) else None
-    return ACTIVATIONS.get(node.target)  # type: ignore[arg-type]
+    return ACTIVATIONS.get(node.target)
 
 
 def _activation_behind(node: Node) -> tuple[str, Node]:
@@ -349,7 +346,7 @@ def _first_output(node: Node) -> Node | None:
     if node.target is aten.batch_norm.default:
         return node
     read = [user for user in node.users if user.users]
-    return read[0] if len(read) == 1 and read[0].args[1] == 0 else None
+    return read[0] if len(read) == 1 and read[0].args[1:] == (0,) else None
 
 
 def _constants(module: GraphModule, node: Node, names: tuple[str, ...]) -> list[Any] | None:

@@ -1,16 +1,17 @@
-"""Where any traceable model is shifted: residual merges in its dataflow, and the modules that begin their branches.
+"""Where any traceable model is shifted: residual merges in its dataflow, and the modules that begin branches.
 
-A residual merge is an `add` of two values of one shape, `shortcut` and `branch`, such that some `root` leads to
-`branch` through weights, and to `shortcut` freely (views, sums, scales: an identity) or lightly (one projection,
-pooling, norms, fewer weights than the branch: a downsample). The site is the outermost module call inside the
-branch that receives the root, or what is made of it alone; past the norm and activation of a pre-activation
-block. A model without any such merge may concatenate instead (DenseNet, VoVNet, ShuffleNetV2): there the merge
-is a `cat` that holds the root, or a slice of it, beside the branch.
+A residual merge is an `add` of two values of one shape, `shortcut` and `branch`, such that some `root` leads
+to `branch` through weights, and to `shortcut` freely (views, sums, scales: an identity) or lightly (one
+projection, pooling, norms, fewer weights than the branch: a downsample). The site is the outermost module call
+inside the branch that receives the root, or what is made of it alone; past the norm and activation of a
+pre-activation block. Where models concatenate instead (DenseNet, VoVNet, ShuffleNetV2), the merge is a `cat`
+that holds the root, or a slice of it, beside the branch.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from .tracing import BATCH, Call, Trace, Value, input_shape, trace
 __all__ = ["Analysis", "Merge", "Skipped", "analyse", "verify_shifts"]
 
 VIEWS = {
-    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "clone", "contiguous", "detach", "dropout", "expand",
-    "lift_fresh", "native_dropout", "permute", "reshape", "squeeze", "t", "transpose", "unflatten", "unsqueeze",
-    "view",
+    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "clone", "contiguous", "detach", "dropout",
+    "expand", "lift_fresh", "native_dropout", "permute", "reshape", "squeeze", "t", "transpose", "unflatten",
+    "unsqueeze", "view",
 }  # fmt: skip
 PARTS = {
     "as_strided", "gather", "index", "index_select", "narrow", "select", "slice", "split", "split_with_sizes",
@@ -32,8 +33,8 @@ PARTS = {
 SELECTIONS = PARTS | {"constant_pad_nd", "flip", "roll"}
 SCALES = {"add", "cat", "copy", "div", "mul", "sub"}  # with one operand that depends on the input
 POOLS = {
-    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "mean",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "pixel_unshuffle",
+    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices",
+    "mean", "pixel_unshuffle", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d",
 }  # fmt: skip
 PROJECTIONS = {"addmm", "baddbmm", "bmm", "convolution", "linear", "mm"}
 BATCH_NORMS = {
@@ -56,8 +57,8 @@ class Merge:
         value: the sum.
         root: where they part.
         branch: the end of the branch.
-        shortcut: the values from the root's first child on the shortcut to its end; empty where the root itself
-            is added.
+        shortcut: the values from the root's first child on the shortcut to its end; empty where the root
+            itself is added.
         within: numbers of the values between root and branch.
         light: whether the shortcut projects or pools.
         sliced: whether the shortcut takes only a part of the root, as class attention does.
@@ -154,7 +155,7 @@ class _Lineage:
         return bool(self._weighted[target.index] >> source.index & 1)
 
     def between(self, source: Value, target: Value) -> frozenset[int]:
-        """Numbers of the values on the ways from `source` to `target`, the target included, the source not."""
+        """Numbers of the values on the ways from `source` to `target`, without the source."""
         wanted, pending = {target.index}, [target]
         while pending:
             for parent in pending.pop().parents:
@@ -279,8 +280,8 @@ def _weight_count(values: Iterable[Value]) -> int:
 def _concatenations(values: list[Value], lineage: _Lineage, merges: Sequence[Merge]) -> Iterator[Merge]:
     """Each `cat` that holds some root, or a slice of it, and what was made of it.
 
-    Beside residual merges only those outside their branches count that hold the whole root and two values more:
-    the one-shot aggregation of VoVNet and HGNet, not Ghost modules nor cross-stage partial ones.
+    Beside residual merges only those outside their branches count that hold the whole root and two values
+    more: the one-shot aggregation of VoVNet and HGNet, not Ghost modules nor cross-stage partial ones.
     """
     within = frozenset().union(*(merge.within for merge in merges))
     for value in values:
@@ -367,16 +368,17 @@ def _past_activation(
     Downsample blocks share the pre-activation with their shortcut: there the branch begins behind it.
     """
     first = call, value
-    while _prepares(call, graph):
+    while call.output is not None and _prepares(call, graph):
         value = call.output
-        children = _children(value, merge) if value else []
+        children = _children(value, merge)
         while len(children) == 1 and _receiver(children[0], value, outside) is None and _of_one(children[0]):
             value = children[0]
             children = _children(value, merge)
-        calls = {_receiver(child, value, outside) for child in children} if value else set()
-        if len(calls) != 1 or None in calls:
+        calls = {_receiver(child, value, outside) for child in children}
+        following = calls.pop() if calls else None
+        if following is None or calls:
             break
-        (call,) = calls
+        call = following
         weighted = (inner.op for inner in graph.values[call.start : call.end] if inner.weights)
         if next(weighted, None) == "convolution":
             return call, value
@@ -535,11 +537,7 @@ def verify_shifts(
         None if so, else the first difference in words.
     """
     edges = [(merge, (merge.root, *merge.shortcut, merge.value)) for merge in merges]
-    protected = {
-        (one.index, two.index): merge
-        for merge, chain in edges
-        for one, two in zip(chain, chain[1:], strict=False)
-    }
+    protected = {(one.index, two.index): merge for merge, chain in edges for one, two in pairwise(chain)}
     folded = {site.name for site in sites if site.frames_from is not None}
     shifted: dict[Call, int] = {}
     image: dict[

@@ -8,7 +8,7 @@ from .residual import STAGES, resnet_sites
 REFUSED = {
     "nasnet": "its cells add up many operations of two inputs, so that no branch is the residual one",
     "pnasnet": "its cells add up many operations of two inputs, so that no branch is the residual one",
-    "lcnetv2": "its shifts would disappear with reparameterize_model, which replaces the modules they stand at",
+    "lcnetv2": "reparameterize_model replaces the modules that its shifts stand at, and would lose them",
 }
 
 

@@ -137,8 +137,8 @@ def trace(
             output = twin(x)
     except Exception as error:
         raise ValueError(
-            f"expected a model that runs on a meta tensor of shape {shape}, got {type(model).__name__}, which "
-            f"raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}. Pass an "
+            f"expected a model that runs on a meta tensor of shape {shape}, got {type(model).__name__}, "
+            f"which raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}. Pass an "
             "example_input of the right shape; a model that cannot be traced is shifted by hand, with "
             "tsm_triton.temporal_shift in its forward."
         ) from error
@@ -149,7 +149,7 @@ def _meta_twin(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose weights and buffers have shapes but no memory."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
+        for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=False)
         for buffer in module._buffers.values():
