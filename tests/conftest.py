@@ -15,7 +15,7 @@ if not HAS_CUDA:
     import tsm_triton.kernels.residual_shift
     import tsm_triton.kernels.shift_conv1x1
     import tsm_triton.kernels.shift_step
-    import tsm_triton.kernels.temporal_shift
+    import tsm_triton.kernels.temporal_shift  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
 

@@ -142,7 +142,10 @@ def test_the_classifier_averages_each_packed_clip(model):
 
 
 def test_packing_ends_with_the_context_and_says_what_does_not_fit(model):
-    with pytest.raises(ValueError, match=r"boundaries must be a bool tensor \[9\]"), packed_clips(model, [3, 4]):
+    with (
+        pytest.raises(ValueError, match=r"boundaries must be a bool tensor \[9\]"),
+        packed_clips(model, [3, 4]),
+    ):
         model(torch.randn(8, 3, 160, 160, dtype=torch.float64))
     assert all(hook.boundaries is None for hook in shift_hooks(model))
     with pytest.raises(ValueError, match=r"got \(8, 3, 4, 4\) for \[3, 4\], together 7"):

@@ -91,7 +91,9 @@ def _camera(index: int) -> Source:
     except ImportError as error:
         raise ImportError("cameras need PyAV (module 'av'): pip install 'tsm-triton[video]'") from error
     if sys.platform not in CAMERAS:
-        raise ValueError(f"expected a system with v4l2 or avfoundation, got {sys.platform}: pass a video file")
+        raise ValueError(
+            f"expected a system with v4l2 or avfoundation, got {sys.platform}: pass a video file"
+        )
     kind, name = CAMERAS[sys.platform]
     try:
         container = av.open(name.format(index), format=kind)

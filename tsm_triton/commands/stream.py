@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
     add("--weights", type=Path, metavar="STATE_DICT", help=f"causal weights (default: {DEMO_WEIGHTS})")
     add("--labels", type=Path, metavar="FILE", help="a class name a line")
-    add("--out", type=Path, default=Path("stream"), metavar="DIR", help="folder for results (default: stream/)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("stream"),
+        metavar="DIR",
+        help="folder for results (default: stream/)",
+    )
     add("--device", help="where to run (default: cuda where there is one, else cpu)")
     add("--realtime", action="store_true", help="keep to the source's pace, dropping frames where need be")
     add("--consensus", type=int, metavar="K", help="average the logits of the last K frames")
@@ -61,7 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
     times: list[float] = []
     probabilities: list[Tensor] = []
-    total = args.max_frames if source.num_frames is None else min(source.num_frames, args.max_frames or sys.maxsize)
+    total = (
+        args.max_frames
+        if source.num_frames is None
+        else min(source.num_frames, args.max_frames or sys.maxsize)
+    )
     pace, began, rate = _Pace(args.realtime, source.fps), time.perf_counter(), 0.0
     with (
         _stop_on_interrupt() as stopped,
@@ -79,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
             seconds = time.perf_counter() - started
             labels = labels or [f"class {i}" for i in range(len(scores))]
             if len(labels) != len(scores):
-                raise ValueError(f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}")
+                raise ValueError(
+                    f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}"
+                )
             confidence, best = scores.max(-1)
             # a moving average over about ten frames
             rate = 1 / seconds if number == 0 else 0.9 * rate + 0.1 / seconds
@@ -138,7 +149,9 @@ def _trained(args: argparse.Namespace) -> Trained:
 
 
 def _labels(path: Path | None, classes: list[str] | None) -> list[str] | None:
-    return classes if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return (
+        classes if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    )
 
 
 def _until(

@@ -37,9 +37,7 @@ def save_trained(path: Path, model: nn.Module, name: str, classes: tuple[str, ..
     """Write weights with what `load_trained` needs to know of them."""
     state = {key: value.cpu() for key, value in model.state_dict().items()}
     with replacing(path) as temporary:
-        torch.save(
-            {"state_dict": state, "model": name, "classes": list(classes), "size": size}, temporary
-        )
+        torch.save({"state_dict": state, "model": name, "classes": list(classes), "size": size}, temporary)
 
 
 def load_trained(path: Path, name: str | None) -> Trained:
@@ -56,7 +54,9 @@ def load_trained(path: Path, name: str | None) -> Trained:
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"expected weights at {str(path)!r}, which does not exist: check the path") from None
+        raise FileNotFoundError(
+            f"expected weights at {str(path)!r}, which does not exist: check the path"
+        ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
             f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} "
@@ -70,7 +70,9 @@ def load_trained(path: Path, name: str | None) -> Trained:
         raise ValueError(f"expected weights of {name!r}, got weights of {about['model']!r} in {str(path)!r}")
     name = name or about.get("model")
     if name is None:
-        raise ValueError(f"expected --model with the weights in {str(path)!r}, which do not say whose they are")
+        raise ValueError(
+            f"expected --model with the weights in {str(path)!r}, which do not say whose they are"
+        )
     model = create_model(name, **_head(name, state))
     _load(model, state, name)
     patch(model.eval(), direction="causal")
