@@ -14,7 +14,13 @@ VECTORS = {"*i8": 16, "*i16": 8, "*i32": 4, "*i64": 2}
 
 
 def shift_arguments(
-    pointer: str, vec: int, single_row: bool, folds_aligned: bool, reverse: bool, packed: bool = False
+    pointer: str,
+    vec: int,
+    single_row: bool,
+    folds_aligned: bool,
+    reverse: bool,
+    packed: bool = False,
+    int64: bool = False,
 ) -> dict:
     integers = ("num_segments", "frame_size", "row_size", "first_end", "second_end")
     strides = ("stride_x_frame", "stride_x_row")
@@ -22,13 +28,14 @@ def shift_arguments(
         "x_ptr": pointer,
         "boundaries_ptr": "*u8" if packed else None,
         "out_ptr": pointer,
-        **dict.fromkeys((*integers, *strides), "i32"),
+        **dict.fromkeys((*integers, *strides), "i64" if int64 else "i32"),
         "VEC": vec,
         "BLOCK": kernel.BLOCK if folds_aligned else kernel.STRADDLING_BLOCK,
         "SINGLE_ROW": single_row,
         "FOLDS_ALIGNED": folds_aligned,
         "REVERSE": reverse,
         "PACKED": packed,
+        "INT64": int64,
     }
 
 
@@ -55,6 +62,15 @@ def test_an_unaligned_tensor_still_compiles_to_plain_accesses(target):
     arguments = shift_arguments("*i16", 1, True, True, False)
     code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
     assert set(code.loads) == set(code.stores) == {16}
+    assert code.spills == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("folds_aligned", [True, False], ids=["aligned", "straddling"])
+def test_frames_above_two_to_the_31_elements_compile_to_wide_accesses(target, folds_aligned):
+    arguments = shift_arguments("*i16", 8, False, folds_aligned, False, int64=True)
+    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
+    assert set(code.loads) == set(code.stores) == {128}
     assert code.spills == 0
 
 

@@ -175,6 +175,19 @@ def test_a_tensor_beyond_32_bit_indices(layout):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_a_frame_beyond_32_bit_indices(channel_dim):
+    x = torch.empty(2, 2**12, 2**20 - 3, dtype=torch.int8, device="cuda").random_(-128, 128)
+    x = x if channel_dim == 1 else torch.empty(2, 2**20, 2**12 - 8, dtype=torch.int8, device="cuda").random_()
+    y = ops.temporal_shift(x, 2, 3, 3, True, channel_dim).movedim(channel_dim, 1)
+    x = x.movedim(channel_dim, 1)
+    assert torch.equal(y[0, :3], x[1, :3])
+    assert torch.equal(y[1, 3:6], x[0, 3:6])
+    assert torch.equal(y[:, 6:], x[:, 6:])
+    assert y[1, :3].count_nonzero() == y[0, 3:6].count_nonzero() == 0
+
+
+@pytest.mark.cuda
 def test_runs_on_a_gpu_that_is_not_the_current_one():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tsm_triton import ops, reference, temporal_shift
+from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.testing import LAYOUTS, ShiftCase, assert_same_bits, laid_out, shift_cases
 
 # the `device` fixture stays the same for all examples of a test
@@ -187,3 +188,15 @@ def test_a_fold_of_nothing_is_a_copy_when_asked_for_by_count(device):
     out = ops.temporal_shift(x, 2, 0, 0, True, 1)
     assert torch.equal(out, x)
     assert out.data_ptr() != x.data_ptr()
+
+
+@settings
+@given(case=shift_cases())
+def test_the_kernel_addresses_frames_beyond_32_bits(case):
+    with pytest.MonkeyPatch.context() as patch:
+        # every frame counts as larger than 2**31 elements
+        patch.setattr(kernel, "INT32_FRAME", 0)
+        if not torch.cuda.is_available():
+            patch.setenv("TRITON_INTERPRET", "1")
+        actual = shift(case, "cuda" if torch.cuda.is_available() else "cpu")
+    assert_same_bits(actual, reference.temporal_shift(case.x, *case.shift))

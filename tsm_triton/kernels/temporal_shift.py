@@ -32,6 +32,8 @@ BLOCK = 512
 # stack frame on triton 3.6 with 512, at most 46 with 256).
 STRADDLING_BLOCK = 256
 NUM_WARPS = 4
+# Above this many elements a frame's offsets need 64 bits (the last block may reach past the frame's end).
+INT32_FRAME = 2**31 - BLOCK * VECTOR_BYTES
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -55,11 +57,15 @@ def _temporal_shift_kernel(
     FOLDS_ALIGNED: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     # One program moves BLOCK vectors of one frame.
-    blocks = (frame_size + BLOCK - 1) // BLOCK
+    blocks = (frame_size - 1) // BLOCK + 1
     frame = tl.program_id(0) // blocks
-    vec = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0) % blocks
+    if INT64:
+        block = block.to(tl.int64)
+    vec = block * BLOCK + tl.arange(0, BLOCK)
     if PACKED:
         # all that matters of t is whether it is the first or the last
         t = tl.where(tl.load(boundaries_ptr + frame) != 0, 0, 1)
@@ -165,6 +171,7 @@ def temporal_shift(
             FOLDS_ALIGNED=folds_aligned,
             REVERSE=not future_first,
             PACKED=boundaries is not None,
+            INT64=frame_size > INT32_FRAME,
             num_warps=NUM_WARPS,
         )
     return out
@@ -181,7 +188,7 @@ def _layout(
     """Write a frame as rows with the channel axis outermost in each; None where strides do not allow it."""
     inner = sorted((d for d in range(1, len(shape)) if shape[d] > 1), key=lambda d: -stride_out[d])
     frame_size = math.prod(shape[1:])
-    if shape[0] > 1 and stride_out[0] != frame_size or frame_size >= 2**31:
+    if shape[0] > 1 and stride_out[0] != frame_size:
         return None
     at = inner.index(channel_dim) if channel_dim in inner else 0
     rows, run = inner[:at], inner[at:]
