@@ -4,47 +4,27 @@ import pytest
 import timm
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tsm_triton import (
     VideoClassifier,
     ops,
     packed_clips,
     patch,
-    reference,
     set_num_segments,
     temporal_shift,
     unpatch,
 )
 from tsm_triton.functional import clip_boundaries
 from tsm_triton.patching import shift_hooks
-from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out
+from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, properties, ragged_cases
 
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def each_alone(x: torch.Tensor, lengths: list[int], *shift) -> torch.Tensor:
-    clips = [reference.temporal_shift(clip, len(clip), *shift) for clip in x.split(lengths) if len(clip)]
-    return torch.cat(clips) if clips else x
-
-
 @settings
-@given(
-    lengths=st.lists(st.integers(0, 5), max_size=5),
-    channels=st.integers(2, 20),
-    layout=st.sampled_from([name for name in LAYOUTS if name != "expanded_frames"]),
-    future_first=st.booleans(),
-    data=st.data(),
-)
-def test_packed_clips_are_each_clip_alone(device, lengths, channels, layout, future_first, data):
-    n_future = data.draw(st.integers(0, channels))
-    n_past = data.draw(st.integers(0, channels - n_future))
-    shift = (n_future, n_past, future_first, LAYOUTS[layout])
-    x = laid_out(torch.randn(sum(lengths), channels, 3, 5), layout)
-    boundaries = clip_boundaries(lengths, sum(lengths), device)
-    actual = ops.temporal_shift_packed(x.to(device), boundaries, *shift)
-    assert_same_bits(actual.cpu(), each_alone(x, lengths, *shift))
-    assert actual.stride() == torch.empty_like(x.to(device)).stride()
+@given(case=ragged_cases())
+def test_packed_clips_are_each_clip_alone(device, case):
+    properties.packed_clips_are_each_clip_alone(ops.temporal_shift_packed, case, device)
 
 
 def test_equal_lengths_are_the_plain_shift(device):

@@ -10,19 +10,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tsm_triton import functional, ops, reference
-from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, shift_cases
+from tsm_triton.testing import (
+    LAYOUTS,
+    assert_close,
+    assert_same_bits,
+    fused,
+    guarded_memory,
+    laid_out,
+    moved_to,
+    shift_cases,
+)
 
 settings = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # the interpreter computes in numpy, which warns where exp overflows to the infinity it should
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-# One rounding of the result, after arithmetic of its own width or fp32.
-TOLERANCES: dict[torch.dtype, dict[str, Any]] = {
-    torch.float64: dict(rtol=1e-12, atol=1e-12),
-    torch.float32: dict(rtol=1e-5, atol=1e-4),
-    torch.float16: dict(rtol=2e-3, atol=1e-3),
-    torch.bfloat16: dict(rtol=1.6e-2, atol=1e-2),
-}
 # The interpreter truncates bf16 where a GPU rounds it.
 DTYPES = (torch.float32, torch.float16, torch.float64)
 FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
@@ -30,41 +32,17 @@ SHIFTS = [(4, 2, 2, True), (2, 0, 3, True), (4, 1, 3, False), (1, 2, 1, True), (
 activations = st.sampled_from(list(ops.ACTIVATIONS))
 
 
-def arguments(case, device, scaled=True, biased=True, activation="relu", dtype=None) -> tuple[Any, ...]:
-    """The op's arguments around `case.x` as the branch; scale and bias in fp32 unless a dtype is given."""
-    generator = torch.Generator().manual_seed(case.x.numel())
-    channels, vectors = case.x.shape[1], dtype or torch.promote_types(torch.float32, case.dtype)
-    identity = torch.randn(case.shape, generator=generator).to(case.dtype)
-    scale = torch.randn(channels, generator=generator, dtype=vectors) if scaled else None
-    bias = torch.randn(channels, generator=generator, dtype=vectors) if biased else None
-    tensors = [case.x, scale, bias, identity]
-    return *[None if x is None else x.to(device) for x in tensors], *case.shift[:4], activation
-
-
-def close(actual, expected, dtype):
-    torch.testing.assert_close(
-        actual.cpu(), expected.cpu(), equal_nan=True, check_stride=False, **TOLERANCES[dtype]
-    )
+@settings
+@given(case=shift_cases(DTYPES, FRAMES), activation=activations)
+def test_matches_the_reference_in_every_dtype_and_layout(device, case, activation):
+    fused.residual_matches(ops.residual_shift, case, activation, device)
 
 
 @settings
-@given(
-    case=shift_cases(DTYPES, FRAMES),
-    activation=activations,
-    scaled=st.booleans(),
-    biased=st.booleans(),
-    narrow=st.booleans(),
-)
-def test_matches_the_reference_in_every_dtype_and_layout(device, case, activation, scaled, biased, narrow):
-    branch, *rest = arguments(case, device, scaled, biased, activation, case.dtype if narrow else None)
-    before = branch.clone()
-    y, shifted = ops.residual_shift(branch, *rest)
-    expected = reference.residual_shift(branch, *rest)[0]
-    close(y, expected, case.dtype)
-    # what is shifted is y itself, to the bit
-    assert_same_bits(shifted.cpu(), reference.temporal_shift(y.cpu(), *case.shift))
-    assert y.stride() == shifted.stride() == torch.empty_like(branch).stride()
-    assert_same_bits(branch.cpu(), before.cpu())
+@given(case=shift_cases(DTYPES, FRAMES), activation=activations)
+def test_writes_nothing_outside_its_outputs(device, case, activation):
+    with guarded_memory():
+        fused.residual_matches(ops.residual_shift, case, activation, device)
 
 
 def test_bf16_matches_the_reference():
@@ -73,7 +51,7 @@ def test_bf16_matches_the_reference():
     for activation in ops.ACTIVATIONS:
         rest = (scale, bias, identity, 4, 2, 3, True, activation)
         y, shifted = ops.residual_shift(branch, *rest)
-        close(y, reference.residual_shift(branch, *rest)[0], torch.bfloat16)
+        assert_close(y, reference.residual_shift(branch, *rest)[0])
         assert_same_bits(shifted, reference.temporal_shift(y, 4, 2, 3))
 
 
@@ -81,34 +59,18 @@ def test_bf16_matches_the_reference():
 @given(
     case=shift_cases((torch.float64, torch.float32), ("contiguous", "channels_last", "cropped"), max_clips=2),
     activation=activations,
-    scaled=st.booleans(),
-    biased=st.booleans(),
-    used=st.sampled_from(["both", "y", "shifted"]),
 )
-def test_gradients_are_those_of_the_reference(device, case, activation, scaled, biased, used):
-    branch, *rest, _ = arguments(case, device, scaled, biased)
-    branch = torch.nan_to_num(branch, nan=0.5, posinf=1.5, neginf=-2.5) / 16
-    tensors = [branch, *rest[:3]]
-    weights = torch.randn(2, *case.shape, dtype=case.dtype).to(device)
-
-    def gradients(function):
-        inputs = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
-        y, shifted = function(*inputs, *rest[3:], activation)
-        parts = {"y": (y * weights[0]).sum(), "shifted": (shifted * weights[1]).sum()}
-        loss = parts["y"] + parts["shifted"] if used == "both" else parts[used]
-        return torch.autograd.grad(loss, [x for x in inputs if x is not None])
-
-    for actual, expected in zip(
-        gradients(ops.residual_shift), gradients(reference.residual_shift), strict=True
-    ):
-        # a channel's sum has thousands of terms
-        close(actual / 16, expected / 16, case.dtype)
+def test_gradients_are_those_of_the_reference(device, case, activation):
+    fused.residual_gradients_match(ops.residual_shift, case, activation, device)
 
 
 @settings
 @given(case=shift_cases(DTYPES, ("contiguous", "channels_last")), data=st.data())
 def test_clips_do_not_mix(device, case, data):
-    branch, scale, bias, identity, *shift = arguments(case, device)
+    branch, scale, bias, identity, *shift = [
+        moved_to(x, device) if isinstance(x, torch.Tensor) else x
+        for x in fused.residual_arguments(case, "relu")
+    ]
     clips = case.x.shape[0] // case.num_segments
     order = data.draw(st.permutations(range(clips)))
 
@@ -329,7 +291,7 @@ def test_bf16_on_a_gpu_matches_the_reference(layout, activation):
     scale, bias = torch.randn(2, 24, device="cuda")
     y, shifted = ops.residual_shift(branch, scale, bias, identity, 4, 3, 3, True, activation)
     expected = reference.residual_shift(branch, scale, bias, identity, 4, 3, 3, True, activation)[0]
-    close(y, expected, torch.bfloat16)
+    assert_close(y, expected)
     assert_same_bits(shifted.cpu(), reference.temporal_shift(y.cpu(), 4, 3, 3))
 
 

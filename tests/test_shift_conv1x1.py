@@ -11,19 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from tsm_triton import functional, ops, reference
-from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, shift_cases
+from tsm_triton.testing import (
+    LAYOUTS,
+    assert_close,
+    assert_same_bits,
+    fused,
+    guarded_memory,
+    laid_out,
+    shift_cases,
+)
 
 settings = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # the interpreter computes in numpy, which warns where exp overflows to the infinity it should
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-# Of results of about one: sums of up to 64 products in fp32 (fp64), and one or two roundings.
-TOLERANCES: dict[torch.dtype, dict[str, Any]] = {
-    torch.float64: dict(rtol=1e-12, atol=1e-12),
-    torch.float32: dict(rtol=1e-5, atol=1e-5),
-    torch.float16: dict(rtol=4e-3, atol=4e-3),
-    torch.bfloat16: dict(rtol=3.2e-2, atol=3.2e-2),
-}
 # The interpreter's matrix product of bf16 is wrong.
 DTYPES = (torch.float32, torch.float16, torch.float64)
 FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
@@ -44,38 +45,18 @@ def to(device, *values) -> list[Any]:
     return [x.to(device) if isinstance(x, torch.Tensor) else x for x in values]
 
 
-def close(actual, expected):
-    torch.testing.assert_close(
-        actual.cpu(), expected.cpu(), equal_nan=True, check_stride=False, **TOLERANCES[actual.dtype]
-    )
-
-
 @settings
-@given(
-    case=shift_cases(DTYPES, FRAMES),
-    c_out=st.sampled_from((1, 3, 16, 40, 70)),
-    activation=activations,
-    biased=st.booleans(),
-    added=st.booleans(),
-    four_dims=st.booleans(),
-)
-def test_matches_the_reference(device, case, c_out, activation, biased, added, four_dims):
-    x = torch.nan_to_num(case.x, nan=1.0, posinf=2.0, neginf=-3.0) / 64
-    weight, bias, identity = tensors(x, c_out, biased, added)
-    weight = weight[..., None, None] if four_dims else weight
-    arguments = to(device, x, weight, bias, identity, *case.shift[:4], activation)
-    before = arguments[0].clone()
-    out = ops.shift_conv1x1(*arguments)
-    close(out, reference.shift_conv1x1(*arguments))
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert_same_bits(arguments[0].cpu(), before.cpu())
+@given(case=shift_cases(DTYPES, FRAMES), c_out=st.sampled_from((1, 3, 16, 40, 70)), activation=activations)
+def test_matches_the_reference(device, case, c_out, activation):
+    with guarded_memory():
+        fused.conv_matches(ops.shift_conv1x1, case, c_out, activation, device)
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_bf16_matches_the_reference(activation):
     x = torch.randn(8, 16, 5, 5).bfloat16()
     arguments = (x, *tensors(x, 24), 4, 2, 3, True, activation)
-    close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments))
+    assert_close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments), roundings=2)
 
 
 @pytest.mark.parametrize("fold", [0, 3, 8, 20, 50])
@@ -83,7 +64,7 @@ def test_folds_may_end_anywhere_in_a_block_of_channels_and_rows_in_a_clip(device
     # more than one block of channels, of columns and of rows, none of them whole
     x = laid_out(torch.randn(6, 100, 7, 9), "channels_last")
     arguments = to(device, x, *tensors(x, 70), 3, fold, fold, True, "relu")
-    close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments))
+    assert_close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments), roundings=2)
 
 
 def test_without_a_shift_it_is_the_convolution(device):
@@ -91,7 +72,7 @@ def test_without_a_shift_it_is_the_convolution(device):
     weight, bias, identity = tensors(x, 16)
     expected = torch.relu(F.conv2d(x, weight[..., None, None], bias) + identity)
     out = ops.shift_conv1x1(*to(device, x, weight, bias, identity, 4, 0, 0, True, "relu"))
-    close(out, expected)
+    assert_close(out, expected, roundings=2)
 
 
 @settings
@@ -107,7 +88,7 @@ def test_clips_do_not_mix(device, case, data):
     weight, bias, _ = to(device, *tensors(x, 8))
     rest = (weight, bias, None, *case.shift[:4], "relu")
     expected = ops.shift_conv1x1(x.to(device), *rest)
-    close(ops.shift_conv1x1(permuted(x).to(device), *rest), permuted(expected))
+    assert_close(ops.shift_conv1x1(permuted(x).to(device), *rest), permuted(expected), roundings=2)
 
 
 @pytest.mark.parametrize("num_segments", [1, 2, 3])
@@ -129,23 +110,9 @@ def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(device, num_segme
 @given(
     case=shift_cases((torch.float64, torch.float32), ("contiguous", "channels_last"), max_clips=2),
     activation=activations,
-    biased=st.booleans(),
-    added=st.booleans(),
 )
-def test_gradients_are_those_of_the_reference(device, case, activation, biased, added):
-    x = torch.nan_to_num(case.x, nan=1.0, posinf=2.0, neginf=-3.0) / 64
-    values = to(device, x, *tensors(x, 5, biased, added))
-    weights = torch.randn(x.shape[0], 5, *x.shape[2:], dtype=x.dtype).to(device)
-
-    def gradients(function):
-        inputs = [None if x is None else x.detach().clone().requires_grad_() for x in values]
-        out = function(*inputs, *case.shift[:4], activation)
-        return torch.autograd.grad((out * weights).sum(), [x for x in inputs if x is not None])
-
-    actual, expected = gradients(ops.shift_conv1x1), gradients(reference.shift_conv1x1)
-    for one, other in zip(actual, expected, strict=True):
-        # a channel's sum has thousands of terms
-        close(one / 16, other / 16)
+def test_gradients_are_those_of_the_reference(device, case, activation):
+    fused.conv_gradients_match(ops.shift_conv1x1, case, 5, activation, device)
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -233,7 +200,9 @@ def test_the_function_is_the_convolution_of_the_plain_shift(device, direction):
     weight, bias, _ = tensors(x, 12)
     expected = F.conv2d(functional.temporal_shift(x, 4, direction=direction), weight[..., None, None], bias)
     x, weight, bias = to(device, x, weight, bias)
-    close(functional.shift_conv1x1(x, weight, 4, bias=bias, direction=direction), expected)
+    assert_close(
+        functional.shift_conv1x1(x, weight, 4, bias=bias, direction=direction), expected, roundings=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,7 +282,7 @@ def test_tf32_is_used_where_torch_uses_it(monkeypatch):
 def test_on_a_gpu_matches_the_reference(dtype, c_out):
     x = laid_out(torch.randn(16, 256, 14, 14), "channels_last").to(dtype)
     arguments = to("cuda", x, *tensors(x, c_out), 8, 32, 32, True, "relu")
-    close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments))
+    assert_close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments), roundings=2)
 
 
 @pytest.mark.cuda

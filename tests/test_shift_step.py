@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tsm_triton import ops
 from tsm_triton.kernels import shift_step as kernel
-from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, shift_cases
+from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, moved_to, shift_cases
 
 from .codegen import TARGETS, compile_kernel
 
@@ -31,7 +31,7 @@ def arguments(layout: str = "contiguous", fold: int = 3, device: str = "cpu") ->
 @settings
 @given(case=shift_cases(), same_layout=st.booleans())
 def test_a_step_exchanges_the_first_channels_with_the_cache_bit_for_bit(device, case, same_layout):
-    x, dim = case.x.to(device), case.channel_dim
+    x, dim = moved_to(case.x, device), case.axis
     cache = torch.randint(-128, 128, x.shape, device=device).to(x.dtype).narrow(dim, 0, case.n_past)
     cache = cache.clone() if same_layout else cache
     before = x.clone(), cache.clone()

@@ -3,112 +3,63 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tsm_triton import ops, reference, temporal_shift
+from tsm_triton import ops, temporal_shift
 from tsm_triton.kernels import temporal_shift as kernel
-from tsm_triton.testing import LAYOUTS, ShiftCase, assert_same_bits, laid_out, shift_cases
+from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
 
 # the `device` fixture stays the same for all examples of a test
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-FLOATS = (torch.float64,)
-
-
-def shift(case: ShiftCase, device: str, x: torch.Tensor | None = None) -> torch.Tensor:
-    x = case.x if x is None else x
-    # `.to` would lay out strided tensors anew
-    x = x if device == "cpu" else laid_out_like(x, device)
-    return ops.temporal_shift(x, *case.shift).cpu()
-
-
-def laid_out_like(x: torch.Tensor, device: str) -> torch.Tensor:
-    storage = x.untyped_storage().to(device=device)
-    moved = torch.empty(0, dtype=x.dtype, device=device)
-    return moved.set_(storage, x.storage_offset(), x.shape, x.stride())  # type: ignore[call-overload]
 
 
 @settings
 @given(case=shift_cases())
 def test_matches_the_reference_bit_for_bit_in_every_dtype_and_layout(device, case):
-    before = case.x.clone()
-    actual = shift(case, device)
-    assert_same_bits(actual, reference.temporal_shift(case.x, *case.shift))
-    assert_same_bits(case.x, before)
+    properties.matches_reference(ops.temporal_shift, case, device)
+
+
+@settings
+@given(case=shift_cases())
+def test_writes_nothing_outside_its_output(device, case):
+    with guarded_memory():
+        properties.matches_reference(ops.temporal_shift, case, device)
 
 
 @settings
 @given(case=shift_cases(dtypes=(torch.float32,)))
 def test_keeps_the_memory_format(device, case):
-    x = case.x if device == "cpu" else laid_out_like(case.x, device)
-    assert ops.temporal_shift(x, *case.shift).stride() == torch.empty_like(x).stride()
+    properties.keeps_the_memory_format(ops.temporal_shift, case, device)
 
 
 @settings
 @given(case=shift_cases(dtypes=(torch.float32,), max_clips=2))
 def test_the_adjoint_undoes_the_inner_product(device, case):
-    # integers this small are exact in float64, so <Sx, y> == <x, S'y> holds with no tolerance
-    x = torch.nan_to_num(case.x.double(), nan=1.0, posinf=2.0, neginf=3.0)
-    y = torch.randint(-128, 128, x.shape).double()
-    forward = ops.temporal_shift(x.to(device), *case.shift).cpu()
-    adjoint = ops.temporal_shift(y.to(device), *case.adjoint).cpu()
-    assert (forward * y).sum() == (x * adjoint).sum()
+    properties.the_adjoint_undoes_the_inner_product(ops.temporal_shift, case, device)
 
 
 @settings
-@given(
-    case=shift_cases(dtypes=FLOATS, layouts=("contiguous", "channels_last", "tokens")),
-    scale=st.integers(-4, 4),
-)
-def test_is_linear(device, case, scale):
-    x = torch.nan_to_num(case.x, nan=1.0, posinf=2.0, neginf=3.0)
-    y = torch.randint(-128, 128, x.shape).double()
-    combined = shift(case, device, scale * x + y)
-    # + 0.0: a product with zero may be a negative zero
-    assert_same_bits(combined + 0.0, scale * shift(case, device, x) + shift(case, device, y) + 0.0)
+@given(case=shift_cases(dtypes=(torch.float64,), layouts=("contiguous", "channels_last", "tokens")))
+def test_is_linear(device, case):
+    properties.is_linear(ops.temporal_shift, case, device)
 
 
 @settings
-@given(case=shift_cases(layouts=("contiguous", "channels_last", "nhwc", "tokens")), data=st.data())
-def test_clips_do_not_mix(device, case, data):
-    clips = case.x.unflatten(0, (-1, case.num_segments))
-    order = data.draw(st.permutations(range(len(clips))))
-    permuted = shift(case, device, clips[order].flatten(0, 1).contiguous())
-    expected = shift(case, device).unflatten(0, (-1, case.num_segments))[order].flatten(0, 1)
-    assert_same_bits(permuted, expected)
-    for index in range(len(clips)):
-        alone = shift(case, device, clips[index].contiguous())
-        assert_same_bits(alone, shift(case, device).unflatten(0, (-1, case.num_segments))[index])
+@given(case=shift_cases(layouts=("contiguous", "channels_last", "nhwc", "tokens")))
+def test_clips_do_not_mix(device, case):
+    properties.clips_do_not_mix(ops.temporal_shift, case, device)
 
 
 @settings
 @given(case=shift_cases())
 def test_untouched_channels_are_untouched(device, case):
-    moved, channels = case.n_future + case.n_past, case.x.shape[case.channel_dim]
-    rest = (case.channel_dim, moved, channels - moved)
-    assert_same_bits(shift(case, device).narrow(*rest), case.x.narrow(*rest))
+    properties.untouched_channels_are_untouched(ops.temporal_shift, case, device)
 
 
 @settings
-@given(
-    case=shift_cases(dtypes=(torch.float32, torch.bfloat16), layouts=("contiguous", "tokens")), data=st.data()
-)
+@given(case=shift_cases(dtypes=(torch.float32, torch.bfloat16), layouts=("contiguous", "tokens")))
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(device, poison, case, data):
-    frames = case.x.shape[0]
-    x = torch.zeros_like(case.x)
-    if frames == 0:
-        return
-    frame = data.draw(st.integers(0, frames - 1))
-    x[frame] = poison
-    finite = shift(case, device, x).isfinite().movedim(case.channel_dim, -1).flatten(1, -2).all(1)
-    first, second = (1, -1) if case.future_first else (-1, 1)
-    n_first = case.n_future if case.future_first else case.n_past
-    for t in range(frames):
-        same_clip = t // case.num_segments == frame // case.num_segments
-        for channel in range(finite.shape[1]):
-            group = 0 if channel < n_first else 1 if channel < case.n_future + case.n_past else 2
-            reads = t + (first, second, 0)[group]
-            assert bool(finite[t, channel]) == (not (same_clip and reads == frame))
+def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(device, poison, case):
+    properties.poison_reaches_only_its_readers(ops.temporal_shift, case, device, poison)
 
 
 def test_the_memory_of_new_tensors_is_poisoned():
@@ -198,5 +149,4 @@ def test_the_kernel_addresses_frames_beyond_32_bits(case):
         patch.setattr(kernel, "INT32_FRAME", 0)
         if not torch.cuda.is_available():
             patch.setenv("TRITON_INTERPRET", "1")
-        actual = shift(case, "cuda" if torch.cuda.is_available() else "cpu")
-    assert_same_bits(actual, reference.temporal_shift(case.x, *case.shift))
+        properties.matches_reference(ops.temporal_shift, case, "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,72 @@
+"""When two results count as the same."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+
+__all__ = ["TOLERANCES", "assert_close", "assert_matches_reference", "assert_same_bits"]
+
+# For ops that compute: one rounding of the result, after arithmetic of its own width or fp32.
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float64: dict(rtol=1e-12, atol=1e-12),
+    torch.float32: dict(rtol=1e-5, atol=1e-4),
+    torch.float16: dict(rtol=2e-3, atol=1e-3),
+    torch.bfloat16: dict(rtol=1.6e-2, atol=1e-2),
+}
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
+    """Fail unless two tensors have one shape, one dtype and the same bits: NaN payloads and signed zeros too.
+
+    Raises:
+        AssertionError: naming the first element that differs.
+
+    Example:
+        >>> assert_same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
+        >>> assert_same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+        Traceback (most recent call last):
+        ...
+        AssertionError: expected the same bits, got 1 of 1 different, the first at (0,): 0.0 for -0.0
+    """
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        raise AssertionError(
+            f"expected {tuple(expected.shape)} {expected.dtype}, got {tuple(actual.shape)} {actual.dtype}"
+        )
+    bits = _BITS[actual.itemsize]
+    different = actual.contiguous().view(bits) != expected.contiguous().to(actual.device).view(bits)
+    if different.any():
+        where = tuple(different.nonzero()[0].tolist())
+        raise AssertionError(
+            f"expected the same bits, got {int(different.sum())} of {different.numel()} different, "
+            f"the first at {where}: {actual[where].item()} for {expected[where].item()}"
+        )
+
+
+def assert_close(actual: Tensor, expected: Tensor, roundings: int = 1) -> None:
+    """Fail unless two float tensors of one dtype agree within `roundings * TOLERANCES`; NaN agrees with NaN.
+
+    Example:
+        >>> assert_close(torch.tensor([1.0]), torch.tensor([1.000001]))
+    """
+    tolerances = {name: roundings * value for name, value in TOLERANCES[expected.dtype].items()}
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), equal_nan=True, check_stride=False, **tolerances)
+
+
+def assert_matches_reference(actual: Tensor, x: Tensor, *shift: Any) -> None:
+    """Fail unless `actual` is the shift of `x`, to the bit.
+
+    Args:
+        actual: what an implementation returned, on any device.
+        x: its input, `[N*T, ...]`.
+        shift: `num_segments, n_future, n_past, future_first=True, channel_dim=1`.
+
+    Example:
+        >>> x = torch.randn(4, 8)
+        >>> assert_matches_reference(torch.ops.tsm_triton.temporal_shift(x, 2, 1, 1, True, 1), x, 2, 1, 1)
+    """
+    assert_same_bits(actual.cpu(), reference.temporal_shift(x.cpu(), *shift))

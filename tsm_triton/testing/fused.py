@@ -1,0 +1,118 @@
+"""What is true of the ops that compute: the end of a residual block, and the 1x1 convolution."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .cases import ShiftCase, moved_to
+from .comparison import assert_close, assert_same_bits
+
+__all__ = [
+    "conv_arguments",
+    "conv_gradients_match",
+    "conv_matches",
+    "residual_arguments",
+    "residual_gradients_match",
+    "residual_matches",
+]
+
+# a gradient is the sum of thousands of terms
+GRADIENT_SCALE = 16
+
+
+def residual_arguments(case: ShiftCase, activation: str) -> tuple[Any, ...]:
+    """Arguments of `residual_shift` around `case.x` as the branch, `[F, C, H, W]`, on the CPU.
+
+    Bits of the case's seed decide whether there are a scale and a bias, and whether they are fp32.
+    """
+    generator = case.generator()
+    dtype = case.dtype if case.seed & 4 else torch.promote_types(torch.float32, case.dtype)
+    identity = torch.randn(case.shape, generator=generator).to(case.dtype)
+    scale, bias = torch.randn(2, case.channels, generator=generator, dtype=torch.float64).to(dtype)
+    pair = (scale if case.seed & 1 else None, bias if case.seed & 2 else None)
+    return (case.x, *pair, identity, *case.shift[:4], activation)
+
+
+def residual_matches(op: Any, case: ShiftCase, activation: str, device: str = "cpu") -> None:
+    """`y` is the reference's within one rounding; `shifted` is the shift of that very `y`, to the bit."""
+    arguments = residual_arguments(case, activation)
+    before = case.x.clone()
+    y, shifted = op(*_on(device, arguments))
+    assert_close(y, reference.residual_shift(*arguments)[0])
+    assert_same_bits(shifted.cpu(), reference.temporal_shift(y.cpu(), *case.shift))
+    assert_same_bits(case.x, before)
+    expected = torch.empty_like(case.x).stride()
+    assert y.stride() == shifted.stride() == expected, (
+        f"expected strides {expected}, got {y.stride()} and {shifted.stride()}"
+    )
+
+
+def residual_gradients_match(op: Any, case: ShiftCase, activation: str, device: str = "cpu") -> None:
+    """The gradients are those of the reference, of both outputs or, by the seed, of either alone."""
+    branch, *rest = residual_arguments(case, activation)
+    branch = torch.nan_to_num(branch, nan=0.5, posinf=1.5, neginf=-2.5) / 16
+    weights = torch.randn(2, *case.shape, generator=case.generator()).to(case.dtype)
+    used = ("both", "y", "shifted")[case.seed % 3]
+
+    def loss(function: Any, arguments: tuple[Any, ...]) -> Tensor:
+        y, shifted = function(*arguments)
+        of_y, of_shifted = (y * weights[0].to(y)).sum(), (shifted * weights[1].to(y)).sum()
+        return of_y + of_shifted if used == "both" else of_y if used == "y" else of_shifted
+
+    _same_gradients(loss, op, reference.residual_shift, (branch, *rest), device)
+
+
+def conv_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
+    """Arguments of `shift_conv1x1` on `case.x`, on the CPU, such that results are about one.
+
+    Bits of the case's seed decide whether there are a bias and an identity, and the weight's rank.
+    """
+    generator = case.generator()
+    x = torch.nan_to_num(case.x, nan=1.0, posinf=2.0, neginf=-3.0) / 64
+    frames, channels, height, width = case.shape
+    weight = torch.randn(c_out, channels, generator=generator).div(channels**0.5).to(case.dtype)
+    weight = weight[..., None, None] if case.seed & 4 else weight
+    bias = torch.randn(c_out, generator=generator).to(case.dtype)
+    identity = torch.randn(frames, c_out, height, width, generator=generator).to(case.dtype)
+    pair = (bias if case.seed & 1 else None, identity if case.seed & 2 else None)
+    return (x, weight, *pair, *case.shift[:4], activation)
+
+
+def conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
+    """The result is the reference's within two roundings, channels_last, and the input is as it was."""
+    arguments = conv_arguments(case, c_out, activation)
+    before = arguments[0].clone()
+    actual = op(*_on(device, arguments))
+    assert_close(actual, reference.shift_conv1x1(*arguments), roundings=2)
+    assert_same_bits(arguments[0], before)
+    assert actual.is_contiguous(memory_format=torch.channels_last), (
+        f"expected channels_last, got strides {actual.stride()}"
+    )
+
+
+def conv_gradients_match(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
+    """The gradients of input, weight, bias and identity are those of the reference."""
+    arguments = conv_arguments(case, c_out, activation)
+    weights = torch.randn(case.frames, c_out, *case.shape[2:], generator=case.generator()).to(case.dtype)
+
+    def loss(function: Any, arguments: tuple[Any, ...]) -> Tensor:
+        y = function(*arguments)
+        return (y * weights.to(y)).sum()
+
+    _same_gradients(loss, op, reference.shift_conv1x1, arguments, device)
+
+
+def _on(device: str, arguments: tuple[Any, ...]) -> list[Any]:
+    return [moved_to(value, device) if isinstance(value, Tensor) else value for value in arguments]
+
+
+def _same_gradients(loss: Any, op: Any, expected: Any, arguments: tuple[Any, ...], device: str) -> None:
+    gradients = []
+    for function, where in ((op, device), (expected, "cpu")):
+        values = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in _on(where, arguments)]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        gradients.append(torch.autograd.grad(loss(function, tuple(values)), tensors))
+    for actual, wanted in zip(*gradients, strict=True):
+        assert_close(actual / GRADIENT_SCALE, wanted / GRADIENT_SCALE, roundings=2)
