@@ -1,6 +1,6 @@
 """Inputs for tests: every kind of tensor a shift may meet, as Hypothesis strategies."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,7 +45,7 @@ LAYOUTS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShiftCase:
     """Arguments of one call of `torch.ops.tsm_triton.temporal_shift`, and how its input lies in memory.
 
@@ -63,6 +63,8 @@ class ShiftCase:
 
     Example:
         >>> case = ShiftCase(clips=2, num_segments=3, channels=8, n_future=1, n_past=1, layout="tokens")
+        >>> case
+        ShiftCase(clips=2, num_segments=3, channels=8, layout='tokens')
         >>> case.x.shape
         torch.Size([6, 1, 8])
     """
@@ -81,6 +83,11 @@ class ShiftCase:
     dtype: torch.dtype = torch.float32
     special: bool = False
     seed: int = 0
+
+    def __repr__(self) -> str:
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        said = ", ".join(f"{name}={value!r}" for name, value, default in values if value != default)
+        return f"ShiftCase({said})"
 
     @cached_property
     def x(self) -> Tensor:
@@ -200,7 +207,8 @@ def shift_cases(
     n_future = draw(st.integers(0, channels))
     axes = 3 if "tokens" in layout else 4
     return ShiftCase(
-        clips=draw(st.integers(0, max_clips)),
+        # now and then none: an empty batch is one case, and shows nothing else
+        clips=draw(st.sampled_from((*range(1, max_clips + 1), *range(1, max_clips + 1), 0))),
         num_segments=draw(st.integers(1, 5)),
         channels=channels,
         height=draw(st.integers(1, 8)),

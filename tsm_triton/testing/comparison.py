@@ -53,8 +53,15 @@ def assert_close(actual: Tensor, expected: Tensor, roundings: int = 1) -> None:
     Example:
         >>> assert_close(torch.tensor([1.0]), torch.tensor([1.000001]))
     """
-    tolerances = {name: roundings * value for name, value in TOLERANCES[expected.dtype].items()}
-    torch.testing.assert_close(actual.cpu(), expected.cpu(), equal_nan=True, check_stride=False, **tolerances)
+    tolerance = TOLERANCES[expected.dtype]
+    torch.testing.assert_close(
+        actual.cpu(),
+        expected.cpu(),
+        rtol=roundings * tolerance["rtol"],
+        atol=roundings * tolerance["atol"],
+        equal_nan=True,
+        check_stride=False,
+    )
 
 
 def assert_matches_reference(actual: Tensor, x: Tensor, *shift: Any) -> None:
