@@ -241,9 +241,7 @@ def compare_streamed(classifier: VideoClassifier, clips: Clips) -> dict[str, flo
         video = preprocess(chunk)
         offline.append(classifier(video))
         stream.reset()
-        for frame in video.unbind(1):
-            logits = stream(frame)
-        streamed.append(logits)
+        streamed.append([stream(frame) for frame in video.unbind(1)][-1])
     offline, streamed = torch.cat(offline), torch.cat(streamed)
     return {
         "offline": _percent(offline.argmax(1) == clips.labels),
