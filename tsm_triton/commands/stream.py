@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..streaming import Streaming
-from ..video.transforms import eval_transform, transform_for
 from .annotation import annotated_video, save_timeline
 from .common import pick_device
 from .sources import Source, open_source
@@ -56,10 +55,7 @@ def run(args: argparse.Namespace) -> int:
     model = trained.model.to(device)
     labels = _labels(args.labels, trained.classes)
     stream = Streaming(model, consensus=args.consensus, every=args.every)
-    if trained.size is not None:
-        preprocess = eval_transform(trained.size, short_side=trained.size)
-    else:
-        preprocess = transform_for(model)
+    preprocess = trained.transform()
     source = open_source(args.source)
     args.out.mkdir(parents=True, exist_ok=True)
     video, timeline = args.out / "annotated.mp4", args.out / "timeline.png"
