@@ -65,6 +65,20 @@ def markdown(results: dict[str, Any]) -> str:
     lines += _table(
         ["call", "us"], [[row["call"], f"{row['microseconds']:.1f}"] for row in results["overhead"]]
     )
+    lines += ["", "## Streaming: one frame of one stream, host overhead included", ""]
+    lines += _table(
+        ["model", "dtype", "form", "stream ms", "spread", "unshifted ms", "stream / unshifted"],
+        [
+            [
+                *(row[key] for key in ("model", "dtype", "form")),
+                f"{1000 * row['stream_seconds']:.2f}",
+                f"{row['spread']:.0%}",
+                f"{1000 * row['unshifted_seconds']:.2f}",
+                f"{row['over_unshifted']:.3f}",
+            ]
+            for row in results["streaming"]
+        ],
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -34,14 +34,14 @@ FORMATS = {
 def decoded(monkeypatch):
     """The frames decoded so far, as a list that grows."""
     seen = []
-    real = decoding._decode
+    real = decoding.decode
 
     def counting(packets, stream):
         for frame in real(packets, stream):
             seen.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decoding, "_decode", counting)
+    monkeypatch.setattr(decoding, "decode", counting)
     return seen
 
 
@@ -114,7 +114,7 @@ def test_all_eight_display_matrices_move_each_pixel_where_they_say():
     for a, b, c, d in [(x, 0, 0, y) for x in (1, -1) for y in (1, -1)] + [
         (0, x, y, 0) for x in (1, -1) for y in (1, -1)
     ]:
-        orientation = decoding._Orientation.from_matrix([a, b, 0, c, d, 0, 0, 0, 1])
+        orientation = decoding.Orientation.from_matrix([a, b, 0, c, d, 0, 0, 0, 1])
         moved = {(a * x + c * y, b * x + d * y): int(picture[0, y, x]) for y in range(2) for x in range(3)}
         left, top = min(x for x, _ in moved), min(y for _, y in moved)
         for (x, y), value in moved.items():

@@ -1,6 +1,7 @@
 """The demo: its clips tell nothing frame by frame, and it runs from MP4 files to a picture."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +136,20 @@ def test_the_demo_runs_from_clips_to_picture(tmp_path, capsys):
     assert "Verdict: NOT as expected" in printed
     assert "TSN" in printed
     assert "TSM" in printed
+
+
+def test_a_causal_model_is_tested_on_whole_clips_and_streamed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(demo.TRAINING, "causal", (40, 1))
+    assert main(["demo", "--direction", "causal", "--device", "cpu"]) == 0
+    streamed = json.loads(Path("demo/results.json").read_text())["streamed"]
+    assert streamed["offline"] == streamed["frame by frame"]
+    assert streamed["largest difference of logits"] < 1e-4
+    percent = f"{streamed['offline']:.1f} %"
+    assert f"TSM on whole clips {percent}, streamed frame by frame {percent}" in capsys.readouterr().out
+    # and its weights are what streams by default
+    assert main(["stream", "demo/clips/test/0000-right.mp4"]) == 0
+    assert Path("stream/annotated.mp4").exists()
 
 
 def test_training_is_reproducible():

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tsm_triton import Streaming, patch
 from tsm_triton.cli import main
-from tsm_triton.commands import sources, stream
+from tsm_triton.commands import annotation, sources, stream
 from tsm_triton.commands.common import create_model
 from tsm_triton.commands.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.sources import open_source
@@ -151,29 +152,71 @@ def test_a_file_that_is_no_weights_is_refused_and_runs_no_code(clip, tmp_path, c
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_whole_files(clip, weights, tmp_path, monkeypatch, capsys):
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("moment", ["between frames", "in the model", "while waiting", "at the timeline"])
+def test_ctrl_c_leaves_whole_files(moment, clip, weights, tmp_path, monkeypatch, capsys):
     frames = open_source(str(clip))
+    argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]
 
     def interrupted():
-        for number, item in enumerate(frames.frames):
-            yield item
-            if number == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+        for number, (frame, at) in enumerate(frames.frames):
+            # the fourth frame is not due for an hour
+            yield frame, at + 3600 * (moment == "while waiting" and number == 3)
+            if moment == "between frames" and number == 2:
+                press_ctrl_c()
 
-    shown = sources.Source(interrupted(), frames.fps, frames.num_frames)
-    monkeypatch.setattr(stream, "open_source", lambda _: shown)
+    class Interrupted(Streaming):
+        def __call__(self, frame):
+            if moment == "in the model" and len(seen) == 3:
+                press_ctrl_c()
+            seen.append(frame)
+            return super().__call__(frame)
+
+    def save_timeline(*arguments):
+        if moment == "at the timeline":
+            press_ctrl_c()
+        annotation.save_timeline(*arguments)
+
+    seen = []
+    monkeypatch.setattr(
+        stream, "open_source", lambda _: sources.Source(interrupted(), frames.fps, frames.num_frames)
+    )
+    monkeypatch.setattr(stream, "Streaming", Interrupted)
+    monkeypatch.setattr(stream, "save_timeline", save_timeline)
     before = signal.getsignal(signal.SIGINT)
-    assert main(["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
-    assert outputs(tmp_path / "out")[1].num_frames == 4
-    assert "Stopped after 4 frames" in capsys.readouterr().out
+    if moment == "while waiting":
+        argv.append("--realtime")
+        timer = threading.Timer(1.5, press_ctrl_c)
+        timer.start()
+    assert main(argv) == 0
+    count = NUM_FRAMES if moment == "at the timeline" else 4
+    assert outputs(tmp_path / "out")[1].num_frames == count
+    assert f"Stopped after {count} frames" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_leaves_the_files_of_before(clip, weights, tmp_path, monkeypatch, capsys):
+    argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--max-frames", "2"]) == 0
+
+    def impatient(self, frame, *_):
+        press_ctrl_c()
+        press_ctrl_c()
+
+    monkeypatch.setattr(annotation.AnnotatedVideo, "write", impatient)
+    assert main(argv) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert outputs(tmp_path / "out")[1].num_frames == 2
 
 
 def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(stream.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    pace, kept = stream._Pace(True, fps=10), []
+    pace, kept = stream._Pace(True, 10, stream._Interrupt()), []
     for number in range(20):
         if pace.keeps(number / 10):
             kept.append(number)
@@ -184,7 +227,10 @@ def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):
     clock[0] = 110.0
     assert pace.keeps(11.0)
     assert clock[0] == pytest.approx(111.0)
-    assert all(stream._Pace(False, fps=10).keeps(number / 10) for number in range(3))
+    clock[0] = 200.0  # falling behind for ever: one frame a second is shown
+    late = [number for number in range(111, 141) if pace.keeps(number / 10)]
+    assert late == [120, 130, 140]
+    assert all(stream._Pace(False, 10, stream._Interrupt()).keeps(number / 10) for number in range(3))
 
 
 def test_dropped_frames_leave_the_annotated_video_its_pace(clip, weights, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import tsm_triton
 from tsm_triton import Streaming, find_sites, patch, set_num_segments, shift_disabled, unpatch
 
 from .streams import MODELS, assert_close, causal, frames_of, offline
@@ -77,6 +78,39 @@ def test_rows_of_windows_belong_to_their_stream():
     assert_close(stream(frames[:, 2])[0], offline(model, frames[0, ::2])[1])
 
 
+@pytest.mark.parametrize("name", ["timm resnet18", "timm vit_tiny", "timm swin"])
+def test_features_come_beside_the_logits(name):
+    model = causal(MODELS[name]())
+    frames = frames_of(2, 3, 64)
+    stream = Streaming(model, features=True)
+    logits, features = zip(*map(stream, frames.unbind(1)), strict=True)
+    expected = set_num_segments(model, 3).forward_features(frames[1])
+    assert_close(torch.stack(features, 1)[1], expected)
+    assert_close(torch.stack(logits, 1)[1], model.forward_head(expected))
+    (first, maps), state = stream.step(frames[:, 0], stream.init_state(frames[:, 0]))
+    assert torch.equal(first, logits[0])
+    assert torch.equal(maps, features[0])
+    assert len(state) == len(stream.step.names)
+
+
+def test_features_are_skipped_with_their_frames_and_not_averaged(small):
+    frames = frames_of(2, 4)
+    stream, plain = Streaming(small, features=True, every=2, consensus=2), Streaming(small, features=True)
+    first = stream(frames[:, 0])
+    assert_close(first[1], plain(frames[:, 0])[1])
+    stream.reset([1])  # computed alone
+    second = stream(frames[:, 1])
+    assert torch.equal(second[1][0], first[1][0])
+    assert_close(second[1][1:], Streaming(small, features=True)(frames[1:, 1])[1])
+    twin = Streaming(small, features=True, every=2, consensus=2)
+    twin.load_state_dict(stream.state_dict())
+    for t in (2, 3):
+        for one, other in zip(stream(frames[:, t]), twin(frames[:, t]), strict=True):
+            assert torch.equal(one, other)
+    with pytest.raises(TypeError, match="features=True needs a timm model.* got Sequential"):
+        Streaming(nn.Sequential(small), features=True)
+
+
 @pytest.mark.parametrize("options", [{}, {"consensus": 2}, {"every": 2, "consensus": 3}])
 def test_a_saved_stream_goes_on_in_another(small, options, tmp_path):
     frames = frames_of(2, 5)
@@ -100,6 +134,24 @@ def test_a_saved_stream_goes_on_in_another(small, options, tmp_path):
         fresh(frames[:1, 0])
     fresh.load_state_dict({})
     assert fresh.num_streams == 0
+
+
+@pytest.mark.parametrize("options", [{"consensus": 2}, {"every": 2}])
+def test_a_stream_whose_first_frame_failed_has_nothing_to_save(small, options):
+    frames = frames_of(1, 1)
+    stream = Streaming(small, **options)
+
+    def fail(module, x, logits):
+        if stream.num_streams:  # not when it looks what enters the sites
+            raise KeyError("camera")
+
+    handle = small.register_forward_hook(fail)
+    with pytest.raises(KeyError):
+        stream(frames[:, 0])
+    handle.remove()
+    fresh = Streaming(small, **options)
+    fresh.load_state_dict(stream.state_dict())
+    assert torch.equal(fresh(frames[:, 0]), stream(frames[:, 0]))
 
 
 def test_a_state_that_does_not_belong_names_what_is_wrong_and_changes_nothing(small):
@@ -164,6 +216,20 @@ def test_bidirectional_weights_cannot_be_streamed(small):
         Streaming(unpatch(small))
 
 
+def test_a_model_that_lost_its_shift_on_the_way_is_refused(small):
+    frames = frames_of(1, 2)
+    stream = Streaming(small)
+    stream(frames[:, 0])
+    before = stream.state_dict()
+    unpatch(small)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"with its shift, got a frame without it.*make a new stream"):
+            stream(frames[:, 1])
+        if not tsm_triton.is_patched(small):
+            patch(small, 1, direction="causal")  # other hooks than the stream's
+    assert all(torch.equal(value, before[key]) for key, value in stream.state_dict().items())
+
+
 def test_a_training_model_is_refused_and_eval_is_enough(small):
     stream = Streaming(small.train())
     for call in (stream, stream.init_state):
@@ -219,6 +285,9 @@ def test_bad_arguments_say_what_was_expected(small):
     before = stream.state_dict()
     with pytest.raises(ValueError, match="expected streams from 0 to 1, got 2"):
         stream.reset([0, 2])
+    for wrong in (1, torch.tensor([True, False])):
+        with pytest.raises(TypeError, match=r"indices must be (several )?numbers of streams, got"):
+            stream.reset(wrong)  # type: ignore[arg-type]
     assert all(torch.equal(value, before[key]) for key, value in stream.state_dict().items())
     state = stream.init_state(frame)
     with pytest.raises(ValueError, match=r"one tensor for each of the .* sites, got 0"):

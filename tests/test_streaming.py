@@ -279,6 +279,27 @@ def test_the_step_exports_with_a_dynamic_batch(small, strict):
     assert_close(torch.stack(logits, 1)[2], offline(small, frames[2]))
 
 
+@pytest.mark.cuda
+def test_a_frame_is_captured_by_a_cuda_graph():
+    model = causal(timm.create_model("test_resnet", num_classes=5), torch.float32).cuda()
+    frames = frames_of(2, 4, dtype=torch.float32).cuda()
+    stream, static = Streaming(model), frames[:, 0].clone()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        stream(static)
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        captured = stream(static)
+    stream.reset()
+    logits = []
+    for frame in frames.unbind(1):
+        static.copy_(frame)
+        graph.replay()
+        logits.append(captured.clone())
+    assert_close(torch.stack(logits, 1)[1], offline(model, frames[1]))
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
 def test_a_copied_stream_is_a_stream_of_its_own(small, copied):
     frames = frames_of(1, 3)

@@ -24,6 +24,8 @@ class StreamStep(nn.Module):
 
     Args:
         model: a model patched with `direction="causal"`.
+        features: return `(logits, features)` in place of the logits, of a timm model: the features are what
+            its `forward_features` gives, the last maps or tokens before the pooling.
 
     Attributes:
         names: of the sites, in the order of the state.
@@ -34,7 +36,8 @@ class StreamStep(nn.Module):
 
     Raises:
         RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode; a shifted
-            module that runs more than once a frame.
+            module that runs more than once a frame, or is not shifted any more.
+        TypeError: `features` of a model without `forward_features` and `forward_head`.
         ValueError: a state of another model, batch, frame size, dtype or device.
 
     Example:
@@ -50,10 +53,16 @@ class StreamStep(nn.Module):
     Source: arXiv 1811.08383, section 4.3, the online model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, features: bool = False) -> None:
         super().__init__()
         shift_hooks(model)
+        if features and not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+            raise TypeError(
+                f"features=True needs a timm model, with forward_features and forward_head, got "
+                f"{type(model).__name__}. Stream a module whose forward returns both."
+            )
         self.model = model
+        self.features = features
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []
         for name, module in model.named_modules():
@@ -111,16 +120,23 @@ class StreamStep(nn.Module):
             for name, hook, cache, target in zip(self.names, self.hooks, state, targets, strict=True)
         ]
         output = self._call(frame, exchanges)
-        new = [
-            cache if site.kept is None else site.kept for site, cache in zip(exchanges, state, strict=True)
-        ]
-        return output, new
+        for site, hook in zip(exchanges, self.hooks, strict=True):
+            if site.kept is None and site.cache.numel() and hook.enabled:
+                raise RuntimeError(
+                    f"expected the model to run {site.name!r} with its shift, got a frame without it. Was the "
+                    "model unpatched, or patched anew? Then make a new stream of it."
+                )
+        return output, [site.cache if site.kept is None else site.kept for site in exchanges]
 
     def _call(self, frame: Tensor, steps: "Sequence[_Probe] | Sequence[_Exchange]") -> Any:
         try:
             for hook, step in zip(self.hooks, steps, strict=True):
                 hook.step = step
-            return self.model(frame)
+            model: Any = self.model
+            if not self.features:
+                return model(frame)
+            features = model.forward_features(frame)
+            return model.forward_head(features), features
         finally:
             for hook in self.hooks:
                 hook.step = None

@@ -18,8 +18,8 @@ class Streaming:
     Each shifted site keeps the channels that the next frame will read, so a frame costs what it costs the
     unshifted network, and the outputs are those of the patched model on the whole clip. Caches begin at zero.
     They are allocated at the first frame, in the dtype that enters each site, and keep their addresses: a
-    call allocates its outputs only and can be captured in a CUDA graph. A frame that fails (an exception
-    inside the model) leaves every cache as it was before.
+    call allocates its outputs only and, with `every=1`, can be captured in a CUDA graph. A frame that fails
+    (an exception inside the model) leaves every cache as it was before.
 
     One thread at a time may call a model, through however many `Streaming` objects: its hooks hold the caches
     of the call that runs. Streams of different threads need copies of the model, or a lock around the calls.
@@ -29,17 +29,21 @@ class Streaming:
         consensus: return the mean of each stream's last `consensus` logits instead of the last ones.
         every: compute each `every`-th frame of a stream, counted from its reset; the frames between return
             its last prediction.
+        features: return `(logits, features)` in place of the logits, of a timm model: the features are what
+            its `forward_features` gives. `consensus` averages the logits only.
 
     Attributes:
         step: the same without hidden state, `logits, state = stream.step(frame, state)`: an `nn.Module` to
             compile, to export and to build servers on. It knows neither `consensus` nor `every`.
 
     Shapes:
-        `[B, 3, H, W]` -> `[B, num_classes]`, or whatever else the model returns for B frames.
+        `[B, 3, H, W]` -> `[B, num_classes]`, or whatever else the model returns for B frames: the list of
+        maps of a `features_only` backbone.
 
     Raises:
         RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode.
-        TypeError, ValueError: bad arguments; a frame of another size or batch than the one before.
+        TypeError, ValueError: bad arguments; `features` of a model that is not timm's; a frame of another
+            size or batch than the one before.
 
     Example:
         >>> import timm, tsm_triton
@@ -54,13 +58,15 @@ class Streaming:
     Source: arXiv 1811.08383, section 4.3, the online model.
     """
 
-    def __init__(self, model: nn.Module, *, consensus: int | None = None, every: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, *, consensus: int | None = None, every: int = 1, features: bool = False
+    ) -> None:
         for name, value in (("consensus", 1 if consensus is None else consensus), ("every", every)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.step = StreamStep(model)
+        self.step = StreamStep(model, features=features)
         self.consensus = consensus
         self.every = every
         self._forget()
@@ -91,15 +97,17 @@ class Streaming:
         """
         self._prepare(frame)
         due = [i for i, age in enumerate(self._ages) if age % self.every == 0]
+        output = None
         if len(due) == self.num_streams:
-            self._last = self._whole_batch(frame)
+            output = self._whole_batch(frame)
         elif due:
-            self._last = self._part_of_batch(frame, torch.tensor(due, device=frame.device))
+            output = self._part_of_batch(frame, torch.tensor(due, device=frame.device))
         if self.every == 1:
-            output, self._last = self._last, None
             return output
         self._ages = [age + 1 for age in self._ages]
-        return self._last
+        if output is not None:
+            self._last = output if self.step.features else (output,)
+        return self._last if self.step.features else self._last[0]
 
     def init_state(self, frame_or_shape: Tensor | Sequence[int]) -> list[Tensor]:
         """The state to begin `step` with, see `StreamStep.init_state`."""
@@ -114,16 +122,9 @@ class Streaming:
         Raises:
             TypeError, ValueError: indices that name no stream; the streams stay as they were.
         """
+        chosen = list(range(self.num_streams)) if indices is None else self._numbers(indices)
         if indices is None:
             self._fresh = True
-            chosen = range(self.num_streams)
-        else:
-            listed = indices.tolist() if isinstance(indices, Tensor) else indices
-            chosen = [operator.index(i) for i in listed]
-        for i in chosen:
-            if not 0 <= i < self.num_streams:
-                raise ValueError(f"expected streams from 0 to {self.num_streams - 1}, got {i}")
-        if indices is None:
             rows = [*self._caches, *self._window]
         else:
             # k rows a stream, where a site sees k windows of each frame
@@ -141,9 +142,10 @@ class Streaming:
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all that the streams remember, flat and plain, as `torch.save` and safetensors take it.
 
-        Empty before the first frame.
+        Empty until a frame has been computed.
         """
-        if not self._caches:
+        unused = (self.consensus is not None and not self._window) or (self.every > 1 and not self._last)
+        if not self._caches or unused:
             return {}
         state = {
             f"cache.{name}": cache.clone() for name, cache in zip(self.step.names, self._caches, strict=True)
@@ -152,8 +154,9 @@ class Streaming:
         state |= {
             f"consensus.{name}": x.clone() for name, x in zip(("logits", "seen"), self._window, strict=False)
         }
-        if self._last is not None:
-            state["last"] = self._last.clone()
+        state |= {
+            f"last.{name}": x.clone() for name, x in zip(("logits", "features"), self._last, strict=False)
+        }
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -172,12 +175,12 @@ class Streaming:
         if self.consensus is not None:
             expected |= {"consensus.logits", "consensus.seen"}
         if self.every > 1:
-            expected |= {"last"}
+            expected |= {"last.logits", "last.features"} if self.step.features else {"last.logits"}
         missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
         if missing or unexpected:
             raise ValueError(
                 f"expected the state of a stream over {type(self.model).__name__} with "
-                f"consensus={self.consensus} and every={self.every}, got one where "
+                f"consensus={self.consensus}, every={self.every} and features={self.step.features}, got one where "
                 f"{', '.join(missing) or 'nothing'} is missing and {', '.join(unexpected) or 'nothing'} is "
                 "unexpected. Make the stream as the saved one was made."
             )
@@ -200,7 +203,8 @@ class Streaming:
         self._shape = tuple(state["frame_shape"].tolist())
         self._ages = state["ages"].tolist()
         self._window = _copies(window, device)
-        self._last = state["last"].to(device, copy=True) if self.every > 1 else None
+        last = [state[key] for key in ("last.logits", "last.features") if key in expected]
+        self._last = tuple(_copies(last, device))
         self._fresh = False
 
     def to(self, device: torch.device | str) -> "Streaming":
@@ -211,7 +215,7 @@ class Streaming:
         """
         self._allocate(_copies(self._caches, device))
         self._window = _copies(self._window, device)
-        self._last = None if self._last is None else self._last.to(device)
+        self._last = tuple(x.to(device) for x in self._last)
         self._kind = None
         return self
 
@@ -223,16 +227,17 @@ class Streaming:
 
     def _forget(self) -> None:
         self._caches: list[Tensor] = []
-        self._staged: list[Tensor] = []  # where a frame's values go until all of it has succeeded
-        self._window: list[
-            Tensor
-        ] = []  # the last logits [B, consensus, num_classes], and how many were seen [B]
-        self._last: Any = None
-        self._ages: list[int] = []  # frames since the reset, for `every`
+        # where a frame's values go until all of it has succeeded
+        self._staged: list[Tensor] = []
+        # of `consensus`: the last logits [B, consensus, num_classes], and how many were seen [B]
+        self._window: list[Tensor] = []
+        # of `every`: the last logits, and the last features if asked for
+        self._last: tuple[Tensor, ...] = ()
+        # frames since each stream's reset
+        self._ages: list[int] = []
         self._shape: tuple[int, ...] = ()
-        self._kind: tuple[Any, ...] | None = (
-            None  # what the caches were allocated for, None if that is unknown
-        )
+        # what the caches were allocated for, None if that is unknown
+        self._kind: tuple[Any, ...] | None = None
         self._fresh = True
 
     def _allocate(self, caches: list[Tensor]) -> None:
@@ -272,21 +277,25 @@ class Streaming:
     def _part_of_batch(self, frame: Tensor, due: Tensor) -> Any:
         state = take_streams(self._caches, due, self.num_streams)
         output, new = self.step.run(frame[due], state, None)
-        self._check_output(output)
         put_streams(self._caches, due, new, self.num_streams)
-        return self._last.index_copy(0, due, self._averaged(output, due))
+        output = self._averaged(output, due)
+        rows = output if self.step.features else (output,)
+        merged = tuple(old.index_copy(0, due, row) for old, row in zip(self._last, rows, strict=True))
+        return merged if self.step.features else merged[0]
 
     def _check_output(self, output: Any) -> None:
-        if (self.consensus is not None or self.every > 1) and not isinstance(output, Tensor):
+        logits = output[0] if self.step.features else output
+        if (self.consensus is not None or self.every > 1) and not isinstance(logits, Tensor):
             raise TypeError(
-                f"expected a model that returns logits, got {type(output).__name__} from "
+                f"expected a model that returns logits, got {type(logits).__name__} from "
                 f"{type(self.model).__name__}. consensus and every take a model with one output."
             )
 
-    def _averaged(self, logits: Any, rows: Tensor | None) -> Any:
-        """The mean of the last logits of the given streams, these included."""
+    def _averaged(self, output: Any, rows: Tensor | None) -> Any:
+        """With the mean of the last logits of the given streams (None: of all), these included."""
         if self.consensus is None:
-            return logits
+            return output
+        logits = output[0] if self.step.features else output
         if not self._window:
             with torch.inference_mode(False):
                 shape = (self.num_streams, self.consensus, *logits.shape[1:])
@@ -300,7 +309,22 @@ class Streaming:
         window[rows, seen[rows] % self.consensus] = logits
         seen[rows] += 1
         count = seen[rows].clamp(max=self.consensus)
-        return (window[rows].sum(1) / count.view(-1, *[1] * (logits.dim() - 1))).to(logits.dtype)
+        mean = (window[rows].sum(1) / count.view(-1, *[1] * (logits.dim() - 1))).to(logits.dtype)
+        return (mean, output[1]) if self.step.features else mean
+
+    def _numbers(self, indices: Iterable[int] | Tensor) -> list[int]:
+        """Streams by number, each of them there."""
+        listed = indices.tolist() if isinstance(indices, Tensor) else indices
+        if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes)):
+            raise TypeError(f"indices must be several numbers of streams, got {indices!r}. Pass [i] for one.")
+        chosen = []
+        for i in listed:
+            if isinstance(i, bool):
+                raise TypeError("indices must be numbers of streams, got a mask. Pass mask.nonzero()[:, 0].")
+            chosen.append(operator.index(i))
+            if not 0 <= chosen[-1] < self.num_streams:
+                raise ValueError(f"expected streams from 0 to {self.num_streams - 1}, got {i}")
+        return chosen
 
 
 def _overwrite(tensors: list[Tensor], values: list[Tensor]) -> None:

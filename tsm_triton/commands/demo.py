@@ -33,6 +33,8 @@ NUM_SEGMENTS = 8
 SIZE = 48  # of a frame, in pixels
 TEST_PART = 5  # one clip in five
 BATCH_SIZE = 32
+# direction -> clips and epochs. Without the future a model learns 640 clips by heart: 57 % on others.
+TRAINING = {"bidirectional": (800, 8), "causal": (1600, 6)}
 LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 0.05
 # What the verdict asks for, in percent.
@@ -73,8 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="test_resnet", help="any timm model that patch takes (default: %(default)s)")
     add("--out", type=Path, default=Path("demo"), help="folder for clips and results (default: demo/)")
     add("--seed", type=int, default=0, help="of clips, weights and order (default: %(default)s)")
-    add("--clips", type=int, default=800, help="a fifth of them for testing (default: %(default)s)")
-    add("--epochs", type=int, default=8, help="default: %(default)s")
+    several = ", ".join(f"{clips} if {direction}" for direction, (clips, _) in TRAINING.items())
+    add("--clips", type=int, help=f"a fifth of them for testing (default: {several})")
+    several = ", ".join(f"{epochs} if {direction}" for direction, (_, epochs) in TRAINING.items())
+    add("--epochs", type=int, help=f"default: {several}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
     # anything else runs.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    clips, epochs = TRAINING[args.direction]
+    args.clips = clips if args.clips is None else args.clips
+    args.epochs = epochs if args.epochs is None else args.epochs
     if args.clips < 2 * TEST_PART or args.epochs < 1:
         raise ValueError(
             f"expected at least {2 * TEST_PART} clips and 1 epoch, "
@@ -241,9 +248,7 @@ def compare_streamed(classifier: VideoClassifier, clips: Clips) -> dict[str, flo
         video = preprocess(chunk)
         offline.append(classifier(video))
         stream.reset()
-        for frame in video.unbind(1):
-            logits = stream(frame)
-        streamed.append(logits)
+        streamed.append([stream(frame) for frame in video.unbind(1)][-1])
     offline, streamed = torch.cat(offline), torch.cat(streamed)
     return {
         "offline": _percent(offline.argmax(1) == clips.labels),

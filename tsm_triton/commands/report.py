@@ -72,10 +72,11 @@ def save_plot(path: Path, results: dict[str, Any], frames: Tensor, labels: list[
             label=f"{name}, while training",
         )
     axes.axhline(results["chance"], color="grey", linestyle=":", label=f"chance ({results['chance']:.1f} %)")
+    moved = "an eighth" if results["arguments"]["direction"] == "causal" else "a quarter"
     axes.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 101), xticks=list(epochs))
     axes.set_title(
         f"{results['arguments']['model']} on {len(CLASSES)} motions that no single frame tells apart\n"
-        "TSM shifts a quarter of the channels in time; TSN is the same network without the shift",
+        f"TSM shifts {moved} of the channels in time; TSN is the same network without the shift",
         fontsize=11,
     )
     axes.grid(alpha=0.3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..video.decoding import _decode, _demux, _open, _Orientation, probe
+from ..video.decoding import Orientation, decode, demux, open_video, probe
 
 __all__ = ["Source", "open_source"]
 
@@ -53,11 +53,11 @@ def open_source(source: str) -> Source:
 
 
 def _video(path: str, fps: float) -> Iterator[tuple[Tensor, float]]:
-    with _open(path, threads=True) as (container, stream):
+    with open_video(path, threads=True) as (container, stream):
         start, orientation, size = None, None, (0, 0)
-        for number, frame in enumerate(_decode(_demux(container, stream), stream)):
+        for number, frame in enumerate(decode(demux(container, stream), stream)):
             if orientation is None:
-                start, orientation, size = frame.time, _Orientation.of(frame), (frame.width, frame.height)
+                start, orientation, size = frame.time, Orientation.of(frame), (frame.width, frame.height)
             # a stream may change its size half-way: every frame takes the size of the first
             rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
             time = number / fps if start is None or frame.time is None else frame.time - start
@@ -107,7 +107,7 @@ def _camera(index: int) -> Source:
     def frames() -> Iterator[tuple[Tensor, float]]:
         with container:
             start = None
-            for frame in _decode(_demux(container, stream), stream):
+            for frame in decode(demux(container, stream), stream):
                 time = frame.time or 0.0
                 start = time if start is None else start
                 yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), time - start

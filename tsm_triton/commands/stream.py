@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..streaming import Streaming
-from ..video.transforms import eval_transform, transform_for
 from .annotation import annotated_video, save_timeline
 from .common import pick_device
 from .sources import Source, open_source
@@ -56,57 +55,53 @@ def run(args: argparse.Namespace) -> int:
     model = trained.model.to(device)
     labels = _labels(args.labels, trained.classes)
     stream = Streaming(model, consensus=args.consensus, every=args.every)
-    if trained.size is not None:
-        preprocess = eval_transform(trained.size, short_side=trained.size)
-    else:
-        preprocess = transform_for(model)
+    preprocess = trained.transform()
     source = open_source(args.source)
     args.out.mkdir(parents=True, exist_ok=True)
     video, timeline = args.out / "annotated.mp4", args.out / "timeline.png"
 
-    times: list[float] = []
-    probabilities: list[Tensor] = []
     total = (
         args.max_frames
         if source.num_frames is None
         else min(source.num_frames, args.max_frames or sys.maxsize)
     )
-    pace, began, rate = _Pace(args.realtime, source.fps), time.perf_counter(), 0.0
-    with (
-        _stop_on_interrupt() as stopped,
-        tqdm(total=total, desc="Streaming", unit="frame", disable=None) as progress,
-        annotated_video(video, source.fps) as writer,
-    ):
-        for number, (frame, at) in enumerate(_until(source, stopped, args.max_frames)):
-            progress.update()
-            if not pace.keeps(at):
-                continue
-            started = time.perf_counter()
-            # a clip of one frame
-            logits = stream(preprocess(frame[None]).to(device))[0]
-            scores = logits.float().softmax(-1).cpu()
-            seconds = time.perf_counter() - started
-            labels = labels or [f"class {i}" for i in range(len(scores))]
-            if len(labels) != len(scores):
-                raise ValueError(
-                    f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}"
+    times: list[float] = []
+    probabilities: list[Tensor] = []
+    began = time.perf_counter()
+    with _stop_on_interrupt() as interrupt:
+        pace, meter = _Pace(args.realtime, source.fps, interrupt), _Meter()
+        with (
+            tqdm(total=total, desc="Streaming", unit="frame", disable=None) as progress,
+            annotated_video(video, source.fps) as writer,
+        ):
+            for frame, at in _until(source, interrupt, args.max_frames):
+                progress.update()
+                if not pace.keeps(at):
+                    continue
+                started = time.perf_counter()
+                # a clip of one frame
+                logits = stream(preprocess(frame[None]).to(device))[0]
+                scores = logits.float().softmax(-1).cpu()
+                latency = time.perf_counter() - started
+                labels = labels or [f"class {i}" for i in range(len(scores))]
+                if len(labels) != len(scores):
+                    raise ValueError(
+                        f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}"
+                    )
+                confidence, best = scores.max(-1)
+                writer.write(frame, at, labels[int(best)], confidence.item(), meter.tick())
+                times.append(at)
+                probabilities.append(scores)
+                progress.set_postfix_str(
+                    f"{labels[int(best)]} {confidence:.0%}, {1000 * latency:.0f} ms, {meter.fps:.0f} fps"
+                    + (f", {pace.dropped} dropped" if pace.dropped else "")
                 )
-            confidence, best = scores.max(-1)
-            # a moving average over about ten frames
-            rate = 1 / seconds if number == 0 else 0.9 * rate + 0.1 / seconds
-            writer.write(frame, at, labels[int(best)], confidence.item(), rate)
-            times.append(at)
-            probabilities.append(scores)
-            progress.set_postfix_str(
-                f"{labels[int(best)]} {confidence:.0%}, {1000 * seconds:.0f} ms, {rate:.0f} fps"
-                + (f", {pace.dropped} dropped" if pace.dropped else "")
-            )
-        if not times:
-            raise ValueError(f"expected frames, got none from {args.source!r}")
-    save_timeline(timeline, times, probabilities, labels or [], f"{trained.name} on {args.source}")
+            if not times:
+                raise ValueError(f"expected frames, got none from {args.source!r}")
+        save_timeline(timeline, times, probabilities, labels or [], f"{trained.name} on {args.source}")
 
     elapsed = time.perf_counter() - began
-    ended = "Stopped after" if stopped.is_set() else "Streamed"
+    ended = "Stopped after" if interrupt.asked else "Streamed"
     print(
         f"{ended} {len(times)} frames in {elapsed:.1f} s ({len(times) / elapsed:.1f} a second), dropped "
         f"{pace.dropped}; a stream remembers {stream.cache_bytes} bytes.\nWrote {video} and {timeline}."
@@ -114,29 +109,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Interrupt:
+    """Whether Ctrl-C was pressed. A plain flag: a signal may come while a `threading.Event` is locked."""
+
+    asked = False
+
+
 class _Pace:
     """Which frames of a source to take so as not to fall behind it."""
 
-    def __init__(self, realtime: bool, fps: float) -> None:
+    def __init__(self, realtime: bool, fps: float, interrupt: _Interrupt) -> None:
         self.realtime = realtime
         self.period = 1 / fps
+        self.interrupt = interrupt
         self.dropped = 0
         self.start: float | None = None
+        self.taken = 0.0
 
     def keeps(self, at: float) -> bool:
         """Wait for a frame's time, and say whether it is still worth taking."""
         if not self.realtime:
             return True
-        now = time.monotonic()
         if self.start is None:
-            self.start = now - at
-        early = self.start + at - now
-        if early > 0:
-            time.sleep(early)
-        elif early < -self.period:
+            self.start = time.monotonic() - at
+        while (early := self.start + at - time.monotonic()) > 0 and not self.interrupt.asked:
+            time.sleep(min(early, 0.05))  # a signal does not end a sleep
+        # one a second is taken all the same, where decoding alone is slower than the source
+        if early < -self.period and at - self.taken < 1:
             self.dropped += 1
             return False
+        self.taken = at
         return True
+
+
+class _Meter:
+    """Results a second, all work included, averaged over about the last ten."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.fps = 0.0
+
+    def tick(self) -> float:
+        now = time.perf_counter()
+        rate = 1 / max(now - self.last, 1e-6)
+        self.fps = 0.9 * self.fps + 0.1 * rate if self.fps else rate
+        self.last = now
+        return self.fps
 
 
 def _trained(args: argparse.Namespace) -> Trained:
@@ -154,29 +172,27 @@ def _labels(path: Path | None, classes: list[str] | None) -> list[str] | None:
     )
 
 
-def _until(
-    source: Source, stopped: threading.Event, max_frames: int | None
-) -> Iterator[tuple[Tensor, float]]:
+def _until(source: Source, interrupt: _Interrupt, max_frames: int | None) -> Iterator[tuple[Tensor, float]]:
     for number, item in enumerate(source.frames, 1):
         yield item
-        if stopped.is_set() or number == max_frames:
+        if interrupt.asked or number == max_frames:
             return
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that no file is left half written; a second one interrupts."""
-    stopped = threading.Event()
+def _stop_on_interrupt() -> Iterator[_Interrupt]:
+    """Ctrl-C asks for an end, so that no file is left half written; a second one interrupts."""
+    interrupt = _Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield interrupt
         return
 
     def stop(*_: object) -> None:
-        stopped.set()
+        interrupt.asked = True
         signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield stopped
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)

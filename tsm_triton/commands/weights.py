@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ..patching import patch
+from ..video.transforms import eval_transform, transform_for
 from .common import create_model, replacing
 
 __all__ = ["Trained", "load_trained", "save_trained"]
@@ -31,6 +33,12 @@ class Trained:
     name: str
     classes: list[str] | None
     size: int | None
+
+    def transform(self) -> v2.Compose:
+        """From uint8 frames `[..., 3, H, W]` to the model's input."""
+        if self.size is None:
+            return transform_for(self.model)
+        return eval_transform(self.size, short_side=self.size)
 
 
 def save_trained(path: Path, model: nn.Module, name: str, classes: tuple[str, ...], size: int) -> None:

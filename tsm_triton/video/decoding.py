@@ -151,7 +151,7 @@ def read_clip(
     return _read(index, frames.flatten().tolist()).unflatten(0, tuple(frames.shape))
 
 
-class _Orientation(NamedTuple):
+class Orientation(NamedTuple):
     """How a coded frame is turned upright: its axes exchanged first, then mirrored."""
 
     transpose: bool = False
@@ -159,12 +159,12 @@ class _Orientation(NamedTuple):
     mirror_y: bool = False
 
     @classmethod
-    def of(cls, frame: "VideoFrame") -> "_Orientation":
+    def of(cls, frame: "VideoFrame") -> "Orientation":
         data: Any = frame.side_data.get("DISPLAYMATRIX")
         return cls() if data is None else cls.from_matrix(memoryview(bytes(data)).cast("i"))
 
     @classmethod
-    def from_matrix(cls, matrix: Sequence[int]) -> "_Orientation":
+    def from_matrix(cls, matrix: Sequence[int]) -> "Orientation":
         a, b, _, c, d = matrix[:5]  # (x, y) goes to (a*x + c*y, b*x + d*y)
         return cls(True, c < 0, b < 0) if abs(b) > abs(a) else cls(False, a < 0, d < 0)
 
@@ -198,29 +198,29 @@ class _Index:
 
     path: str
     info: VideoInfo
-    orientation: _Orientation
+    orientation: Orientation
     packets: list[_Packet]  # in display order
     keys: list[int]  # the frame numbers of the keyframes
 
 
 def _index(path: str | os.PathLike[str]) -> _Index:
     path = os.fspath(path)
-    with _open(path) as (container, stream):
-        shown = list(_shown(_demux(container, stream), stream))
+    with open_video(path) as (container, stream):
+        shown = list(_shown(demux(container, stream), stream))
         time_base, rate = stream.time_base or 0, stream.average_rate or 0
     packets = sorted({packet.pts: packet for packet in shown if packet}.values())
     if len(packets) < len(shown):  # without a pts for each frame, none can be trusted
         packets = []
 
-    with _open(path) as (container, stream):
-        frames = _decode(_demux(container, stream), stream)
+    with open_video(path) as (container, stream):
+        frames = decode(demux(container, stream), stream)
         first = next(frames, None)
         if first is None:
             raise ValueError(
                 f"expected a video that can be decoded, got no frame from {path!r}: is it damaged?"
             )
         num_frames = len(packets) or 1 + sum(1 for _ in frames)
-    orientation = _Orientation.of(first)
+    orientation = Orientation.of(first)
     width, height = orientation.size(first.width, first.height)
 
     duration = 0.0
@@ -285,8 +285,8 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int
     fast = fast and bool(index.packets)
     number_of: dict[int | None, int] = {packet.pts: number for number, packet in enumerate(index.packets)}
     pending, here, sought = deque(wanted), -1, -1
-    with _open(index.path, threads=fast) as (container, stream):
-        frames = _decode(_demux(container, stream), stream)
+    with open_video(index.path, threads=fast) as (container, stream):
+        frames = decode(demux(container, stream), stream)
         for counted in count():
             if not pending:
                 return
@@ -310,14 +310,14 @@ def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> I
     for target in (key.pts, key.dts):  # MP4 and Matroska seek by pts, MPEG-TS by dts
         with suppress(FFmpegError):
             container.seek(target, stream=stream)
-            packets = _demux(container, stream)
+            packets = demux(container, stream)
             first = next(packets)
             if first and first.is_keyframe and first.pts is not None and first.pts <= key.pts:
-                return _decode(chain([first], packets), stream)
+                return decode(chain([first], packets), stream)
     return iter(())
 
 
-def _demux(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet[VideoStream] | None"]:
+def demux(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet[VideoStream] | None"]:
     """The packets of a stream; the last, empty or None, flushes the decoder."""
     from av.error import FFmpegError
 
@@ -342,7 +342,7 @@ def _shown(
         yield times and _Packet(*times, packet.is_keyframe)
 
 
-def _decode(packets: Iterator["Packet[VideoStream] | None"], stream: "VideoStream") -> Iterator["VideoFrame"]:
+def decode(packets: Iterator["Packet[VideoStream] | None"], stream: "VideoStream") -> Iterator["VideoFrame"]:
     """The frames in display order, less those that cannot be decoded."""
     from av.error import FFmpegError
 
@@ -355,7 +355,7 @@ def _decode(packets: Iterator["Packet[VideoStream] | None"], stream: "VideoStrea
 
 
 @contextmanager
-def _open(path: str, *, threads: bool = False) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     try:
         import av
         from av.error import FFmpegError

@@ -1,0 +1,146 @@
+"""Latency of one frame of one stream beside the same network without the shift, host overhead included.
+
+Forms: `Streaming` and the plain model, eager; `StreamStep` and the plain model compiled by Inductor; each of the two
+captured in a CUDA graph, where there is CUDA. A compiled step copies its new state over the old one, as a captured
+one must.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tsm_triton import Streaming, patch, set_num_segments
+from tsm_triton.stepping import StreamStep
+
+MODELS = ("mobilenetv2_100", "resnet50")
+SIZE = 224
+NUM_FRAMES = 4
+# streamed against offline, relative to the largest logit
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+Form = Callable[[Tensor], Any]
+
+
+def run(device: str, quick: bool) -> list[dict[str, Any]]:
+    """A row for each model and form; seconds from the call to the finished result."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    rows = []
+    for name in tqdm(MODELS[:1] if quick else MODELS, desc="streaming", disable=None):
+        model = timm.create_model(name).eval().to(device, dtype).to(memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # where it is zero the check below would see no shift
+                nn.init.ones_(module.weight)
+        about = {"model": name, "dtype": str(dtype).removeprefix("torch.")}
+        with torch.inference_mode():
+            rows.extend({**about, **row} for row in _rows(model, 21 if quick else 101))
+    return rows
+
+
+def _rows(model: nn.Module, repeats: int) -> list[dict[str, Any]]:
+    parameter = next(model.parameters())
+    shape = (NUM_FRAMES, 1, 3, SIZE, SIZE)
+    frames = torch.randn(shape, device=parameter.device, dtype=parameter.dtype).unbind()
+    frames = [frame.contiguous(memory_format=torch.channels_last) for frame in frames]
+    shifted = patch(copy.deepcopy(model), NUM_FRAMES, direction="causal")
+    expected = set_num_segments(shifted, NUM_FRAMES)(torch.cat(frames))
+
+    rows = []
+    for form, (unshifted, stream) in _forms(model, shifted, frames[0]).items():
+        _check(form, stream, frames, expected)
+        seconds: dict[str, list[float]] = {"unshifted": [], "stream": []}
+        for repeat in range(repeats + 5):
+            for key, call in (("unshifted", unshifted), ("stream", stream)):
+                taken = _latency(call, frames[repeat % NUM_FRAMES])
+                if repeat >= 5:
+                    seconds[key].append(taken)
+        low, median, high = statistics.quantiles(seconds["stream"], n=4)
+        rows.append(
+            {
+                "form": form,
+                "stream_seconds": median,
+                "spread": (high - low) / median,
+                "unshifted_seconds": statistics.median(seconds["unshifted"]),
+                "over_unshifted": median / statistics.median(seconds["unshifted"]),
+            }
+        )
+    return rows
+
+
+def _forms(model: nn.Module, shifted: nn.Module, frame: Tensor) -> dict[str, tuple[Form, Any]]:
+    """Each way to run a frame: the unshifted network, and the stream."""
+    forms: dict[str, tuple[Form, Any]] = {
+        "eager": (model, Streaming(shifted)),
+        "compiled": (torch.compile(model), _CompiledStream(shifted, frame)),
+    }
+    if frame.is_cuda:
+        for name, (unshifted, stream) in list(forms.items()):
+            forms[f"{name}, CUDA graph"] = _Captured(unshifted, frame), _Captured(stream, frame)
+    return forms
+
+
+class _CompiledStream:
+    """The functional step, compiled, over a state at fixed addresses."""
+
+    def __init__(self, model: nn.Module, frame: Tensor) -> None:
+        step = StreamStep(model)
+        self.state = step.init_state(frame)
+        self.step = torch.compile(step, fullgraph=True)
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        logits, state = self.step(frame, self.state)
+        torch._foreach_copy_(self.state, state)  # pyright: ignore[reportPrivateImportUsage]
+        return logits
+
+    def reset(self) -> None:
+        torch._foreach_zero_(self.state)  # pyright: ignore[reportPrivateImportUsage]
+
+
+class _Captured:
+    """A form as a CUDA graph; a call copies the frame in and replays it."""
+
+    def __init__(self, form: Any, frame: Tensor) -> None:
+        self.form, self.frame = form, frame.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                form(self.frame)
+        side.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = form(self.frame)
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        self.frame.copy_(frame)
+        self.graph.replay()
+        return self.output
+
+    def reset(self) -> None:
+        self.form.reset()
+
+
+def _check(form: str, stream: Any, frames: list[Tensor], expected: Tensor) -> None:
+    stream.reset()
+    logits = torch.cat([stream(frame).clone() for frame in frames])
+    error = ((logits - expected).abs().max() / expected.abs().max()).item()
+    if not error < TOLERANCES[expected.dtype]:
+        raise RuntimeError(
+            f"{form}: a stream is off by {error:.1e} of the largest logit: no time is reported"
+        )
+
+
+def _latency(call: Form, frame: Tensor) -> float:
+    if frame.is_cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call(frame)
+    if frame.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
