@@ -50,6 +50,7 @@ def table(records: list[Record], versions: dict[str, str]) -> dict[str, Any]:
         if numbers is not None and record["status"] == "passed":
             entry["numbers"] = numbers["status"]
             entry["numbers_of"] = numbers["name"]
+            entry["concatenating"] = numbers.get("concatenating", 0)
             if numbers["status"] != "passed":
                 entry["numbers_error"] = numbers.get("error") or numbers.get("checks")
         family = compiled.get((library, record.get("family", "")))

@@ -16,9 +16,9 @@ from torch import nn
 
 import tsm_triton
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, shift_disabled, unpatch
+from tsm_triton.hooks import FrameCounter, ShiftHook, shift_hooks
 from tsm_triton.integrations.dataflow import analyse
 from tsm_triton.integrations.tracing import BATCH, input_shape, trace
-from tsm_triton.patching import FrameCounter, ShiftHook, shift_hooks
 
 T = 4
 # "module.BlockClass" -> ["attribute [its class] axis"]: reviewed, see the any_model.md

@@ -17,7 +17,7 @@ from tsm_triton import (
     unpatch,
 )
 from tsm_triton.functional import clip_boundaries
-from tsm_triton.patching import shift_hooks
+from tsm_triton.hooks import shift_hooks
 from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out
 
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

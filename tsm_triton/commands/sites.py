@@ -5,8 +5,8 @@ import argparse
 import torch
 from torch import nn
 
+from ..finding import PLACES, find_sites
 from ..functional import check_shift, fold_counts
-from ..patching import PLACES, find_sites
 from .common import create_model
 
 __all__ = ["add_arguments", "run"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import check_shift
-from ..patching import is_patched, packed_clips, set_num_segments, shift_hooks
+from ..hooks import is_patched, packed_clips, set_num_segments, shift_hooks
 
 __all__ = ["VideoClassifier"]
 
