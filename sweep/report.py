@@ -50,7 +50,6 @@ def table(records: list[Record], versions: dict[str, str]) -> dict[str, Any]:
         if numbers is not None and record["status"] == "passed":
             entry["numbers"] = numbers["status"]
             entry["numbers_of"] = numbers["name"]
-            entry["concatenating"] = numbers.get("concatenating", 0)
             if numbers["status"] != "passed":
                 entry["numbers_error"] = numbers.get("error") or numbers.get("checks")
         family = compiled.get((library, record.get("family", "")))
@@ -137,8 +136,6 @@ def _notes(entry: Record) -> list[str]:
         notes.append(error[:200].replace("|", "/").replace("\n", " "))
     if entry.get("windows"):
         notes.append(f"{entry['windows']} sites receive windows")
-    if entry.get("concatenating"):
-        notes.append(f"{entry['concatenating']} branches join by concatenation")
     if entry.get("narrow"):
         notes.append(f"{entry['narrow']} sites with less than 8 channels stay unshifted")
     if entry.get("numbers") == "failed":

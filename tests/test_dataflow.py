@@ -1,29 +1,22 @@
-"""The dataflow finder: which modules begin a residual branch in every family, and what the check of a patch sees."""
+"""The dataflow finder: which modules begin a residual branch in every family, and what gets no shift."""
 
-import copy
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-import torchvision
-from timm.utils.model import reparameterize_model
+from networks import Block, T, on_meta, reached
 from torch import nn
 
-import tsm_triton
-from tsm_triton import ShiftSite, find_sites, is_patched, patch, shift_disabled, unpatch
-from tsm_triton.hooks import FrameCounter, ShiftHook, shift_hooks
+from tsm_triton import ShiftSite, find_sites, is_patched, patch
+from tsm_triton.hooks import shift_hooks
 from tsm_triton.integrations.dataflow import analyse
 from tsm_triton.integrations.tracing import BATCH, input_shape, trace
 
-T = 4
 # "module.BlockClass" -> ["attribute [its class] axis"]: reviewed, see the issue's any_model.md
 ORACLE = json.loads((Path(__file__).parent / "timm_sites.json").read_text())
-
 # one small model of each family -> how many sites
 TIMM = {
     "beit_base_patch16_224": 24,
@@ -110,68 +103,6 @@ NOT_LISTED = {
     "selecsls42",
 }
 
-# what is run with numbers: small, and each a layout of its own -> image size
-NUMERIC = {
-    "vit_tiny_patch16_224": 32,
-    "swin_tiny_patch4_window7_224": 56,
-    "swinv2_tiny_window8_256": 64,
-    "convnext_atto": 32,
-    "regnety_002": 32,
-    "densenet121": 32,
-    "mobilevit_xxs": 64,
-    "mixer_s32_224": 64,
-    "edgenext_xx_small": 64,
-    "ese_vovnet39b": 32,
-}
-TORCHVISION = {
-    "vit_b_16": (24, 32),
-    "swin_t": (24, 64),
-    "swin_v2_t": (24, 64),
-    "convnext_tiny": (18, 32),
-    "regnet_y_400mf": (16, 32),
-    "densenet121": (58, 32),
-    "shufflenet_v2_x0_5": (13, 64),
-    "mnasnet0_5": (10, 32),
-    "mobilenet_v3_small": (6, 32),
-    "efficientnet_v2_s": (35, 32),
-}
-
-
-def on_meta(name: str, **options) -> Any:
-    with torch.device("meta"):
-        return timm.create_model(name, **options)
-
-
-def small(name: str) -> tuple[Any, torch.Tensor]:
-    """A model with weights that hide no branch, and two clips for it."""
-    size = NUMERIC[name]
-    options: dict = {
-        "swinv2": {"depths": (2, 1, 1, 1)},
-        "swin": {"depths": (2, 1, 1, 1)},
-        "vit": {"depth": 3},
-    }.get(name.partition("_")[0], {})
-    try:
-        model = timm.create_model(name, num_classes=5, img_size=size, **options)
-    except TypeError:
-        model = timm.create_model(name, num_classes=5)
-    return visible(model), torch.randn(2 * T, 3, size, size)
-
-
-def visible(model: nn.Module) -> Any:
-    for name, parameter in model.named_parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-        if (parameter.dim() == 1 and name.endswith("weight")) or "gamma" in name or "layer_scale" in name:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model.eval()
-
-
-def reached(model: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, frame: int) -> list[bool]:
-    changed = frames.clone()
-    changed[frame] = torch.randn(frames.shape[1:])
-    with torch.no_grad():
-        return (model(frames) != model(changed)).flatten(1).any(1).tolist()
-
 
 @pytest.mark.parametrize("name", TIMM)
 def test_every_family_is_shifted_where_its_branches_begin(name):
@@ -201,77 +132,6 @@ def entry(model: nn.Module, site: ShiftSite) -> bool | None:
     return None
 
 
-@pytest.mark.parametrize("name", NUMERIC)
-def test_shifts_reach_the_neighbouring_frames_and_no_other_clip(name):
-    model, frames = small(name)
-    keys = list(model.state_dict())
-    with torch.no_grad():
-        before = model(frames)
-    sites = find_sites(model, example_input=frames)
-    patch(model, T, sites=sites, example_input=frames)
-    assert reached(model, frames, 1) == [True] * T + [False] * T
-    assert reached(model, frames, T) == [False] * T + [True] * T
-    with torch.no_grad(), shift_disabled(model):
-        assert torch.equal(model(frames), before)
-    assert list(model.state_dict()) == keys
-    patch(unpatch(model), T, sites=[sites[len(sites) // 2]], example_input=frames)
-    assert reached(model, frames, 2) == [False, True, True, True] + [False] * T
-
-
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision_models_are_shifted(name):
-    count, size = TORCHVISION[name]
-    options = {"image_size": size} if name == "vit_b_16" else {}
-    model = torchvision.models.get_model(name, weights=None, num_classes=5, **options)
-    frames = torch.randn(2 * T, 3, size, size)
-    assert len(find_sites(model, example_input=frames)) == count
-    patch(visible(model), T, example_input=frames)
-    assert reached(model, frames, 1) == [True] * T + [False] * T
-
-
-def test_windows_are_shifted_as_whole_frames():
-    model, frames = small("swinv2_tiny_window8_256")
-    sites = find_sites(model, example_input=frames)
-    assert sites[0] == ShiftSite(
-        "layers.0.blocks.0.attn", model.layers[0].blocks[0].attn, 96, -1, "layers.0.blocks.0"
-    )
-    assert "frames_from='layers.0.blocks.0'" in repr(sites[0])
-    patch(model, T, sites=sites, example_input=frames)
-    attention = model.layers[0].blocks[0].attn
-    seen = []
-    attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.no_grad():
-        model.forward_features(frames)
-        with shift_disabled(model):
-            model.forward_features(frames)
-    shifted, windows = (x.unflatten(0, (2 * T, -1)) for x in seen)
-    assert torch.equal(shifted, tsm_triton.temporal_shift(windows, T, channel_dim=-1))
-
-
-def test_unpatch_takes_the_frame_counters_off_too():
-    model = patch(on_meta("swinv2_tiny_window8_256"), T)
-    counters = [
-        h for m in model.modules() for h in m._forward_pre_hooks.values() if isinstance(h, FrameCounter)
-    ]
-    assert len(counters) == 10
-    unpatch(model)
-    assert not any(m._forward_pre_hooks or m._forward_pre_hooks_with_kwargs for m in model.modules())
-
-
-@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "vit_tiny_patch16_224"])
-def test_compiles_and_exports_with_a_dynamic_number_of_clips(name):
-    model, frames = small(name)
-    patch(model, T, example_input=frames)
-    batch = T * torch.export.Dim("clips", min=1, max=16)
-    program = torch.export.export(model, (frames,), dynamic_shapes={"x": {0: batch}}, strict=False)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    with torch.no_grad():
-        for clips in (2, 1):
-            expected = model(frames[: clips * T])
-            torch.testing.assert_close(compiled(frames[: clips * T]), expected, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(program.module()(frames[: clips * T]), expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "name", ["resnet18", "regnety_002", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv2_035"]
 )
@@ -284,46 +144,6 @@ def test_features_only_wrappers_are_shifted_as_the_model_is(name):
     assert is_patched(patch(wrapper, T))
 
 
-def test_features_only_maps_reach_the_neighbouring_frames():
-    model = patch(visible(timm.create_model("regnety_002", features_only=True, out_indices=(2, 4))), T)
-    frames = torch.randn(2 * T, 3, 32, 32)
-    for index in range(2):
-        assert reached(lambda x, i=index: model(x)[i], frames, 1) == [True] * T + [False] * T
-
-
-def test_other_entrances_are_shifted_too():
-    model, frames = small("vit_tiny_patch16_224")
-    patch(model, T, example_input=frames)
-    assert reached(model.forward_features, frames, 1) == [True] * T + [False] * T
-    last = lambda x: model.forward_intermediates(x, intermediates_only=True)[-1]  # noqa: E731
-    assert reached(last, frames, 1) == [True] * T + [False] * T
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swinv2_tiny_window8_256"])
-def test_gradient_checkpointing_changes_no_gradient(name):
-    model, frames = small(name)
-    patch(model, T, example_input=frames)
-    grads = []
-    for enabled in (False, True):
-        model.set_grad_checkpointing(enabled)
-        model.zero_grad()
-        model(frames).square().sum().backward()
-        grads.append(next(model.parameters()).grad)
-    torch.testing.assert_close(*grads)
-
-
-def test_a_patch_survives_reparameterisation():
-    model = visible(timm.create_model("repvit_m0_9", num_classes=5))
-    frames = torch.randn(2 * T, 3, 64, 64)
-    patch(model, T)
-    count = len(shift_hooks(model))
-    with torch.no_grad():
-        before = model(frames)
-        model = reparameterize_model(model)
-        assert len(shift_hooks(model)) == count
-        torch.testing.assert_close(model(frames), before, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize(
     "name", ["vgg11", "inception_v3", "mobileone_s0", "repvgg_a0", "lcnet_035", "mobilenetv1_100"]
 )
@@ -334,13 +154,6 @@ def test_without_residual_branches_blocks_are_shifted_on_request(name):
         patch(on_meta(name))
     model = patch(on_meta(name), T, place="block")
     assert len(shift_hooks(model)) >= 5
-
-
-def test_blocks_of_a_model_without_residuals_see_their_neighbours():
-    model = visible(torchvision.models.squeezenet1_1(num_classes=5))
-    frames = torch.randn(2 * T, 3, 32, 32)
-    patch(model, T, place="block")
-    assert reached(model, frames, 1) == [True] * T + [False] * T
 
 
 def test_place_block_shifts_each_blocks_own_input():
@@ -395,88 +208,11 @@ def test_example_input_gives_the_shape():
         find_sites(model, example_input=torch.empty(1, 3, 64, 64))
 
 
-class Block(nn.Module):
-    """A residual block of a user's own, with a downsample."""
-
-    def __init__(self, stride: int):
-        super().__init__()
-        self.down = nn.Conv2d(16, 16, 1, stride)
-        self.first = nn.Conv2d(16, 16, 3, stride, 1)
-        self.second = nn.Conv2d(16, 16, 3, 1, 1)
-
-    def forward(self, x):
-        return self.down(x) + self.second(self.first(x).relu())
-
-
 def test_a_users_own_model_is_shifted():
     model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1), Block(2))
     assert [site.name for site in find_sites(model)] == ["1.first", "2.first"]
     patch(model, T)
     assert reached(model, torch.randn(2 * T, 3, 16, 16), 1) == [True] * T + [False] * T
-
-
-def test_a_shift_on_the_shortcut_is_taken_back():
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))
-    wrong = ShiftSite("1.down", model.get_submodule("1.down"), channels=16)
-    with pytest.raises(RuntimeError, match=r"the shift at '1\.down' also reaches the shortcut of '1'"):
-        patch(model, T, sites=[wrong])
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert is_patched(patch(model, T, sites=[wrong], verify=False))
-
-
-def test_a_shift_that_never_runs_is_taken_back():
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))
-    model[1].unused = nn.Conv2d(16, 16, 1)
-    site = ShiftSite("1.unused", model.get_submodule("1.unused"), channels=16)
-    with pytest.raises(RuntimeError, match=r"expected a shift at each call of \['1\.unused'\]"):
-        patch(model, T, sites=[site])
-    assert not is_patched(model)
-
-
-def test_a_shift_that_in_place_ops_undo_is_taken_back():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.act, self.conv = nn.ReLU(inplace=True), nn.Conv2d(16, 16, 1)
-
-        def forward(self, x):
-            return x + self.conv(self.act(x)).relu()
-
-    model = nn.Sequential(nn.Conv2d(3, 16, 1), InPlace())
-    assert [site.name for site in find_sites(model)] == ["1.conv"]  # the shortcut sees what `act` wrote
-    with pytest.raises(RuntimeError, match="expected add in 1, got add in 1"):
-        patch(model, T, sites=[ShiftSite("1.act", model.get_submodule("1.act"), channels=16)])
-
-
-def test_sites_go_to_json_and_back():
-    model = on_meta("swinv2_tiny_window8_256")
-    sites = find_sites(model)
-    text = json.dumps([site.to_dict() for site in sites])
-    again = [ShiftSite.from_dict(values, model) for values in json.loads(text)]
-    assert again == sites
-    assert len(shift_hooks(patch(model, T, sites=again))) == len(sites)
-
-
-@pytest.mark.parametrize(
-    ("sites", "message"),
-    [
-        (lambda model: [], "at least one site, got none"),
-        (
-            lambda model: find_sites(timm.create_model("resnet18")),
-            "expected sites of this very model, got ShiftSite",
-        ),
-    ],
-)
-def test_foreign_sites_are_refused(sites, message):
-    model = timm.create_model("resnet18")
-    with pytest.raises(ValueError, match=message):
-        patch(model, sites=sites(model))
-    with pytest.raises(ValueError, match="either sites, or stages and filter_fn"):
-        patch(model, sites=find_sites(model), stages=[0])
-    with pytest.raises(ValueError, match="a site as to_dict gives it, got one without channel_dim, channels"):
-        ShiftSite.from_dict({"name": "conv1"}, model)
-    with pytest.raises(ValueError, match="got 'conv9', which it does not have"):
-        ShiftSite.from_dict({"name": "conv9", "channels": 8, "channel_dim": 1}, model)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "repvit_m0_9"])
@@ -516,33 +252,3 @@ def test_the_trace_knows_what_in_place_ops_write():
         seen.add(value.op)
         pending.extend(value.parents)
     assert {"mul", "add", "clone", "input"} <= seen
-
-
-def test_hooks_with_windows_pickle_with_their_counter():
-    model = patch(on_meta("swinv2_tiny_window8_256"), T)
-    twin = copy.deepcopy(model)
-    block, attention = twin.layers[0].blocks[0], twin.layers[0].blocks[0].attn
-    (counter,) = (h for h in block._forward_pre_hooks.values() if isinstance(h, FrameCounter))
-    (hook,) = (h for h in attention._forward_pre_hooks.values() if isinstance(h, ShiftHook))
-    assert hook.counter is counter
-    assert counter not in [h for m in model.modules() for h in m._forward_pre_hooks.values()]
-
-
-def test_the_sweeps_results_cover_what_is_installed():
-    path = Path(__file__).parents[1] / "docs" / "models.json"
-    if not path.exists():
-        pytest.skip("the sweep's results are not there: make sweep")
-    results = json.loads(path.read_text())
-    for library, models in results["models"].items():
-        total = results["totals"][library]
-        passed = [name for name, entry in models.items() if entry["status"] == "passed"]
-        assert total["names"] == len(models)
-        assert total["structure_passed"] == len(passed)
-        assert total["structure_passed"] + total["refused"] + total["structure_failed"] == total["names"]
-    installed = set(timm.list_models()) - set(results["models"]["timm"])
-    if results["versions"]["timm"] == timm.__version__:
-        assert not installed
-    elif installed:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            warnings.warn(f"not yet verified: {sorted(installed)}", stacklevel=1)
