@@ -87,7 +87,7 @@ def _run(
     new: list[Record] = []
     spawn = multiprocessing.get_context("spawn")
     # Fresh processes now and then: large models leave memory behind.
-    with spawn.Pool(jobs, maxtasksperchild=100) as pool, progress.open("a") as file:
+    with spawn.Pool(jobs, maxtasksperchild=400) as pool, progress.open("a") as file:
         for record in tqdm(pool.imap_unordered(checks.run, tasks), step, total=len(tasks), mininterval=2):
             file.write(json.dumps({**record, "versions": versions}) + "\n")
             file.flush()

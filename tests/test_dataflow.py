@@ -1,6 +1,7 @@
 """The dataflow finder: which modules begin a residual branch in every family, and what gets no shift."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from networks import Block, T, on_meta, reached
 from torch import nn
 
 from tsm_triton import ShiftSite, find_sites, is_patched, patch
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.hooks import ShiftHook, shift_hooks
 from tsm_triton.integrations.dataflow import analyse
 from tsm_triton.integrations.tracing import BATCH, input_shape, trace
 
@@ -28,90 +29,117 @@ TIMM = {
     "convit_tiny": 24,
     "convmixer_768_32": 32,
     "convnext_atto": 12,
+    "cpubone_b0_bfrobust": 21,
     "crossvit_tiny_240": 36,
     "cs3darknet_s": 9,
     "csatv2": 50,
+    "cspnext_tiny": 3,
     "davit_tiny": 24,
+    "deepseek_vit_412m": 64,
+    "deit3_small_patch16_224": 24,
     "densenet121": 58,
-    "dla34": None,
+    "dla34": 12,
     "dpn48b": 12,
-    "edgenext_xx_small": None,
-    "efficientformer_l1": None,
-    "efficientformerv2_s0": None,
+    "edgenext_xx_small": 15,
+    "efficientformer_l1": 30,
+    "efficientformerv2_s0": 19,
     "efficientnet_b0": 9,
-    "efficientvit_b0": None,
-    "efficientvit_m0": None,
+    "efficientvim_m1": 12,
+    "efficientvit_b0": 11,
+    "efficientvit_m0": 22,
     "ese_vovnet39b": 6,
+    "eva02_tiny_patch14_224": 24,
     "fasternet_t0": 13,
     "fastvit_t8": 10,
     "focalnet_tiny_srf": 24,
-    "gcvit_xxtiny": None,
+    "gcvit_xxtiny": 35,
+    "gemma4_vit_167m": 32,
     "ghostnet_100": 11,
-    "hgnet_tiny": None,
+    "hardcorenas_a": 5,
+    "hgnet_tiny": 5,
     "hiera_tiny_224": 21,
-    "hrnet_w18_small": None,
-    "inception_resnet_v2": None,
+    "hrnet_w18_small": 23,
+    "iformer_t": 21,
+    "inception_next_atto": 12,
+    "inception_resnet_v2": 90,
+    "legacy_seresnet18": 8,
+    "legacy_xception": 12,
     "levit_128s": 20,
-    "maxvit_rmlp_pico_rw_256": None,
+    "lowformer_b0": 21,
+    "mambaout_femto": 18,
+    "maxvit_rmlp_pico_rw_256": 55,
     "mixer_s32_224": 16,
-    "mobilenetv4_conv_small": None,
-    "mobileone_s0": 0,
+    "mobilenetv4_conv_small": 10,
+    "mobilenetv5_300m": 80,
     "mobilevit_xxs": 21,
     "mobilevitv2_050": 19,
     "mvitv2_tiny": 20,
+    "naflexvit_base_patch16_gap": 24,
     "nest_tiny": 24,
     "nextvit_small": 44,
     "nfnet_f0": 12,
     "pit_ti_224": 24,
     "poolformer_s12": 24,
     "pvt_v2_b0": 16,
+    "qwen3_vit_88m": 24,
     "rdnet_tiny": 21,
     "regnetv_040": 22,
     "regnety_002": 13,
-    "repvit_m0_9": None,
+    "repghostnet_050": 11,
+    "repvit_m0_9": 26,
     "res2net50d": 16,
     "resmlp_12_224": 24,
+    "resnest14d": 4,
     "resnetv2_50": 16,
     "rexnet_100": 11,
     "sam2_hiera_tiny": 24,
+    "samvit_base_patch16_224": 24,
     "selecsls42": 6,
-    "sequencer2d_s": None,
+    "sequencer2d_s": 36,
+    "shvit_s1": 24,
+    "skresnet18": 8,
+    "starnet_s050": 6,
     "swiftformer_xs": 24,
     "swin_tiny_patch4_window7_224": 24,
     "swinv2_cr_tiny_224": 24,
     "swinv2_tiny_window8_256": 24,
+    "test_vit_relpos": 18,
     "tiny_vit_5m_224": 22,
     "tnt_s_patch16_224": 48,
-    "tresnet_m": None,
-    "twins_svt_small": None,
+    "tresnet_m": 21,
+    "twins_svt_small": 36,
     "visformer_tiny": 23,
+    "vit_base_mci_224": 24,
     "vit_tiny_patch16_224": 24,
     "vitamin_small_224": 34,
     "volo_d1_224": 40,
     "xception41p": 12,
-    "xcit_nano_12_p16_224": None,
+    "xcit_nano_12_p16_224": 38,
 }
 # their block classes hold modules that are listed for other configurations, or are of a class added since
 NOT_LISTED = {
     "densenet121",
     "ese_vovnet39b",
-    "mobileone_s0",
     "mobilevit_xxs",
     "mobilevitv2_050",
     "rdnet_tiny",
     "res2net50d",
+    "resnest14d",
     "selecsls42",
+    "skresnet18",
 }
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_every_family_is_shifted_where_its_branches_begin(name):
-    model = on_meta(name)
-    sites = analyse(model).sites
-    if TIMM[name] is None:
-        assert len(sites) >= 4
-    else:
-        assert len(sites) == TIMM[name]
+    model = patch(on_meta(name), T, shift_div=2)  # which checks itself; some sites of CSATv2 are narrow
+    sites = [
+        ShiftSite(name, module, 0, hook.channel_dim)
+        for name, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, ShiftHook)
+    ]
+    assert len(sites) == TIMM[name]
     if name not in NOT_LISTED:
         listed = [site for site in sites if entry(model, site) is not None]
         assert [entry(model, site) for site in listed] == [True] * len(listed)
@@ -145,7 +173,8 @@ def test_features_only_wrappers_are_shifted_as_the_model_is(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg11", "inception_v3", "mobileone_s0", "repvgg_a0", "lcnet_035", "mobilenetv1_100"]
+    "name",
+    ["vgg11", "inception_v3", "inception_v4", "mobileone_s0", "repvgg_a0", "lcnet_035", "mobilenetv1_100"],
 )
 def test_without_residual_branches_blocks_are_shifted_on_request(name):
     with pytest.raises(
@@ -180,7 +209,7 @@ def test_narrow_sites_are_left_out_and_named():
 
 def test_what_is_left_out_has_a_reason():
     skipped = analyse(on_meta("coat_tiny")).skipped
-    assert any("the branch is linear" in skip.reason or "linear" in skip.reason for skip in skipped)
+    assert any("its branch is linear" in skip.reason for skip in skipped)
 
 
 class Untraceable(nn.Module):
@@ -206,6 +235,21 @@ def test_example_input_gives_the_shape():
     assert input_shape(model, torch.empty(1, 5, 64, 96)) == (BATCH, 5, 64, 96)
     with pytest.raises(ValueError, match="runs on a meta tensor"):
         find_sites(model, example_input=torch.empty(1, 3, 64, 64))
+
+
+def test_a_patched_model_can_be_looked_at_again():
+    model = on_meta("vit_tiny_patch16_224")
+    sites = find_sites(model)
+    assert find_sites(patch(model, T)) == sites
+
+
+def test_a_vit_base_is_patched_within_two_seconds():
+    model = timm.create_model("vit_base_patch16_224")
+    start = time.process_time()
+    patch(model, T)
+    seconds = time.process_time() - start
+    print(f"ViT-B patched and checked in {seconds:.2f} s of processor time")
+    assert seconds < 2
 
 
 def test_a_users_own_model_is_shifted():

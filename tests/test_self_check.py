@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -94,3 +95,53 @@ def test_hooks_with_windows_pickle_with_their_counter():
     (hook,) = (h for h in attention._forward_pre_hooks.values() if isinstance(h, ShiftHook))
     assert hook.counter is counter
     assert counter not in [h for m in model.modules() for h in m._forward_pre_hooks.values()]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(channels=8), RuntimeError, r"expected 8 channels at '1\.first', got 16"),
+        (dict(channel_dim=2), ValueError, r"channel_dim must be 1 or -1, got 2 at '1\.first'"),
+        (
+            dict(frames_from="0.none"),
+            ValueError,
+            r"frames_from to name a module .* got '0\.none' at '1\.first'",
+        ),
+        (dict(frames_from="1.second"), ValueError, "runs on a meta tensor"),
+    ],
+)
+def test_wrong_sites_leave_nothing_behind(change, error, message):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))
+    (site,) = find_sites(model)
+    with pytest.raises(error, match=message):
+        patch(model, T, sites=[replace(site, **change)])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_each_site_is_given_once():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))
+    with pytest.raises(ValueError, match=r"expected each site once, got '1\.first' more than once"):
+        patch(model, T, sites=find_sites(model) * 2)
+
+
+def test_given_sites_need_no_trace_without_the_check():
+    class Untraceable(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if x.sum().item() else x
+
+    model = Untraceable(nn.Conv2d(3, 16, 3), Block(1))
+    site = ShiftSite("1.first", model.get_submodule("1.first"), channels=16)
+    with pytest.raises(ValueError, match="runs on a meta tensor"):
+        patch(model, T, sites=[site])
+    assert is_patched(patch(model, T, sites=[site], verify=False))
+
+
+def test_sites_outside_a_librarys_model_are_checked_too():
+    model = nn.Sequential(
+        timm.create_model("test_resnet", num_classes=0, global_pool=""), nn.Conv2d(384, 8, 1)
+    )
+    site = ShiftSite("1", model.get_submodule("1"), channels=384)
+    assert is_patched(patch(model, T, sites=[site]))
+    wrong = ShiftSite("1", model.get_submodule("1"), channels=64)
+    with pytest.raises(RuntimeError, match="expected 64 channels at '1', got 384"):
+        patch(unpatch(model), T, sites=[wrong])
