@@ -137,11 +137,9 @@ def test_given_sites_need_no_trace_without_the_check():
 
 
 def test_sites_outside_a_librarys_model_are_checked_too():
-    model = nn.Sequential(
-        timm.create_model("test_resnet", num_classes=0, global_pool=""), nn.Conv2d(384, 8, 1)
-    )
-    site = ShiftSite("1", model.get_submodule("1"), channels=384)
+    backbone = on_meta("test_resnet", num_classes=0, global_pool="")
+    model = nn.Sequential(backbone, nn.Conv2d(backbone.num_features, 8, 1, device="meta"))
+    site = ShiftSite("1", model.get_submodule("1"), channels=backbone.num_features)
     assert is_patched(patch(model, T, sites=[site]))
-    wrong = ShiftSite("1", model.get_submodule("1"), channels=64)
-    with pytest.raises(RuntimeError, match="expected 64 channels at '1', got 384"):
-        patch(unpatch(model), T, sites=[wrong])
+    with pytest.raises(RuntimeError, match="expected 64 channels at '1', got"):
+        patch(unpatch(model), T, sites=[replace(site, channels=64)])
