@@ -12,10 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import checks, report, zoo
-from .checks import Record
+from .checks import Record, Task
 
 ROOT = Path(__file__).parent.parent
-Task = tuple[str, str, str, int]
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
         wanted = random.Random(0).sample(wanted, args.sample)
     for step in args.steps:
         if step == "structure":
-            tasks = [(step, library, name, 0) for library, name in wanted]
+            tasks = [(step, library, name, 0, 0) for library, name in wanted]
         else:
             chosen = set(wanted)
             known = [r for r in records if r["kind"] == "structure" and (r["library"], r["name"]) in chosen]
@@ -76,7 +75,7 @@ def _of_groups(step: str, structures: Iterable[Record]) -> tuple[list[Task], lis
                 {"kind": step, "library": library, "name": name, "status": "too large", "error": error}
             )
         else:
-            tasks.append((step, library, name, record["sites"]))
+            tasks.append((step, library, name, record["sites"], record["input"][1]))
     return tasks, too_large
 
 
@@ -88,7 +87,7 @@ def _run(
     new: list[Record] = []
     spawn = multiprocessing.get_context("spawn")
     # Fresh processes now and then: large models leave memory behind.
-    with spawn.Pool(jobs, maxtasksperchild=100) as pool, progress.open("a") as file:
+    with spawn.Pool(jobs, maxtasksperchild=400) as pool, progress.open("a") as file:
         for record in tqdm(pool.imap_unordered(checks.run, tasks), step, total=len(tasks), mininterval=2):
             file.write(json.dumps({**record, "versions": versions}) + "\n")
             file.flush()

@@ -136,8 +136,6 @@ def _notes(entry: Record) -> list[str]:
         notes.append(error[:200].replace("|", "/").replace("\n", " "))
     if entry.get("windows"):
         notes.append(f"{entry['windows']} sites receive windows")
-    if entry.get("concatenating"):
-        notes.append(f"{entry['concatenating']} branches join by concatenation")
     if entry.get("narrow"):
         notes.append(f"{entry['narrow']} sites with less than 8 channels stay unshifted")
     if entry.get("numbers") == "failed":

@@ -43,12 +43,12 @@ def build(library: str, name: str, size: int | None = None, **options: Any) -> n
     return timm.create_model(name, **options)
 
 
-def build_on_meta(library: str, name: str) -> nn.Module:
+def build_on_meta(library: str, name: str, size: int | None = None, **options: Any) -> nn.Module:
     try:
         with torch.device("meta"):
-            return build(library, name)
+            return build(library, name, size, **options)
     except (NotImplementedError, RuntimeError):  # some constructors compute with values
-        return build(library, name)
+        return build(library, name, size, **options)
 
 
 def signature(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ import torch
 
 import tsm_triton
 from tsm_triton import VideoClassifier
-from tsm_triton.patching import shift_hooks
+from tsm_triton.hooks import shift_hooks
 
 T = 4
 

@@ -15,7 +15,7 @@ from tsm_triton import (
     unpatch,
 )
 from tsm_triton.functional import clip_boundaries
-from tsm_triton.patching import shift_hooks
+from tsm_triton.hooks import shift_hooks
 from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, properties, ragged_cases
 
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -114,11 +114,27 @@ def test_the_classifier_averages_each_packed_clip(model):
     frames = torch.randn(sum(lengths), 3, size, size, dtype=torch.float64)
     with torch.no_grad():
         packed = classifier(frames, clip_lengths=lengths)
+        cu_seqlens = torch.tensor([0, 2, 7])
+        torch.testing.assert_close(classifier(frames, clip_lengths=cu_seqlens.diff()), packed)
         each = torch.cat([classifier(clip[None]) for clip in frames.split(lengths)])
         unshifted = VideoClassifier(unpatch(model))
         torch.testing.assert_close(packed, each)
         expected = torch.stack([model(clip).mean(0) for clip in frames.split(lengths)])
         torch.testing.assert_close(unshifted(frames, clip_lengths=lengths), expected)
+
+
+def test_windows_are_packed_as_whole_frames():
+    model = timm.create_model(
+        "swinv2_cr_tiny_ns_224", num_classes=5, img_size=64, window_size=2, depths=(1, 1, 1, 1)
+    )
+    assert any(hook.counter is not None for hook in shift_hooks(patch(model.eval(), num_segments=4)))
+    lengths = [1, 3]
+    frames = torch.randn(sum(lengths), 3, 64, 64)
+    with torch.no_grad(), packed_clips(model, lengths):
+        packed = model(frames)
+    with torch.no_grad():
+        alone = [set_num_segments(model, len(clip))(clip) for clip in frames.split(lengths)]
+    torch.testing.assert_close(packed, torch.cat(alone))
 
 
 def test_packing_ends_with_the_context_and_says_what_does_not_fit(model):

@@ -1,15 +1,9 @@
 """The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
 
+from .finding import find_sites
 from .functional import temporal_shift
-from .patching import (
-    find_sites,
-    is_patched,
-    packed_clips,
-    patch,
-    set_num_segments,
-    shift_disabled,
-    unpatch,
-)
+from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
+from .patching import patch, unpatch
 from .sites import ShiftSite
 from .streaming import Streaming
 from .video.classifier import VideoClassifier

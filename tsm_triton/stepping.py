@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .functional import fold_counts
-from .patching import ShiftHook, shift_hooks
+from .hooks import ShiftHook, shift_hooks
 
 __all__ = ["StreamStep", "put_streams", "take_streams"]
 

@@ -5,8 +5,8 @@ import argparse
 import torch
 from torch import nn
 
+from ..finding import PLACES, choose_sites
 from ..functional import check_shift, fold_counts
-from ..patching import PLACES, find_sites
 from .common import create_model
 
 __all__ = ["add_arguments", "run"]
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_shift(1, args.shift_div, "bidirectional")
-    sites = find_sites(_without_weights(args.model), place=args.place)
+    found = choose_sites(_without_weights(args.model), args.place, None, None, None)
+    sites = found.sites
     folds = [max(fold_counts(site.channels, args.shift_div, "bidirectional")) for site in sites]
     rows = [("name", "module", "channels", "axis", "fold")]
     for site, fold in zip(sites, folds, strict=True):
@@ -46,6 +47,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{args.model}: {len(sites)} sites, place={args.place}; at each, fold channels move each way.")
     if 0 in folds:
         print(f"Where fold is 0, shift_div={args.shift_div} is too large: patch refuses such a site.")
+    reasons: dict[str, list[str]] = {}
+    for skip in dict.fromkeys(found.skipped):
+        reasons.setdefault(skip.reason, []).append(skip.name)
+    if reasons:
+        print("\nNot shifted, though they add up or join too:")
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"  {', '.join(names[:3])}{more}: {reason}")
     return 0
 
 

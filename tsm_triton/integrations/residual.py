@@ -26,7 +26,8 @@ def resnet_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:
         for index, (name, block) in enumerate(blocks.named_children()):
             if index % every == 0:
                 conv1 = block.get_submodule("conv1")
-                channels = first_conv("conv1", conv1)[1].in_channels
+                # selective kernels split what they receive among several convolutions
+                channels = getattr(conv1, "in_channels", None) or first_conv("conv1", conv1)[1].in_channels
                 if place == "block":
                     yield ShiftSite(f"{stage}.{name}", block, channels)
                 else:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .meta import run_on_meta, tensors_in
+
 __all__ = ["BATCH", "Call", "Trace", "Value", "input_shape", "trace"]
 
 # A prime that is no map size, window count or head count of any model: an axis it divides holds frames.
@@ -219,18 +221,18 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = list(_tensors((args, tuple(kwargs.values()))))
+        tensors = list(tensors_in((args, tuple(kwargs.values()))))
         if len({tensor.device.type for tensor in tensors}) > 1:
             # Constants that forward or __init__ made on the CPU meet meta tensors here.
             args, kwargs = _on_meta(args), {key: _on_meta(value) for key, value in kwargs.items()}
-        out = func(*args, **kwargs)
+        out = run_on_meta(func, args, kwargs)
         self._record(func, tensors, (args, tuple(kwargs.values())), out)
         return out
 
     def _record(self, func: Any, tensors: list[Tensor], arguments: Any, out: Any) -> None:
         parents = tuple(dict.fromkeys(value for t in tensors if (value := self.value_of(t)) is not None))
         weights = tuple(tuple(t.shape) for t in tensors if id(t) in self._weight_ids)
-        outputs = list(_tensors(out))
+        outputs = list(tensors_in(out))
         for tensor in outputs:
             self._remember(tensor)
         if not parents:
@@ -278,14 +280,6 @@ class _Recorder(TorchDispatchMode):
             parent.children.append(value)
         self.values.append(value)
         self._value[id(tensor)] = value
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _tensors(item)
 
 
 def _plain(tree: Any) -> Iterator[Any]:

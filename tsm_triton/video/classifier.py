@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import check_shift
-from ..patching import is_patched, packed_clips, set_num_segments, shift_hooks
+from ..hooks import is_patched, packed_clips, set_num_segments, shift_hooks
 
 __all__ = ["VideoClassifier"]
 
@@ -60,9 +60,9 @@ class VideoClassifier(nn.Module):
         self.consensus = consensus
         self.view_average = view_average
 
-    def forward(self, video: Tensor, clip_lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, video: Tensor, clip_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
         if clip_lengths is not None:
-            return self._packed_scores(video, list(clip_lengths))
+            return self._packed_scores(video, [int(length) for length in clip_lengths])
         if video.dim() == 6:
             scores = self._scores(video.flatten(0, 1))
             if self.view_average == "softmax":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..functional import check_shift
-from ..patching import is_patched, set_num_segments, shift_hooks
+from ..hooks import is_patched, set_num_segments, shift_hooks
 
 __all__ = ["VideoFeatures"]
 

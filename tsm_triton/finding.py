@@ -1,0 +1,216 @@
+"""Where a module is shifted: the models of known libraries inside it, their sites, and the choice among them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .integrations.dataflow import analyse
+from .integrations.merges import Merge, Skipped
+from .integrations.tracing import Trace
+from .sites import ShiftSite
+
+__all__ = ["PLACES", "Backbone", "Found", "backbones_of", "check_model", "choose_sites", "find_sites"]
+
+PLACES = ("blockres", "block")
+INTEGRATIONS = ("timm", "torchvision")
+
+
+def find_sites(
+    model: nn.Module,
+    *,
+    place: str = "blockres",
+    stages: Iterable[int | str] | None = None,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    example_input: Tensor | None = None,
+) -> list[ShiftSite]:
+    """The modules whose input `patch` would shift, in the model's own order; nothing is changed.
+
+    Args:
+        model: a timm or torchvision model, or a module that holds one.
+        place: `"blockres"` shifts the residual branch and leaves the identity, `"block"` shifts both.
+        stages: which stages of the backbone to keep, by index from 0 or by module name (`"layer3"`,
+            `"blocks.2"`). A stage is `layer1` ... `layer4` of a ResNet, `blocks.i` of timm's MobileNets,
+            EfficientNets and ViTs, `features.i` of torchvision's.
+        filter_fn: called with each site's module and name; keeps those it returns true for. It also says
+            that sites of a family that is refused otherwise (NASNet, LCNetV2) are wanted.
+        example_input: gives the shape of the model's input, where its `pretrained_cfg` does not.
+
+    Raises:
+        TypeError: not a module, or a scripted one.
+        ValueError: the model cannot be traced, has no residual branch, or a family is refused; no site is
+            left; an unknown place or stage.
+
+    Example:
+        >>> import timm
+        >>> find_sites(timm.create_model("resnet18"))[0]
+        ShiftSite('layer1.0.conv1', Conv2d, channels=64, channel_dim=1)
+    """
+    return choose_sites(model, place, stages, filter_fn, example_input).sites
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what takes no hooks."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError(
+            f"expected an eager module, got the scripted {type(model).__name__}, whose graph takes no hooks. "
+            "Patch the eager model; export it with torch.export."
+        )
+
+
+@dataclass
+class Backbone:
+    """A model of a library, or the user's whole model, inside the module that was given.
+
+    Attributes:
+        prefix: its name there, with a dot behind where there is one.
+        module: the model.
+        sites: its sites, named relative to it.
+        example_input: gives the shape to trace it with.
+        by_dataflow: whether its dataflow chose the sites, not the authors' rule.
+        graph: its trace, once there is one.
+        merges: its residual merges, once they are known.
+        skipped: what got no site, and why.
+    """
+
+    prefix: str
+    module: nn.Module
+    sites: list[ShiftSite]
+    example_input: Tensor | None
+    by_dataflow: bool = False
+    graph: Trace | None = None
+    merges: Sequence[Merge] = ()
+    skipped: Sequence[Skipped] = ()
+
+
+@dataclass
+class Found:
+    """What was chosen in a module, what was not and why, and the models it was found in."""
+
+    sites: list[ShiftSite]
+    skipped: list[Skipped]
+    backbones: list[Backbone]
+
+
+def choose_sites(
+    model: nn.Module,
+    place: str,
+    stages: Iterable[int | str] | None,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    example_input: Tensor | None,
+) -> Found:
+    """What `find_sites` finds, with all that was learned on the way."""
+    check_model(model)
+    if place not in PLACES:
+        raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}")
+    backbones = backbones_of(model, place, example_input, forced=filter_fn is not None)
+    found = [
+        replace(
+            site,
+            name=backbone.prefix + site.name,
+            frames_from=None if site.frames_from is None else backbone.prefix + site.frames_from,
+        )
+        for backbone in backbones
+        for site in backbone.sites
+    ]
+    if not found:
+        instead = (
+            'place="block" shifts the input of each of its blocks instead, or shift'
+            if place == "blockres"
+            else "Shift"
+        )
+        raise ValueError(
+            f"expected a model with residual branches, or one that holds such a model, got "
+            f"{type(model).__name__} with none. {instead} by hand, with tsm_triton.temporal_shift in its "
+            "forward."
+        )
+    kept = found if stages is None else _in_stages(model, found, stages)
+    if filter_fn is not None:
+        kept = [site for site in kept if filter_fn(site.module, site.name)]
+    if not kept:
+        raise ValueError(
+            f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
+            f"{type(model).__name__}, got none. The sites are {', '.join(site.name for site in found)}."
+        )
+    skipped = [
+        Skipped(backbone.prefix + skip.name, skip.reason)
+        for backbone in backbones
+        for skip in backbone.skipped
+    ]
+    return Found(kept, skipped, backbones)
+
+
+def backbones_of(
+    model: nn.Module, place: str, example_input: Tensor | None, forced: bool = True
+) -> list[Backbone]:
+    """The libraries' models that `model` is or holds, else the model itself, with their sites."""
+    backbones: list[Backbone] = []
+    for prefix, module in model.named_modules():
+        if any(f"{prefix}.".startswith(outer.prefix) for outer in backbones):
+            continue
+        for integration in _integrations(module):
+            outer = f"{prefix}." if prefix else ""
+            sites = integration.find_sites(module, place)
+            if sites is not None:
+                backbones.append(Backbone(outer, module, sites, example_input))
+                break
+            if integration.is_model(module):
+                reason = None if forced else integration.refusal(module)
+                if reason is not None:
+                    raise ValueError(
+                        "expected a model whose residual branches can be shifted, got "
+                        f"{type(module).__name__}: {reason}. Choose sites with filter_fn, which is called with "
+                        "each module and its name."
+                    )
+                backbones.append(_by_dataflow(outer, module, place, example_input))
+                break
+    return backbones or [_by_dataflow("", model, place, example_input)]
+
+
+def _integrations(module: nn.Module) -> Iterator[Any]:
+    """What is known about the libraries that a module's class comes from."""
+    libraries = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    for library in libraries.intersection(INTEGRATIONS):
+        yield import_module(f".integrations.{library}", __package__)
+
+
+def _by_dataflow(prefix: str, module: nn.Module, place: str, example_input: Tensor | None) -> Backbone:
+    found = analyse(module, place, example_input=example_input)
+    return Backbone(
+        prefix, module, found.sites, example_input, True, found.graph, found.merges, found.skipped
+    )
+
+
+def _in_stages(model: nn.Module, sites: Sequence[ShiftSite], stages: Iterable[int | str]) -> list[ShiftSite]:
+    """The sites that stand in the given stages."""
+    # The outermost containers are the stages where several hold sites (layer1 ... layer4), their children
+    # where there is one (blocks.0 ...).
+    containers = list(dict.fromkeys(_container(model, site.name) for site in sites))
+    if len(containers) > 1:
+        names = containers
+    else:
+        names = [f"{containers[0]}.{name}" for name, _ in model.get_submodule(containers[0]).named_children()]
+    wanted: list[str] = []
+    for stage in [stages] if isinstance(stages, (int, str)) else stages:
+        known = stage in names if isinstance(stage, str) else 0 <= stage < len(names)
+        if not known:
+            raise ValueError(
+                f"expected stages among 0 ... {len(names) - 1} or {', '.join(names)}, got {stage!r}"
+            )
+        wanted.append(stage if isinstance(stage, str) else names[stage])
+    return [site for site in sites if any(f"{site.name}.".startswith(f"{name}.") for name in wanted)]
+
+
+def _container(model: nn.Module, name: str) -> str:
+    """The outermost Sequential or ModuleList on the way to a module."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        path = ".".join(parts[:depth])
+        if isinstance(model.get_submodule(path), (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            return path
+    return parts[0]

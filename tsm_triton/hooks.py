@@ -1,0 +1,208 @@
+"""The hooks that hold a shift, and what acts on those of a patched model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .functional import check_shift, clip_boundaries, fold_counts, temporal_shift
+
+__all__ = [
+    "FrameCounter",
+    "ShiftHook",
+    "is_patched",
+    "packed_clips",
+    "set_num_segments",
+    "shift_disabled",
+    "shift_hooks",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ShiftHook:
+    """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
+
+    Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
+    them, so changing one on an installed hook recompiles correctly. Where the argument has several rows a
+    frame, sorted by frame (windows), `counter` knows how many frames there are.
+    """
+
+    # what stands in for the shift while tsm_triton.stepping runs the model on one frame
+    step: Callable[[Tensor], Tensor] | None = None
+    # where clips of different lengths begin, inside `packed_clips`
+    boundaries: Tensor | None = None
+
+    def __init__(
+        self,
+        num_segments: int,
+        shift_div: int,
+        direction: str,
+        channel_dim: int,
+        counter: "FrameCounter | None" = None,
+    ) -> None:
+        self.num_segments = num_segments
+        self.shift_div = shift_div
+        self.direction = direction
+        self.channel_dim = channel_dim
+        self.counter = counter
+        self.enabled = True
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.enabled:
+            return None
+        if args:
+            return (self.shift(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: self.shift(kwargs[name])}
+
+    def shift(self, x: Tensor) -> Tensor:
+        if self.step is not None:
+            return self.step(x)
+        if self.counter is None:
+            return self._shift(x, self.channel_dim)
+        # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
+        frames = self.counter.frames
+        rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
+        channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
+        return self._shift(rows, channel_dim).reshape(x.shape)
+
+    def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
+        if self.boundaries is not None:
+            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction)
+            return ops.temporal_shift_packed(x, self.boundaries, *counts, True, channel_dim)
+        return temporal_shift(
+            x,
+            self.num_segments,
+            shift_div=self.shift_div,
+            direction=self.direction,
+            channel_dim=channel_dim,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
+            f"direction={self.direction!r}, channel_dim={self.channel_dim}, enabled={self.enabled})"
+        )
+
+
+class FrameCounter:
+    """The forward pre-hook that notes how many frames a module receives, for the shifts behind it."""
+
+    def __init__(self) -> None:
+        self.frames = 1
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        self.frames = x.shape[0]
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether any module of the model is shifted."""
+    return next(_iter_hooks(model), None) is not None
+
+
+def shift_hooks(model: nn.Module) -> list[ShiftHook]:
+    """The hooks of a patched model, in the model's own order.
+
+    Raises:
+        RuntimeError: the model is not patched.
+    """
+    hooks = list(_iter_hooks(model))
+    if not hooks:
+        raise RuntimeError(
+            f"expected a patched model, got {type(model).__name__} without a shift. "
+            "Call tsm_triton.patch(model) first."
+        )
+    return hooks
+
+
+def set_num_segments(model: Model, num_segments: int) -> Model:
+    """Tell a patched model that clips now have `num_segments` frames; compiled graphs follow.
+
+    Raises:
+        RuntimeError: the model is not patched.
+        TypeError, ValueError: not a positive int.
+
+    Example:
+        >>> import timm, torch
+        >>> from tsm_triton import patch
+        >>> model = set_num_segments(patch(timm.create_model("resnet18")), 4)
+        >>> model(torch.randn(4, 3, 64, 64)).shape
+        torch.Size([4, 1000])
+    """
+    check_shift(num_segments, 8, "causal")
+    for hook in shift_hooks(model):
+        hook.num_segments = num_segments
+    return model
+
+
+@contextmanager
+def shift_disabled(model: nn.Module) -> Iterator[None]:
+    """Run a patched model as the 2D network it was, bit for bit; contexts nest.
+
+    Raises:
+        RuntimeError: the model is not patched.
+
+    Example:
+        >>> import timm, torch
+        >>> from tsm_triton import patch
+        >>> model, images = patch(timm.create_model("resnet18").eval()), torch.randn(3, 3, 64, 64)
+        >>> with shift_disabled(model):
+        ...     model(images).shape  # any number of images
+        torch.Size([3, 1000])
+    """
+    before = [(hook, hook.enabled) for hook in shift_hooks(model)]
+    try:
+        for hook, _ in before:
+            hook.enabled = False
+        yield
+    finally:
+        for hook, enabled in before:
+            hook.enabled = enabled
+
+
+@contextmanager
+def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
+    """Run a patched model on clips of different lengths, packed along the frame axis without padding.
+
+    Args:
+        model: a patched model.
+        clip_lengths: how many frames each clip has; they add up to the frames the model is called with.
+
+    Raises:
+        RuntimeError: the model is not patched.
+        TypeError, ValueError: lengths that are not non-negative integers, or (in the model's forward) do not
+            add up to its frames.
+
+    Example:
+        >>> import timm, torch
+        >>> from tsm_triton import patch
+        >>> model = patch(timm.create_model("resnet18").eval())
+        >>> with packed_clips(model, [3, 5]):
+        ...     model(torch.randn(3 + 5, 3, 64, 64)).shape
+        torch.Size([8, 1000])
+    """
+    hooks = shift_hooks(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    boundaries = clip_boundaries(clip_lengths, int(sum(clip_lengths)), device)
+    before = [(hook, hook.boundaries) for hook in hooks]
+    try:
+        for hook in hooks:
+            hook.boundaries = boundaries
+        yield
+    finally:
+        for hook, earlier in before:
+            hook.boundaries = earlier
+
+
+def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, ShiftHook):
+                yield hook
