@@ -1,6 +1,7 @@
 """The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
 
 from .functional import temporal_shift
+from .fusion import fuse
 from .patching import (
     find_sites,
     is_patched,
@@ -19,6 +20,7 @@ __all__ = [
     "Streaming",
     "VideoClassifier",
     "find_sites",
+    "fuse",
     "is_patched",
     "packed_clips",
     "patch",
