@@ -88,7 +88,7 @@ def make_functional(graph: Graph) -> set[Node]:
         later = [user for user in target.users if order[user] > order[node]]
         earlier = [user for user in target.users if order[user] < order[node]]
         shared = target.target not in FRESH or any(user.target not in FRESH for user in earlier)
-        if twin is None or others or shared:
+        if twin is None or others or shared or not _of_one_dtype(node):
             written.update(targets)
             continue
         node.target = twin
@@ -117,6 +117,12 @@ def _functional_twin(node: Node) -> Any:
     packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
     twin = getattr(packet, target._overloadname, None)
     return twin if twin in FRESH else None
+
+
+def _of_one_dtype(node: Node) -> bool:
+    """Whether a call reads tensors of one dtype: in place, others are cast to what is written."""
+    values = [operand.meta.get("val") for operand in node.all_input_nodes]
+    return len({value.dtype for value in values if isinstance(value, Tensor)}) <= 1
 
 
 def _sharing(values: Iterable[Node]) -> set[Node]:
@@ -155,7 +161,8 @@ def site_of(*nodes: Node) -> str:
     """The name of the innermost module that a node was traced in, the first that stands in one."""
     for node in nodes:
         stack = node.meta.get("nn_module_stack")
-        if stack and (path := next(reversed(stack.values()))[0]):
+        # Dynamo starts from the model, torch.export inside it
+        if stack and (path := next(reversed(stack.values()))[0].removeprefix("L['self'].")):
             return path
     return nodes[0].name
 
