@@ -124,19 +124,12 @@ def test_torch_compile_knows_it_by_name_and_inductor_runs_it(caplog):
         with torch.no_grad():
             close([compiled(maps(2))], [model(maps(2))])
     reports = [record.message for record in caplog.records if record.name == inductor.__name__]
-    assert [report.splitlines() for report in reports] == [
-        [
-            "1 fused, 1 left, 1 batch-norms folded",
-            "fused  temporal_shift_1  residual + shift  relu",
-            "left   temporal_shift    shift             input is arg1_1",
-        ],
-        [
-            "1 fused, 2 left, 1 batch-norms folded",
-            "fused  conv2           shift + conv1x1 + residual  relu",
-            "left   temporal_shift  shift                       conv is 3x3, input is arg1_1",
-            "left   add             residual                    no 1x1 convolution ends in batch_norm + arg2_1",
-        ],
+    assert [report.splitlines()[0] for report in reports] == [
+        "1 fused, 1 left, 1 batch-norms folded",
+        "1 fused, 2 left, 1 batch-norms folded",
     ]
+    assert "residual + shift  relu" in reports[0]
+    assert "shift + conv1x1 + residual  relu" in reports[1]
 
 
 @pytest.mark.parametrize(
