@@ -2,6 +2,7 @@
 
 from .finding import find_sites
 from .functional import temporal_shift
+from .fusion import fuse
 from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
 from .patching import patch, unpatch
 from .sites import ShiftSite
@@ -13,6 +14,7 @@ __all__ = [
     "Streaming",
     "VideoClassifier",
     "find_sites",
+    "fuse",
     "is_patched",
     "packed_clips",
     "patch",

@@ -6,6 +6,7 @@ Triton on machines that never do.
 
 from .activations import ACTIVATIONS, check_activation
 from .conv1x1 import shift_conv1x1
+from .library import let_inductor_decompose
 from .packed import temporal_shift_packed
 from .residual import residual_shift, residual_shift_backward
 from .shift import shift_by_copies, temporal_shift
@@ -14,6 +15,7 @@ from .step import shift_step, shift_step_into
 __all__ = [
     "ACTIVATIONS",
     "check_activation",
+    "let_inductor_decompose",
     "residual_shift",
     "residual_shift_backward",
     "shift_by_copies",

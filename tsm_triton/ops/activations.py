@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "FROM_OUTPUT", "activate", "activation_backward", "check_activation"]
+__all__ = ["ACTIVATIONS", "FROM_OUTPUT", "activate", "activate_", "activation_backward", "check_activation"]
 
 aten = torch.ops.aten
 
@@ -45,6 +45,14 @@ def check_activation(activation: str) -> None:
 
 def activate(z: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](z)
+
+
+def activate_(z: Tensor, activation: str) -> Tensor:
+    """The same in `z`'s own memory."""
+    if activation == "none":
+        return z
+    in_place: Callable[..., Tensor] = ACTIVATIONS[activation]
+    return in_place(z, inplace=True)
 
 
 def activation_backward(grad: Tensor, value: Tensor, activation: str) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activations import FROM_OUTPUT, activate, activation_backward, check_activation
-from .library import TAGS, check_clips, implement, library, wide
+from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
+from .library import DECOMPOSITIONS, TAGS, check_clips, implement, let_inductor_decompose, library, wide
 from .shift import shift_by_copies, temporal_shift
 
 __all__ = ["shift_conv1x1"]
@@ -57,6 +57,8 @@ def _empty_out(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.register_fake("tsm_triton::shift_conv1x1", lib=library)
 def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    if x.device.type == "cpu":
+        let_inductor_decompose()
     return _empty_out(x, weight)
 
 
@@ -75,10 +77,23 @@ def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | N
         shifted = shift_by_copies(x, num_segments, n_future, n_past, future_first, 1)
     values = F.conv2d(shifted, _as_convolution(weight), bias)
     if identity is not None:
-        values = values + identity
+        values += identity
     out = _empty_out(x, weight)
-    values = activate(values, activation)
+    values = activate_(values, activation)
     return values if values.stride() == out.stride() else out.copy_(values)
+
+
+def _separate_form(
+    x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any
+) -> Tensor:
+    """The op in torch's own operators: on a CPU Inductor joins the sum and the activation by itself."""
+    if x.device.type != "cpu":
+        return NotImplemented
+    *counts, activation = shift
+    shifted = temporal_shift(x, *counts, 1) if counts[1] or counts[2] else x
+    values = F.conv2d(shifted, _as_convolution(weight), bias)
+    values = values if identity is None else values + identity
+    return activate(values, activation).contiguous(memory_format=torch.channels_last)
 
 
 def _as_convolution(weight: Tensor) -> Tensor:
@@ -137,3 +152,6 @@ def _with_autograd(*arguments: Any) -> Tensor:
 
 implement("shift_conv1x1", _on_cpu, _on_cuda)
 library.impl("shift_conv1x1", _with_autograd, "Autograd")
+
+
+DECOMPOSITIONS[shift_conv1x1] = _separate_form

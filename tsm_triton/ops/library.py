@@ -24,6 +24,29 @@ def implement(name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]
     library.impl(name, on_cuda, "CUDA")
 
 
+# op -> the same in torch's own operators, or NotImplemented where Inductor should call the op itself
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+
+
+def let_inductor_decompose() -> None:
+    """Give Inductor the forms in torch's own operators.
+
+    Called while a graph is traced, the first moment at which the table matters: importing Inductor's
+    decompositions costs seconds that `import tsm_triton` must not.
+    """
+    from torch._inductor.decomposition import decompositions, select_decomp_table
+    from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
+
+    # The second is a copy of the first, cached at the first compilation.
+    for table in (decompositions, select_decomp_table()):
+        table.update(DECOMPOSITIONS)
+    for op in DECOMPOSITIONS:
+        # for the devices that keep the op, which Inductor refuses for what stands in the table
+        if op not in lowerings:
+            constraint = tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+            make_fallback(op, constraint, warn=False, override_decomp=True)
+
+
 def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory; `functional` says the rest to the user."""
     if num_segments < 1 or x.shape[0] % num_segments:

@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import FROM_OUTPUT, activate, activation_backward, check_activation
-from .library import TAGS, check_clips, implement, laid_out_like, library, wide
+from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
+from .library import (
+    DECOMPOSITIONS,
+    TAGS,
+    check_clips,
+    implement,
+    laid_out_like,
+    let_inductor_decompose,
+    library,
+    wide,
+)
 from .shift import shift_by_copies, temporal_shift
 
 __all__ = ["residual_shift", "residual_shift_backward"]
@@ -56,6 +65,8 @@ def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: 
 
 @torch.library.register_fake("tsm_triton::residual_shift", lib=library)
 def _(branch: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    if branch.device.type == "cpu":
+        let_inductor_decompose()
     return torch.empty_like(branch), torch.empty_like(branch)
 
 
@@ -69,6 +80,8 @@ def _(
     *_: Any,
 ) -> list[Tensor]:
     template = _template(y, branch, grad_y, grad_shifted)
+    if template.device.type == "cpu":
+        let_inductor_decompose()
     return [torch.empty_like(template) for _ in range(1 if scale is None else 2)]
 
 
@@ -100,7 +113,11 @@ def _on_cpu(
 ) -> tuple[Tensor, Tensor]:
     _check(branch, scale, bias, identity, *shift)
     num_segments, n_future, n_past, future_first, activation = shift
-    y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
+    if scale is None and bias is None and activation in FROM_OUTPUT:
+        # these commute with the one rounding: no need of a wider copy
+        y = activate_(branch + identity, activation)
+    else:
+        y = activate_(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
     y = laid_out_like(y, branch)
     return y, shift_by_copies(y, num_segments, n_future, n_past, future_first, 1)
 
@@ -114,6 +131,26 @@ def _backward_on_cpu(
     return [laid_out_like(grad.clone() if grad is grad_y else grad, template) for grad in grads]
 
 
+def _separate_form(
+    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+) -> tuple[Tensor, Tensor]:
+    """The op in torch's own operators and the shift: on a CPU Inductor joins the former by itself."""
+    if branch.device.type != "cpu":
+        return NotImplemented
+    *counts, activation = shift
+    y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
+    y = laid_out_like(y, branch)
+    return y, temporal_shift(y, *counts, 1)
+
+
+def _separate_backward(
+    grad_y: Tensor | None, grad_shifted: Tensor | None, y: Tensor | None, branch: Tensor | None, *rest: Any
+) -> list[Tensor]:
+    if _template(y, branch, grad_y, grad_shifted).device.type != "cpu":
+        return NotImplemented
+    return _backward_on_cpu(grad_y, grad_shifted, y, branch, *rest)
+
+
 def _normalised_sum(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor) -> Tensor:
     z = branch.to(wide(branch.dtype))
     if scale is not None:
@@ -124,7 +161,7 @@ def _normalised_sum(branch: Tensor, scale: Tensor | None, bias: Tensor | None, i
 
 
 def _per_channel(values: Tensor, z: Tensor) -> Tensor:
-    return values.to(z.dtype).view(-1, *[1] * (z.dim() - 2))
+    return values.to(wide(z.dtype)).view(-1, *[1] * (z.dim() - 2))
 
 
 def _differentiable_backward(
@@ -184,9 +221,17 @@ class _ResidualShift(torch.autograd.Function):
         y, branch, scale, bias, identity = ctx.saved_tensors
         # Grad mode is on in a backward only to differentiate it again.
         backward = _differentiable_backward if torch.is_grad_enabled() else residual_shift_backward
-        found = backward(*grads, y, branch, scale, bias, identity, *ctx.shift)
-        # one and the same without a scale
-        grad_identity, grad_branch = found[0], found[-1]
+        if ctx.needs_input_grad[1] and ctx.shift[-1] in FROM_OUTPUT:
+            # A scale that is learnt, a batch-norm's: its own gradient takes a pass over the branch, in which
+            # Inductor does this product too, and a second output of the kernel would only be read there.
+            (grad_identity,) = backward(*grads, y, None, None, None, None, *ctx.shift)
+            grad_branch = (grad_identity.to(wide(grad_identity.dtype)) * _per_channel(scale, branch)).to(
+                branch.dtype
+            )
+        else:
+            found = backward(*grads, y, branch, scale, bias, identity, *ctx.shift)
+            # one and the same without a scale
+            grad_identity, grad_branch = found[0], found[-1]
         grad_scale = grad_bias = None
         if ctx.needs_input_grad[1]:
             products = grad_identity.to(wide(grad_identity.dtype)) * branch
@@ -208,3 +253,7 @@ def _with_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
 implement("residual_shift", _on_cpu, _on_cuda)
 implement("residual_shift_backward", _backward_on_cpu, _backward_on_cuda)
 library.impl("residual_shift", _with_autograd, "Autograd")
+
+
+DECOMPOSITIONS[residual_shift] = _separate_form
+DECOMPOSITIONS[residual_shift_backward] = _separate_backward

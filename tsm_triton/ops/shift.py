@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import TAGS, check_clips, implement, library
+from .library import DECOMPOSITIONS, TAGS, check_clips, implement, let_inductor_decompose, library
 
 __all__ = ["shift_by_copies", "temporal_shift"]
 
@@ -20,7 +20,7 @@ temporal_shift = torch.ops.tsm_triton.temporal_shift.default
 @torch.library.register_fake("tsm_triton::temporal_shift", lib=library)
 def _(x: Tensor, *_shift: Any) -> Tensor:
     if x.device.type in _DECOMPOSED_DEVICES:
-        _let_inductor_decompose()
+        let_inductor_decompose()
     return torch.empty_like(x)
 
 
@@ -155,14 +155,4 @@ def _flat_form(
     return torch.cat([read(parts[0], future_first), read(parts[1], not future_first), parts[2]], dim)
 
 
-def _let_inductor_decompose() -> None:
-    """Give Inductor the flat form for CUDA.
-
-    Called while a graph is traced, the first moment at which the table matters: importing Inductor's
-    decompositions costs seconds that `import tsm_triton` must not.
-    """
-    from torch._inductor.decomposition import decompositions, select_decomp_table
-
-    # The second is a copy of the first, cached at the first compilation.
-    for table in (decompositions, select_decomp_table()):
-        table.setdefault(temporal_shift, _flat_form)
+DECOMPOSITIONS[temporal_shift] = _flat_form

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import TAGS, implement, library
+from .library import DECOMPOSITIONS, TAGS, implement, let_inductor_decompose, library
 
 __all__ = ["shift_step", "shift_step_into"]
 
@@ -37,7 +37,7 @@ def _check(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
 @torch.library.register_fake("tsm_triton::shift_step", lib=library)
 def _(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     if x.device.type in _DECOMPOSED_DEVICES:
-        _let_inductor_decompose()
+        let_inductor_decompose()
     return torch.empty_like(x), torch.empty_like(cache)
 
 
@@ -122,9 +122,4 @@ def _flat_form(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tens
     return torch.cat([cache, rest], channel_dim), x.narrow(channel_dim, 0, fold).clone()
 
 
-def _let_inductor_decompose() -> None:
-    """Give Inductor the flat form for CUDA, while a graph is traced; see `shift.py`."""
-    from torch._inductor.decomposition import decompositions, select_decomp_table
-
-    for table in (decompositions, select_decomp_table()):
-        table.setdefault(shift_step, _flat_form)
+DECOMPOSITIONS[shift_step] = _flat_form

@@ -81,6 +81,7 @@ class VideoClassifier(nn.Module):
         num_segments = video.shape[1]
         if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
             set_num_segments(self.model, num_segments)
+        self._check_fixed_length([num_segments])
         logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return logits.mean(1) if self.consensus == "avg" else logits
 
@@ -90,11 +91,22 @@ class VideoClassifier(nn.Module):
                 "with clip_lengths, video must have shape [T1 + T2 + ..., 3, H, W] for lengths of at least 1, "
                 f"got {tuple(video.shape)} for {clip_lengths}, together {sum(clip_lengths)}"
             )
+        self._check_fixed_length(clip_lengths)
         with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():
             logits = self.model(video)
         if self.consensus == "identity":
             return logits
         return torch.stack([clip.mean(0) for clip in logits.split(clip_lengths)])
+
+    def _check_fixed_length(self, clip_lengths: list[int]) -> None:
+        """Raise where a fused model, whose clip length is fixed, would mix clips."""
+        fixed = getattr(self.model, "num_segments", None)
+        if fixed is not None and any(length != fixed for length in clip_lengths):
+            got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
+            raise ValueError(
+                f"expected clips of {fixed} frames, the length {type(self.model).__name__} was fused for, "
+                f"got {got}. Call tsm_triton.set_num_segments on the patched model and fuse it again."
+            )
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, consensus={self.consensus!r}"

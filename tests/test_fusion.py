@@ -1,0 +1,602 @@
+"""`fuse`: the copy computes what the patched model does, on the fused ops, wherever the graph allows."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+import tsm_triton
+from tsm_triton import VideoClassifier, fuse, packed_clips, patch, shift_disabled
+from tsm_triton.fusion import FusedModel
+from tsm_triton.integrations.choice import is_faster, takes_norm
+from tsm_triton.integrations.compiler import FusionReport, fold_constants, rewrite
+from tsm_triton.ops import residual_shift, shift_conv1x1, temporal_shift
+from tsm_triton.patching import ShiftHook
+
+T = 4
+SIZE = (3, 64, 64)
+EXAMPLE = torch.empty(T, *SIZE)
+
+# largest difference over the largest value of the patched model's logits; half precision is compared with
+# fp32, and may be as wrong as the patched model in that dtype, or half as much again
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+# how many places of each kind are fused, and how many shifts and sums are left
+ABSORBED, SUMMED, BOTH, ALONE = "shift + conv1x1", "conv1x1 + residual", "residual + shift", "conv1x1"
+MODELS = {
+    "timm resnet18": ({BOTH: 7}, 2),
+    "timm resnet50": ({ABSORBED: 16, SUMMED: 16}, 0),
+    "timm resnet101": ({ABSORBED: 18, SUMMED: 33, ALONE: 15}, 0),  # every second block is shifted
+    "timm resnet50d": ({ABSORBED: 16, SUMMED: 16}, 0),
+    # the branches end in squeeze-and-excitation; the first shortcut in a 1x1 convolution
+    "timm seresnet50": ({ABSORBED: 16, SUMMED: 1}, 15),
+    "timm resnext50_32x4d": ({ABSORBED: 16, SUMMED: 16}, 0),
+    "timm regnety_002": ({ABSORBED: 13, SUMMED: 13}, 0),
+    "timm mobilenetv2_100": ({ABSORBED: 10, SUMMED: 10, ALONE: 7}, 0),
+    "timm mobilenetv3_small_050": ({ABSORBED: 7, SUMMED: 7, ALONE: 4}, 0),
+    "timm efficientnet_b0": ({ABSORBED: 9, SUMMED: 9, ALONE: 7}, 0),
+    "torchvision resnet18": ({BOTH: 7}, 2),
+    "torchvision resnet50": ({ABSORBED: 16, SUMMED: 16}, 0),
+    "torchvision mobilenet_v2": ({ABSORBED: 10, SUMMED: 10, ALONE: 7}, 0),
+    "torchvision mobilenet_v3_small": ({ABSORBED: 6, SUMMED: 6, ALONE: 5}, 0),
+    "torchvision efficientnet_b0": ({ABSORBED: 9, SUMMED: 9, ALONE: 7}, 0),
+}
+
+
+def create(name: str) -> nn.Module:
+    library, name = name.split()
+    torch.manual_seed(0)
+    if library == "torchvision":
+        return visible(getattr(torchvision.models, name)(num_classes=5))
+    return visible(timm.create_model(name, num_classes=5))
+
+
+def visible(model: nn.Module) -> nn.Module:
+    """Draw every batch-norm anew, running statistics too: defaults would hide branches and wrong folding.
+
+    The statistics are then taken from data, so that values neither vanish nor explode, and moved a little.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(T, *SIZE))
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean += 0.2 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
+    return model.eval().requires_grad_(True)
+
+
+@functools.cache
+def patched_and_fused(name: str, direction: str = "bidirectional") -> tuple[nn.Module, FusedModel]:
+    """Shared by the tests, which change neither."""
+    model = patch(create(name), T, direction=direction, verify=False)
+    return model, fuse(model, example_input=EXAMPLE)
+
+
+def small(**options) -> nn.Module:
+    return patch(create("timm test_resnet"), T, verify=False, **options)
+
+
+def clips(number: int) -> torch.Tensor:
+    return torch.randn(number * T, *SIZE, generator=torch.Generator().manual_seed(number))
+
+
+@torch.no_grad()
+def difference(model: nn.Module, expected: nn.Module, frames: torch.Tensor) -> float:
+    wanted = expected(frames)
+    return ((model(frames) - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def fused_nodes(model: FusedModel) -> list[torch.fx.Node]:
+    return [n for n in model.network.graph.nodes if n.target in (shift_conv1x1, residual_shift)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_computes_what_the_patched_model_does_on_the_fused_ops(name):
+    model, fused = patched_and_fused(name)
+    frames = clips(2)
+    tolerance = TOLERANCES[torch.float32]
+    assert difference(fused, model, frames) < tolerance
+    with shift_disabled(model):  # a forgotten shift would show
+        assert difference(fused, model, frames) > 10 * tolerance
+
+    kinds, left = MODELS[name]
+    report = fused.report
+    assert {kind: sum(entry.kind == kind for entry in report.fused) for kind in kinds} == kinds
+    assert (len(report.fused), len(report.left)) == (sum(kinds.values()), left), report
+    assert len(fused_nodes(fused)) == len(report.fused)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert report.batch_norms == len(norms)
+    # each shift of the model is either fused or left, under the name of its site
+    shifts = [entry.site for entry in report.fused + report.left if "shift" in entry.kind]
+    assert sorted(shifts) == sorted(name for name, module in model.named_modules() if is_shifted(module))
+
+
+def is_shifted(module: nn.Module) -> bool:
+    return any(isinstance(hook, ShiftHook) for hook in module._forward_pre_hooks.values())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "resne" in name and "18" not in name])
+def test_the_first_convolution_of_every_bottleneck_is_fused(name):
+    model, fused = patched_and_fused(name)
+    convs = [
+        f"{name}.conv1" for name, module in model.named_modules() if type(module).__name__ == "Bottleneck"
+    ]
+    assert len(convs) >= 16
+    assert set(convs) <= {entry.site for entry in fused.report.fused if entry.reason == "relu"}
+
+
+@pytest.mark.parametrize("name", ["timm test_resnet", "timm mobilenetv3_small_050"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_no_worse_than_the_patched_model(name, dtype):
+    model, fused = patched_and_fused(name)
+    frames = clips(2)
+    exact = model(frames)
+
+    def error(module: nn.Module) -> float:
+        with torch.no_grad():
+            out = copy.deepcopy(module).to(dtype)(frames.to(dtype))
+        assert out.dtype == dtype
+        return ((out.float() - exact).abs().max() / exact.abs().max()).item()
+
+    assert error(fused) < min(TOLERANCES[dtype], 1.5 * error(model) + TOLERANCES[dtype] / 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_dtype_is_fused_in_it(dtype):
+    model = small().to(dtype)
+    fused = fuse(model, example_input=EXAMPLE)
+    assert {p.dtype for p in fused.parameters()} == {dtype}
+    assert difference(fused, model, clips(2).to(dtype)) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("options", [dict(direction="causal"), dict(shift_div=3), dict(place="block")])
+def test_every_patch_can_be_fused(options):
+    model = small(**options)
+    fused = fuse(model, example_input=EXAMPLE)
+    assert difference(fused, model, clips(2)) < TOLERANCES[torch.float32]
+
+
+def test_a_causal_copy_never_sees_the_future():
+    _, fused = patched_and_fused("timm test_resnet", "causal")
+    frames = clips(2)
+    changed = frames.clone()
+    changed[1] += 1
+    assert (fused(frames) != fused(changed)).any(1).tolist() == [False, True, True, True] + [False] * T
+
+
+# a mutated node of each op, and the argument that is wrong in it
+MUTATIONS = {
+    "the future for the past": (shift_conv1x1, 7, lambda value: not value),
+    "no activation": (shift_conv1x1, 8, lambda value: "none"),
+    "no bias": (shift_conv1x1, 2, lambda value: None),
+    "no identity": (shift_conv1x1, 3, lambda value: None),
+    "longer clips": (shift_conv1x1, 4, lambda value: 2 * value),
+    "more channels": (shift_conv1x1, 5, lambda value: value + 8),
+    "the residual's future for the past": (residual_shift, 7, lambda value: not value),
+    "the residual without activation": (residual_shift, 8, lambda value: "none"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_one_wrong_argument_of_one_node_is_seen(mutation):
+    op, position, change = MUTATIONS[mutation]
+    model, fused = patched_and_fused("timm test_resnet")
+    mutant = copy.deepcopy(fused)
+    nodes = [n for n in fused_nodes(mutant) if n.target is op and n.args[position] is not None]
+    # those whose shift moves something, where the shift is what changes
+    nodes = [n for n in nodes if position < 4 or position == 8 or n.args[5]]
+    node = nodes[len(nodes) // 2]
+    node.args = (*node.args[:position], change(node.args[position]), *node.args[position + 1 :])
+    mutant.network.recompile()
+    assert difference(mutant, model, clips(2)) > 3 * TOLERANCES[torch.float32]
+
+
+def test_exchanged_counts_of_a_causal_node_are_seen():
+    model, fused = patched_and_fused("timm test_resnet", "causal")
+    mutant = copy.deepcopy(fused)
+    node = next(n for n in fused_nodes(mutant) if n.args[6])
+    node.args = (*node.args[:5], node.args[6], node.args[5], not node.args[7], *node.args[8:])
+    mutant.network.recompile()
+    assert difference(mutant, model, clips(2)) > 3 * TOLERANCES[torch.float32]
+
+
+def test_the_original_is_untouched():
+    model = small()
+    before = {key: (value.clone(), value.stride()) for key, value in model.state_dict().items()}
+    frames = clips(1)
+    expected = model(frames)
+    fused = fuse(model, example_input=EXAMPLE)
+    with torch.no_grad():
+        for parameter in fused.parameters():
+            parameter.zero_()
+    assert tsm_triton.is_patched(model)
+    assert torch.equal(model(frames), expected)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key][0])
+        assert value.stride() == before[key][1]
+
+
+def test_takes_any_number_of_clips():
+    model, fused = patched_and_fused("timm test_resnet")
+    for number in (1, 3, 5):
+        assert difference(fused, model, clips(number)) < TOLERANCES[torch.float32]
+    assert fused(clips(0)).shape == (0, 5)
+
+
+def test_takes_nchw_and_channels_last():
+    _, fused = patched_and_fused("timm test_resnet")
+    frames = clips(2)
+    assert torch.equal(fused(frames), fused(frames.contiguous(memory_format=torch.channels_last)))
+
+
+def test_clips_of_one_frame_are_fused():
+    model = patch(create("timm test_resnet"), 1)
+    assert difference(fuse(model, example_input=EXAMPLE), model, clips(1)) < TOLERANCES[torch.float32]
+
+
+def test_compiles_in_one_graph_for_two_batch_sizes():
+    _, fused = patched_and_fused("timm test_resnet")
+    compiled = torch.compile(fused, fullgraph=True, dynamic=True)
+    for number in (2, 3):
+        with torch.no_grad():
+            assert difference(compiled, fused, clips(number)) < TOLERANCES[torch.float32]  # type: ignore[arg-type]
+
+
+def test_holds_only_what_it_reads():
+    model, fused = patched_and_fused("timm test_resnet")
+    read = {n.target for n in fused.network.graph.nodes if n.op == "get_attr"}
+    assert set(fused.network.state_dict()) == read
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert not fused.training
+    weights = sum(p.numel() for p in fused.parameters())
+    assert weights < sum(p.numel() for p in model.parameters())
+
+
+def test_survives_deepcopy_and_a_checkpoint():
+    _, fused = patched_and_fused("timm test_resnet")
+    twin = copy.deepcopy(fused)
+    for parameter in twin.parameters():
+        parameter.zero_()
+    twin.load_state_dict(fused.state_dict(), strict=True)
+    assert torch.equal(twin(clips(1)), fused(clips(1)))
+
+
+def test_survives_pickle():
+    _, fused = patched_and_fused("timm test_resnet")
+    twin = pickle.loads(pickle.dumps(fused))
+    assert torch.equal(twin(clips(1)), fused(clips(1)))
+    assert str(twin.report) == str(fused.report)
+
+
+def test_a_classifier_of_clips_takes_it_at_its_own_length():
+    model, fused = patched_and_fused("timm test_resnet")
+    video = clips(2).unflatten(0, (2, T))
+    torch.testing.assert_close(VideoClassifier(fused, T)(video), VideoClassifier(model, T)(video))
+    with pytest.raises(ValueError, match="expected clips of 4 frames, .* got 8"):
+        VideoClassifier(fused)(clips(2)[None])
+    with pytest.raises(ValueError, match="expected clips of 4 frames, .* got \\[3, 5\\]"):
+        VideoClassifier(fused)(clips(2), [3, 5])
+
+
+def test_default_size_is_the_model_s_own():
+    model = small()
+    assert fuse(model).input_size == tuple(model.pretrained_cfg["input_size"])  # type: ignore[index]
+
+
+def test_several_outputs_come_back_as_they_were():
+    model = patch(timm.create_model("test_resnet", features_only=True).eval(), T)
+    fused = fuse(model, example_input=EXAMPLE)
+    frames = clips(1)
+    outputs = fused(frames)
+    assert isinstance(outputs, list)
+    torch.testing.assert_close(outputs, model(frames), rtol=1e-4, atol=1e-4)
+
+
+class Tail(nn.Module):
+    """`[shift ->] conv -> what follows`, as small as a graph can be."""
+
+    def __init__(self, forward, **conv) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, **{"kernel_size": 1, **conv})
+        self.norm = nn.BatchNorm2d(16)
+        self.body = forward
+
+    def forward(self, x):
+        return self.body(self, x, tsm_triton.temporal_shift(x, T))
+
+
+def rewritten(module: nn.Module) -> tuple[FusionReport, nn.Module]:
+    network = torch.export.export(module.eval(), (torch.randn(2 * T, 16, 6, 6),)).module()
+    report = rewrite(network.graph)
+    fold_constants(network, report)
+    network.recompile()
+    return report, network
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Tail(lambda m, x, s: m.conv(s), kernel_size=3), "conv is 3x3, input is x"),
+        (Tail(lambda m, x, s: m.conv(s), stride=2), "stride 2, input is x"),
+        (Tail(lambda m, x, s: m.conv(s), padding=1), "padding 1, input is x"),
+        (Tail(lambda m, x, s: m.conv(s), groups=2), "groups 2, input is x"),
+        (Tail(lambda m, x, s: m.conv(s) + s.mean()), "shift has 2 users, input is x"),
+        (Tail(lambda m, x, s: m.norm(s)), "batch_norm follows, input is x"),
+        (
+            Tail(
+                lambda m, x, s: m.conv(tsm_triton.temporal_shift(nn.functional.gelu(x + x.exp()), T)),
+                kernel_size=3,
+            ),
+            "conv is 3x3, activation gelu",
+        ),
+        (
+            Tail(lambda m, x, s: m.conv(tsm_triton.temporal_shift(x + x[:1], T)), kernel_size=3),
+            "conv is 3x3, sum of different shapes",
+        ),
+        (
+            Tail(lambda m, x, s: m.conv(tsm_triton.temporal_shift(x, T, channel_dim=-1, shift_div=3))),
+            "channels on axis -1, channels on axis -1",
+        ),
+    ],
+)
+def test_what_stays_has_its_reason(module, reason):
+    report, network = rewritten(module)
+    assert reason in [entry.reason for entry in report.left]
+    assert not report.fused
+    x = torch.randn(2 * T, 16, 6, 6)
+    torch.testing.assert_close(network(x), module(x))
+
+
+ACTIVATIONS = {
+    "relu": nn.functional.relu,
+    "relu6": nn.functional.relu6,
+    "hardswish": nn.functional.hardswish,
+    "silu": nn.functional.silu,
+    "none": nn.functional.gelu,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("order", ["branch first", "identity first"])
+def test_activations_join_the_product_and_others_stay_outside(name, order):
+    act = ACTIVATIONS[name]
+
+    def shifted_product_and_sum(m, x, s):
+        branch = m.norm(m.conv(s))
+        return act(branch + x if order == "branch first" else x + branch)
+
+    module = Tail(shifted_product_and_sum, bias=False)
+    report, network = rewritten(visible_norm(module))
+    assert [(entry.kind, entry.reason) for entry in report.fused] == [("shift + conv1x1 + residual", name)]
+    x = torch.randn(2 * T, 16, 6, 6)
+    torch.testing.assert_close(network(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_sum_and_its_shift_are_one_op(name):
+    act = ACTIVATIONS[name]
+
+    def block(m, x, s):
+        y = act(x.exp() + x)
+        return m.norm(m.conv(tsm_triton.temporal_shift(y, T))) + y
+
+    module = Tail(block, kernel_size=3, padding=1)
+    report, network = rewritten(visible_norm(module))
+    assert [entry.kind for entry in report.fused] == ([BOTH] if name != "none" else [])
+    x = torch.randn(2 * T, 16, 6, 6)
+    torch.testing.assert_close(network(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def visible_norm(module: Tail) -> Tail:
+    nn.init.uniform_(module.norm.weight, 0.5, 1.5)
+    for values in (module.norm.bias, module.norm.running_mean):
+        nn.init.normal_(values)  # type: ignore[arg-type]
+    nn.init.uniform_(module.norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return module
+
+
+def test_a_convolution_with_two_readers_keeps_its_batch_norm():
+    def two_readers(m, x, s):
+        y = m.conv(s)
+        return m.norm(y) + y
+
+    report, network = rewritten(visible_norm(module := Tail(two_readers)))
+    assert report.batch_norms == 0
+    x = torch.randn(2 * T, 16, 6, 6)
+    torch.testing.assert_close(network(x), module(x))
+
+
+def test_weights_used_twice_are_folded_apart():
+    def twice(m, x, s):
+        return m.norm(m.conv(s)) + m.conv(x.exp())
+
+    report, network = rewritten(visible_norm(module := Tail(twice)))
+    assert report.batch_norms == 1
+    x = torch.randn(2 * T, 16, 6, 6)
+    torch.testing.assert_close(network(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_rule_decides_place_by_place(monkeypatch):
+    asked = []
+
+    def rule(kind, x):
+        asked.append((kind, tuple(x.shape[1:])))
+        return False
+
+    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", rule)
+    report, network = rewritten(Tail(lambda m, x, s: m.conv(s)))
+    assert asked == [(ABSORBED, (16, 6, 6))]
+    assert [entry.reason for entry in report.left] == ["the fused form is slower here"]
+    assert any(n.target is temporal_shift for n in network.graph.nodes)  # type: ignore[union-attr]
+
+
+def fake(*shape, device="cuda", layout=torch.channels_last):
+    with FakeTensorMode():
+        return torch.empty(shape, device=device, memory_format=layout)
+
+
+def test_on_a_gpu_the_rule_follows_the_bytes():
+    # channels_last is a matrix as it lies; another layout would be copied first
+    for kind in (ABSORBED, SUMMED, ALONE):
+        assert is_faster(kind, fake(8, 64, 56, 56))
+        assert not is_faster(kind, fake(8, 64, 56, 56, layout=torch.contiguous_format))
+        assert is_faster(kind, fake(8, 64, 56, 56, device="cpu", layout=torch.contiguous_format))
+    assert is_faster(BOTH, fake(8, 64, 56, 56, layout=torch.contiguous_format))
+    assert not is_faster(ALONE, fake(8, 64, 1, 1))
+    assert takes_norm(fake(8, 64, 56, 56))
+    assert not takes_norm(fake(8, 64, 56, 56, device="cpu"))
+
+
+def test_a_sum_takes_the_batch_norm_of_its_branch_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr("tsm_triton.integrations.choice.takes_norm", lambda x: True)
+    fused = fuse(patched_and_fused("timm resnet18")[0], example_input=EXAMPLE)
+    sums = [n for n in fused_nodes(fused) if n.target is residual_shift]
+    assert len(sums) == 7
+    assert all(scale is not None and bias is not None for _, scale, bias, *_ in (n.args for n in sums))
+    assert fused.report.batch_norms == 20
+    assert difference(fused, patched_and_fused("timm resnet18")[0], clips(2)) < TOLERANCES[torch.float32]
+
+
+IN_PLACE = {
+    # the two things a block does in place
+    "sum and activation": (lambda m, x, s: m.conv(s).add_(x).relu_(), "shift + conv1x1 + residual"),
+    "activation": (lambda m, x, s: m.conv(s).relu_(), ABSORBED),
+    # from here on moving a read would change the result
+    "shifted, by a view": (lambda m, x, s: later_shift(m, x.exp()), None),
+    "branch, read before": (lambda m, x, s: read_before(m.conv(s), x), None),
+}
+
+
+def later_shift(m, y):
+    shifted = tsm_triton.temporal_shift(y, T)
+    y.view(-1).add_(1)
+    return m.conv(shifted) + y
+
+
+def read_before(y, x):
+    flat = y.view(-1)
+    y.add_(x)
+    return y.relu() + flat.view_as(y)
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_written_in_place_is_never_read_from_elsewhere(name):
+    forward, kind = IN_PLACE[name]
+    module = Tail(forward)
+    report, network = rewritten(module)
+    x = torch.randn(2 * T, 16, 6, 6)
+    torch.testing.assert_close(network(x.clone()), module(x.clone()), rtol=1e-5, atol=1e-5)
+    if kind is not None:
+        assert [entry.kind for entry in report.fused] == [kind]
+
+
+def test_the_report_prints_as_a_table():
+    report, _ = rewritten(Tail(lambda m, x, s: m.conv(s) + m.conv(x + x.exp()), kernel_size=1))
+    assert str(report).splitlines() == [
+        "1 fused, 1 left, 0 batch-norms folded",
+        "fused  conv  shift + conv1x1 + residual  none",
+        "left   add   residual                    no 1x1 convolution ends in x + exp",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda: "resnet50", TypeError, "model must be a torch.nn.Module, got str"),
+        (
+            lambda: timm.create_model("test_resnet").eval(),
+            RuntimeError,
+            "expected a patched model, got ResNet without",
+        ),
+        (lambda: small().train(), RuntimeError, "expected a model in eval mode, got ResNet in training mode"),
+        (lambda: partly_training(), RuntimeError, "expected a model in eval mode"),
+        (lambda: torch.compile(small()), RuntimeError, "expected a model that is not compiled"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused(model, error, message):
+    with pytest.raises(error, match=message):
+        fuse(model())
+
+
+def partly_training() -> nn.Module:
+    model = small()
+    model.get_submodule("layer2").train()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_model_is_refused():
+    with pytest.raises(TypeError, match="expected an eager module, got the scripted"):
+        fuse(torch.jit.script(torchvision.models.resnet18()))  # type: ignore[arg-type]
+
+
+def test_a_model_without_its_shift_is_refused():
+    model = small()
+    with shift_disabled(model), pytest.raises(RuntimeError, match="expected a model whose shift is on"):
+        fuse(model)
+    with packed_clips(model, [3, 5]), pytest.raises(RuntimeError, match="expected clips of one length"):
+        fuse(model)
+
+
+def test_what_export_cannot_capture_is_refused():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = small()
+
+        def forward(self, x):
+            return self.backbone(x).view(2 * T, 5)
+
+    with pytest.raises(
+        RuntimeError, match="expected a model that torch.export captures for any number of clips"
+    ):
+        fuse(Fixed().eval(), example_input=EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((T + 1, *SIZE), "divisible by num_segments=4, got 5 frames"),
+        ((T, 3, 32, 32), r"x must have shape \[N\*T, 3, 64, 64\], got \(4, 3, 32, 32\)"),
+        ((2, T, *SIZE), r"x must have shape \[N\*T, 3, 64, 64\], got"),
+    ],
+)
+def test_a_wrong_input_is_refused(shape, message):
+    _, fused = patched_and_fused("timm test_resnet")
+    with pytest.raises(ValueError, match=message):
+        fused(torch.zeros(shape))
+
+
+def test_autocast_is_refused():
+    _, fused = patched_and_fused("timm test_resnet")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="expected no autocast"):
+        fused(clips(1))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["timm resnet18", "timm resnet50", "timm mobilenetv2_100"])
+def test_runs_on_the_gpu_and_in_a_cuda_graph(name):
+    model, fused = (copy.deepcopy(m).cuda() for m in patched_and_fused(name))
+    frames = clips(2).cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert difference(fused, model, frames) < TOLERANCES[torch.float32]
+        expected = fused(frames)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = fused(frames)
+        graph.replay()
+    torch.testing.assert_close(out, expected)

@@ -1,0 +1,152 @@
+"""An inference copy of a patched model on the fused ops."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
+
+from .integrations.compiler import Fusion, FusionReport, fold_constants, rewrite
+from .integrations.tracing import input_shape
+from .patching import shift_hooks
+
+__all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
+
+
+class FusedModel(nn.Module):
+    """What `fuse` returns: a model of frames, for inference, in channels_last.
+
+    It holds no hooks, its clip length is fixed, and autograd does not reach its parameters. `.to(...)`
+    changes device and dtype; autocast is refused.
+
+    Attributes:
+        num_segments: T; the frames of a batch are a multiple of it, the number of clips is free.
+        input_size: [C, H, W] of a frame.
+        report: what was fused, what was left and why.
+    """
+
+    def __init__(
+        self, network: GraphModule, num_segments: int, input_size: tuple[int, ...], report: FusionReport
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_segments = num_segments
+        self.input_size = input_size
+        self.report = report
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.input_size:
+            raise ValueError(
+                f"x must have shape [N*T, {', '.join(map(str, self.input_size))}], got {tuple(x.shape)}. "
+                "Call tsm_triton.fuse(model, example_input=...) with an input of that size."
+            )
+        if x.shape[0] % self.num_segments:
+            raise ValueError(
+                f"x must hold whole clips: expected a first axis divisible by num_segments={self.num_segments}, "
+                f"got {x.shape[0]} frames. Fuse again after tsm_triton.set_num_segments for another clip length."
+            )
+        if torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError(
+                "expected no autocast around a fused model, got it enabled. Give the model its dtype instead: "
+                "tsm_triton.fuse(model).to(torch.bfloat16)."
+            )
+        return self.network(x.contiguous(memory_format=torch.channels_last))
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}, input_size={self.input_size}"
+
+
+def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel:
+    """An inference copy of a patched model, rewritten on the fused ops; the model itself stays as it is.
+
+    Batch-norms are folded into the convolutions before them. Shifts are read by the 1x1 convolutions behind
+    them at no traffic of their own, or else written by the residual sums before them; residual sums and
+    activations join the 1x1 convolution whose output they take. What the graph does not show in one of these
+    forms is run as it was. `fused.report` lists both.
+
+    Args:
+        model: a patched model in eval mode, of frames `[N*T, C, H, W]`.
+        example_input: a tensor whose [C, H, W] the copy will take, by default the model's own input size.
+
+    Raises:
+        TypeError: not a module, or a scripted one.
+        RuntimeError: a model that is not patched, in training mode, compiled, with its shift disabled, or
+            that `torch.export` cannot capture for any number of clips.
+
+    Example:
+        >>> import timm, torch, tsm_triton
+        >>> model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=5).eval(), num_segments=4)
+        >>> fused = fuse(model, example_input=torch.empty(4, 3, 64, 64))
+        >>> fused(torch.randn(2 * 4, 3, 64, 64)).shape
+        torch.Size([8, 5])
+    """
+    _check(model)
+    num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
+    input_size = input_shape(model, example_input)[1:]
+    network = _captured(copy.deepcopy(model), num_segments, input_size)
+    report = rewrite(network.graph)
+    fold_constants(network, report)
+    # a new module takes over those parameters only that the graph still reads
+    return FusedModel(GraphModule(network, network.graph, "Fused"), num_segments, input_size, report)
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError(
+            f"expected an eager module, got the scripted {type(model).__name__}. Patch and fuse the eager "
+            "one."
+        )
+    if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in model.modules()):
+        raise RuntimeError(
+            "expected a model that is not compiled, got a compiled one. Fuse first, then torch.compile the "
+            "result."
+        )
+    hooks = shift_hooks(model)
+    if any(module.training for module in model.modules()):
+        raise RuntimeError(
+            f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "
+            "first: fusing folds the running statistics of batch-norm."
+        )
+    if not all(hook.enabled for hook in hooks):
+        raise RuntimeError(
+            "expected a model whose shift is on, got one inside tsm_triton.shift_disabled. Fuse outside of "
+            "it."
+        )
+    if any(hook.boundaries is not None for hook in hooks):
+        raise RuntimeError(
+            "expected clips of one length, got a model inside tsm_triton.packed_clips. Fuse outside of it."
+        )
+
+
+def _captured(model: nn.Module, num_segments: int, input_size: tuple[int, ...]) -> GraphModule:
+    """The model's functional graph for any number of clips, in channels_last."""
+    model = model.requires_grad_(False).to(memory_format=torch.channels_last)
+    template = next(p for p in model.parameters() if p.is_floating_point())
+    frames = torch.zeros(2 * num_segments, *input_size, dtype=template.dtype, device=template.device)
+    frames = frames.contiguous(memory_format=torch.channels_last)
+    clips = torch.export.Dim("clips", min=1)
+    batch = clips if num_segments == 1 else num_segments * clips
+    try:
+        program = torch.export.export(model, (frames,), dynamic_shapes=({0: batch},), strict=False)
+        network = program.module(check_guards=False)
+    except Exception as error:
+        raise RuntimeError(
+            f"expected a model that torch.export captures for any number of clips of {num_segments} frames "
+            f"of {list(input_size)}, got {type(error).__name__} for {type(model).__name__}. Pass example_input "
+            "if its input is of another size; else keep the patched model, which torch.compile takes as it is."
+        ) from error
+    return _with_plain_signature(network)
+
+
+def _with_plain_signature(network: GraphModule) -> GraphModule:
+    """Without the pytree wrapping of export, where one tensor comes out."""
+    if network._out_spec is not None and network._out_spec.is_leaf():
+        network.graph.set_codegen(CodeGen())
+        (output,) = network.graph.find_nodes(op="output")
+        output.args = tuple(output.args[0])
+    return network

@@ -1,0 +1,378 @@
+"""Rewriting of a model's graph on the fused ops.
+
+The graph is of ATen calls, as `torch.export` and `torch.compile` trace them ahead of autograd. No class of a
+model is known here: what counts is which operator follows which.
+"""
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from .. import ops
+from . import choice
+from .graphs import CONVOLUTIONS, activation_name, arguments, make_functional, name_of, same_kind, site_of
+from .norms import batch_affine, folded_bias, folded_weight, running_affine
+
+__all__ = ["Fusion", "FusionReport", "fold_constants", "rewrite"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One place of the graph that was rewritten, or that stayed as it was.
+
+    Attributes:
+        site: the name of the module it stands at.
+        kind: of a fused place `"shift + conv1x1"`, `"conv1x1 + residual"`, `"shift + conv1x1 + residual"`,
+            `"conv1x1"` (with an activation alone) or `"residual + shift"`; of one that stayed `"shift"` or
+            `"residual"`.
+        reason: the activation that was taken along, or why nothing was rewritten.
+    """
+
+    site: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class FusionReport:
+    """What a rewriting did to a graph; `print` shows it as a table.
+
+    Attributes:
+        fused: the places that run on a fused op now.
+        left: the shifts and residual sums that stayed, with the reasons.
+        batch_norms: how many batch-norms became part of a convolution or of a fused op.
+    """
+
+    fused: list[Fusion] = field(default_factory=list)
+    left: list[Fusion] = field(default_factory=list)
+    batch_norms: int = 0
+
+    def __str__(self) -> str:
+        rows = [("fused", entry) for entry in self.fused] + [("left", entry) for entry in self.left]
+        head = f"{len(self.fused)} fused, {len(self.left)} left, {self.batch_norms} batch-norms folded"
+        site, kind = (max((len(getattr(e, name)) for _, e in rows), default=0) for name in ("site", "kind"))
+        return "\n".join(
+            [
+                head,
+                *(f"{what:<5}  {e.site:<{site}}  {e.kind:<{kind}}  {e.reason}".rstrip() for what, e in rows),
+            ]
+        )
+
+
+def rewrite(graph: Graph, *, training: bool = False) -> FusionReport:
+    """Rewrite a graph in place, whose nodes carry their values' shapes in `meta["val"]`.
+
+    Args:
+        graph: of ATen calls, batch-norm and convolution not taken apart.
+        training: only `residual + shift`, which a gradient goes through at no pass of its own; a
+            batch-norm's statistics are computed and updated as ever.
+
+    Example:
+        >>> import tsm_triton
+        >>> class Branch(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(16, 8, 1)
+        ...
+        ...     def forward(self, x):
+        ...         return self.conv(tsm_triton.temporal_shift(x, 4)).relu()
+        >>> program = torch.export.export(Branch(), (torch.randn(8, 16, 3, 3),))
+        >>> print(rewrite(program.module().graph))
+        1 fused, 0 left, 0 batch-norms folded
+        fused  conv  shift + conv1x1  relu
+    """
+    return _Rewriting(graph, FusionReport()).run(training)
+
+
+class _Rewriting:
+    """One graph on its way."""
+
+    def __init__(self, graph: Graph, report: FusionReport) -> None:
+        self.graph = graph
+        self.report = report
+        # never read from another place than the graph's own
+        self.written = make_functional(graph)
+
+    def run(self, training: bool) -> FusionReport:
+        if not training:
+            for node in list(self.graph.nodes):
+                if node.target in CONVOLUTIONS and why_not_pointwise(node) is None:
+                    self.fuse_pointwise(node)
+        for node in list(self.graph.nodes):
+            if node.target is ops.temporal_shift and self.why_no_residual_shift(node) is None:
+                self.fuse_residual_shift(node, training)
+        self.report_left(training)
+        self.graph.lint()
+        return self.report
+
+    def fuse_pointwise(self, conv: Node) -> None:
+        """`act(norm(conv1x1(shift(x))) + identity)` as one op, with what there is of it."""
+        values = arguments(conv)
+        x, weight, bias = values["input"], values["weight"], values["bias"]
+        shift = x if x.target is ops.temporal_shift and self.why_not_absorbed(x) is None else None
+        counts = (1, 0, 0, True)
+        if shift is not None:
+            x, *counts = shift.args[:5]
+        norm, identity, end = self.running_norm_behind(conv), None, conv
+        if norm is not None:
+            end = norm
+        if (add := _only_user(end)) is not None and (identity := _other_operand(add, end)) is not None:
+            end = add
+        activation, end = _activation_behind(end)
+
+        parts = ("shift" * (shift is not None), "conv1x1", "residual" * (identity is not None))
+        kind = " + ".join(part for part in parts if part)
+        dtype = conv.meta["val"].dtype
+        if (kind == "conv1x1" and activation == "none") or x.meta["val"].dtype != dtype:
+            return
+        if not self.written.isdisjoint({x, weight, bias, identity}) or not choice.is_faster(
+            kind, x.meta["val"]
+        ):
+            return
+        with self.graph.inserting_before(end):
+            if norm is not None:
+                weight, bias = self.folded(conv, norm, dtype)
+            else:
+                weight, bias = self.cast(weight, dtype), self.cast(bias, dtype)
+            fused = self.graph.call_function(
+                ops.shift_conv1x1, (x, weight, bias, identity, *counts, activation)
+            )
+        self.report.fused.append(
+            Fusion(site_of(conv) if shift is None else site_of(shift, conv), kind, activation)
+        )
+        self.replace(end, fused)
+
+    def fuse_residual_shift(self, shift: Node, training: bool) -> None:
+        """`y = act(norm(branch) + identity)` with the shift of y as one op."""
+        y: Node = arguments(shift)["x"]
+        activation, add = _activation_of(y)
+        if not choice.is_faster("residual + shift", add.meta["val"]):
+            return
+        branch, identity = _operands(add)
+        norm = None
+        if training or choice.takes_norm(branch.meta["val"]):
+            norm = self.norm_before(branch)
+            if norm is None and (norm := self.norm_before(identity)) is not None:
+                branch, identity = identity, branch
+        scale = bias = None
+        with self.graph.inserting_before(y):
+            if norm is not None:
+                branch, scale, bias = self.affine(norm)
+            both = self.graph.call_function(
+                ops.residual_shift, (branch, scale, bias, identity, *shift.args[1:5], activation)
+            )
+            both.meta = {key: value for key, value in shift.meta.items() if key != "val"}
+            first, second = [self.graph.call_function(operator.getitem, (both, i)) for i in (0, 1)]
+        self.report.fused.append(Fusion(site_of(shift), "residual + shift", activation))
+        self.replace(y, first)
+        self.replace(shift, second)
+
+    def report_left(self, training: bool) -> None:
+        """Say of each shift and each sum of two equal shapes that is still there why it is."""
+        for node in self.graph.nodes:
+            if node.target is ops.temporal_shift:
+                reasons = [self.why_no_residual_shift(node)]
+                if not training:
+                    reasons = [self.why_not_absorbed(node), *reasons]
+                slower = "the fused form is slower here" if None in reasons else None
+                reason = slower or ", ".join(reason for reason in reasons if reason is not None)
+                self.report.left.append(Fusion(site_of(node), "shift", reason))
+            elif not training and node.target is aten.add.Tensor and same_kind(*_operands(node)):
+                operands = " + ".join(name_of(operand) for operand in _operands(node))
+                self.report.left.append(
+                    Fusion(site_of(node), "residual", f"no 1x1 convolution ends in {operands}")
+                )
+
+    def why_not_absorbed(self, shift: Node) -> str | None:
+        """Why the convolution behind a shift cannot read shifted, None where it can."""
+        if (channel_dim := arguments(shift)["channel_dim"]) != 1:
+            return f"channels on axis {channel_dim}"
+        if shift.args[0] in self.written:
+            return "input written in place"
+        if len(shift.users) != 1:
+            return f"shift has {len(shift.users)} users"
+        (user,) = shift.users
+        if user.target not in CONVOLUTIONS or arguments(user)["input"] is not shift:
+            return f"{name_of(user)} follows"
+        return why_not_pointwise(user)
+
+    def why_no_residual_shift(self, shift: Node) -> str | None:
+        """Why what is shifted is not computed together with its shift, None where it can be."""
+        if (channel_dim := arguments(shift)["channel_dim"]) != 1:
+            return f"channels on axis {channel_dim}"
+        y: Node = arguments(shift)["x"]
+        activation, add = _activation_of(y)
+        if add.target is not aten.add.Tensor:
+            sums = [n for n in y.all_input_nodes if n.target is aten.add.Tensor]
+            return f"activation {name_of(y)}" if sums else f"input is {name_of(y)}"
+        if activation != "none" and len(add.users) != 1:
+            return f"sum has {len(add.users)} users"
+        if arguments(add)["alpha"] != 1 or not same_kind(*_operands(add)):
+            return "sum of different shapes"
+        return None if self.written.isdisjoint({y, *_operands(add)}) else "sum written in place"
+
+    def running_norm_behind(self, conv: Node) -> Node | None:
+        """The batch-norm of running statistics that alone reads a convolution."""
+        norm = _only_user(conv)
+        if norm is None or norm.target is not aten.batch_norm.default:
+            return None
+        values = arguments(norm)
+        statistics = (values["running_mean"], values["running_var"])
+        wanted = not values["training"] and None not in statistics and values["input"] is conv
+        same_dtype = norm.meta["val"].dtype == conv.meta["val"].dtype
+        return norm if wanted and same_dtype else None
+
+    def norm_before(self, branch: Node) -> Node | None:
+        """The batch-norm whose output is this branch, where nothing else reads it."""
+        if branch.target is not aten.batch_norm.default or len(branch.users) != 1:
+            return None
+        values = arguments(branch)
+        x = values["input"]
+        if x in self.written or x.meta["val"].dtype != branch.meta["val"].dtype:
+            return None
+        statistics = [node for node in (values["running_mean"], values["running_var"]) if node is not None]
+        if values["training"]:
+            # a cumulative average's momentum is no number; a norm called twice is updated in order
+            takes = isinstance(values["momentum"], float) and all(len(node.users) == 1 for node in statistics)
+        else:
+            takes = len(statistics) == 2
+        return branch if takes else None
+
+    def affine(self, norm: Node) -> tuple[Node, Node, Node]:
+        """What a batch-norm reads, and the scale and bias that it comes to."""
+        values = arguments(norm)
+        names = ("weight", "bias", "running_mean", "running_var")
+        parameters = [values[name] for name in names]
+        if values["training"]:
+            both = self.graph.call_function(
+                batch_affine, (values["input"], *parameters, values["momentum"], values["eps"])
+            )
+        else:
+            both = self.graph.call_function(running_affine, (*parameters, values["eps"]))
+        self.report.batch_norms += 1
+        scale, bias = [self.graph.call_function(operator.getitem, (both, i)) for i in (0, 1)]
+        return values["input"], scale, bias
+
+    def folded(self, conv: Node, norm: Node, dtype: torch.dtype) -> tuple[Node, Node]:
+        """The weight and bias of a convolution that does its batch-norm's work too."""
+        of_conv, of_norm = arguments(conv), arguments(norm)
+        names = ("weight", "bias", "running_mean", "running_var", "eps")
+        gamma, beta, mean, var, eps = (of_norm[name] for name in names)
+        self.report.batch_norms += 1
+        return (
+            self.graph.call_function(folded_weight, (of_conv["weight"], gamma, var, eps, dtype)),
+            self.graph.call_function(folded_bias, (of_conv["bias"], gamma, beta, mean, var, eps, dtype)),
+        )
+
+    def cast(self, value: Node | None, dtype: torch.dtype) -> Node | None:
+        if value is None or value.meta["val"].dtype == dtype:
+            return value
+        return self.graph.call_function(aten.to.dtype, (value, dtype))
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Let `new` stand for `old`, and take out what nothing reads any more."""
+        new.meta.update(old.meta)
+        old.replace_all_uses_with(new)
+        waiting = [old]
+        while waiting:
+            node = waiting.pop()
+            if node.op == "call_function" and not node.users and node not in self.written:
+                waiting += node.all_input_nodes
+                self.graph.erase_node(node)
+
+
+def fold_constants(module: GraphModule, report: FusionReport) -> None:
+    """Fold what batch-norms are left into the convolutions before them, and compute all folded weights.
+
+    For a module whose parameters will not change: they become new parameters of `module`. The report counts
+    the batch-norms.
+    """
+    graph = module.graph
+    rewriting = _Rewriting(graph, report)
+    for conv in [node for node in graph.nodes if node.target in CONVOLUTIONS]:
+        norm = rewriting.running_norm_behind(conv)
+        if norm is None or arguments(conv).get("transposed", False):
+            continue
+        with graph.inserting_before(conv):
+            weight, bias = rewriting.folded(conv, norm, conv.meta["val"].dtype)
+        conv.args = (conv.args[0], weight, bias, *conv.args[3:])
+        rewriting.replace(norm, conv)
+    for node in list(graph.nodes):
+        if node.target in (folded_weight, folded_bias, running_affine):
+            _compute(module, node)
+    graph.eliminate_dead_code()
+    graph.lint()
+
+
+def _compute(module: GraphModule, node: Node) -> None:
+    """Run a call of constants, and put its results in its place as parameters of the module."""
+    function: Any = node.target
+    result = function(
+        *(operator.attrgetter(str(x.target))(module) if isinstance(x, Node) else x for x in node.args)
+    )
+    outputs: list[Node] = list(node.users) if isinstance(result, tuple) else [node]
+    for output in outputs:
+        index: Any = output.args[1]
+        value = result[index] if isinstance(result, tuple) else result
+        name = f"{output.name}_constant"
+        module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+        with module.graph.inserting_before(output):
+            constant = module.graph.get_attr(name)
+        constant.meta["val"] = value
+        output.replace_all_uses_with(constant)
+        module.graph.erase_node(output)
+
+
+def why_not_pointwise(conv: Node) -> str | None:
+    """Why a convolution is no product of its rows with a matrix, None where it is one."""
+    values = arguments(conv)
+    kernel = values["weight"].meta["val"].shape[2:]
+    if values["input"].meta["val"].dim() != 4 or any(size != 1 for size in kernel):
+        return f"conv is {'x'.join(map(str, kernel))}"
+    padding = values["padding"]
+    if padding in ("valid", "same"):  # the same for a 1x1
+        padding = 0
+    for name, value, plain in (("stride", values["stride"], 1), ("padding", padding, 0)):
+        sizes = value if isinstance(value, (list, tuple)) else [value]
+        if any(size != plain for size in sizes):
+            return f"{name} {max(sizes)}"
+    if values["groups"] != 1:
+        return f"groups {values['groups']}"
+    return "transposed" if values.get("transposed", False) else None
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _other_operand(add: Node, operand: Node) -> Node | None:
+    """What is added to `operand`, where it is of the same shape."""
+    if add.target is not aten.add.Tensor or arguments(add)["alpha"] != 1 or not same_kind(*_operands(add)):
+        return None
+    first, second = _operands(add)
+    other = second if first is operand else first
+    return other if isinstance(other, Node) and other is not operand else None
+
+
+def _operands(add: Node) -> tuple[Any, Any]:
+    values = arguments(add)
+    return values["self"], values["other"]
+
+
+def _activation_behind(node: Node) -> tuple[str, Node]:
+    """The activation that alone reads a node and its node, else "none" and the node itself."""
+    user = _only_user(node)
+    name = None if user is None else activation_name(user)
+    return ("none", node) if user is None or name is None else (name, user)
+
+
+def _activation_of(y: Node) -> tuple[str, Node]:
+    """The activation that made a node and what it read, else "none" and the node itself."""
+    name = activation_name(y)
+    return ("none", y) if name is None else (name, y.all_input_nodes[0])

@@ -1,0 +1,173 @@
+"""Graphs of ATen calls as `torch.export` and `torch.compile` trace them: reading them, in-place calls undone."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from .. import ops
+
+__all__ = [
+    "ACTIVATIONS",
+    "CONVOLUTIONS",
+    "activation_name",
+    "arguments",
+    "make_functional",
+    "name_of",
+    "same_kind",
+    "site_of",
+]
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+ACTIVATIONS: dict[Any, str] = {
+    aten.relu.default: "relu",
+    aten.relu6.default: "relu6",
+    aten.hardswish.default: "hardswish",
+    aten.silu.default: "silu",
+}
+# Calls that return memory of their own whatever their arguments. A schema does not tell: dropout has no
+# alias in its own and returns its input in eval mode.
+FRESH = {
+    *CONVOLUTIONS,
+    *ACTIVATIONS,
+    aten.batch_norm.default,
+    aten.hardtanh.default,
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.linear.default,
+    aten.mean.dim,
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.exp.default,
+    aten.gelu.default,
+    ops.temporal_shift,
+}
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """A node's arguments by their names in the schema, defaults included."""
+    target: Any = node.target
+    schema = target._schema.arguments
+    values = {a.name: a.default_value for a in schema if a.has_default_value()}
+    values.update(zip((a.name for a in schema), node.args, strict=False))
+    return {**values, **node.kwargs}
+
+
+def make_functional(graph: Graph) -> set[Node]:
+    """Replace in-place calls by their functional twins, where what they write is a fresh value of the graph.
+
+    Returns:
+        The values that are still written in place, with all that may share their memory: they hold one
+        thing here and another there, so no rewriting may read them from another place.
+
+    Example:
+        >>> graph = Graph()
+        >>> x = graph.placeholder("x")
+        >>> total = graph.call_function(aten.add.Tensor, (x, x))
+        >>> y = graph.call_function(aten.relu_.default, (total,))
+        >>> _ = graph.output(y)
+        >>> make_functional(graph)
+        set()
+        >>> [name_of(node) for node in graph.nodes]
+        ['x', 'add', 'relu', 'output']
+    """
+    written: set[Node] = set()
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        targets = _written(node)
+        if not targets:
+            continue
+        twin, (target, *others) = _functional_twin(node), targets
+        later = [user for user in target.users if order[user] > order[node]]
+        earlier = [user for user in target.users if order[user] < order[node]]
+        shared = target.target not in FRESH or any(user.target not in FRESH for user in earlier)
+        if twin is None or others or shared or not _of_one_dtype(node):
+            written.update(targets)
+            continue
+        node.target = twin
+        for user in later:
+            user.replace_input_with(target, node)
+    return _sharing(written)
+
+
+def _written(node: Node) -> list[Node]:
+    """The values that a call writes, by its schema."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return []
+    values = arguments(node)
+    names = [a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    found: list[Node] = []
+    for name in names:
+        value = values.get(name)
+        found += [x for x in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(x, Node)]
+    return found
+
+
+def _functional_twin(node: Node) -> Any:
+    """`aten.relu.default` for `aten.relu_.default`, None where there is none or it is not fresh."""
+    target: Any = node.target
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
+    twin = getattr(packet, target._overloadname, None)
+    return twin if twin in FRESH else None
+
+
+def _of_one_dtype(node: Node) -> bool:
+    """Whether a call reads tensors of one dtype: in place, others are cast to what is written."""
+    values = [operand.meta.get("val") for operand in node.all_input_nodes]
+    return len({value.dtype for value in values if isinstance(value, Tensor)}) <= 1
+
+
+def _sharing(values: Iterable[Node]) -> set[Node]:
+    """The values and all that may share memory with them: up and down every call that is not fresh."""
+    found, waiting = set(), list(values)
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        waiting += [user for user in node.users if user.target not in FRESH]
+        if node.target not in FRESH:
+            waiting += node.all_input_nodes
+    return found
+
+
+def activation_name(node: Node) -> str | None:
+    """Which activation of the fused ops a node is, None for any other node."""
+    if node.target is aten.hardtanh.default:
+        values = arguments(node)
+        return "relu6" if (values["min_val"], values["max_val"]) == (0, 6) else None
+    return ACTIVATIONS.get(node.target)
+
+
+def same_kind(first: Any, second: Any) -> bool:
+    """Whether two operands are float maps of one shape and dtype, so that their sum broadcasts nothing."""
+    a, b = (x.meta.get("val") if isinstance(x, Node) else None for x in (first, second))
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    # symbolic sizes compare by their expressions: no guard is made
+    same_shape = [str(size) for size in a.shape] == [str(size) for size in b.shape]
+    return a.dim() == 4 and a.dtype == b.dtype and a.is_floating_point() and same_shape
+
+
+def site_of(*nodes: Node) -> str:
+    """The name of the innermost module that a node was traced in, the first that stands in one."""
+    for node in nodes:
+        stack = node.meta.get("nn_module_stack")
+        # Dynamo starts from the model, torch.export inside it
+        if stack and (path := next(reversed(stack.values()))[0].removeprefix("L['self'].")):
+            return path
+    return nodes[0].name
+
+
+def name_of(value: Any) -> str:
+    """A node's operator, for messages."""
+    target = getattr(value, "target", value)
+    return str(getattr(target, "_opname", None) or getattr(target, "__name__", target))
