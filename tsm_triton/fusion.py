@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
+from .hooks import shift_hooks
 from .integrations.compiler import Fusion, FusionReport, fold_constants, rewrite
 from .integrations.tracing import input_shape
-from .patching import shift_hooks
 
 __all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
 

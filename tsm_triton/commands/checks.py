@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from .. import ops, reference
+from ..finding import find_sites
 from ..functional import clip_boundaries, fold_counts, temporal_shift
-from ..patching import find_sites, is_patched, patch, shift_disabled, unpatch
+from ..hooks import is_patched, shift_disabled
+from ..patching import patch, unpatch
 from ..streaming import Streaming
 from ..testing import (
     LAYOUTS,
