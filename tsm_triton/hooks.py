@@ -1,5 +1,6 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -91,15 +92,35 @@ class ShiftHook:
         )
 
 
+class _Frames(threading.local):
+    """A number of each thread, which a copy or a pickle begins anew."""
+
+    number = 1
+
+    def __reduce__(self) -> tuple[type["_Frames"], tuple[()]]:
+        return _Frames, ()
+
+
 class FrameCounter:
-    """The forward pre-hook that notes how many frames a module receives, for the shifts behind it."""
+    """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
+
+    Threads may run one model side by side, each with a batch of its own size.
+    """
 
     def __init__(self) -> None:
-        self.frames = 1
+        self._eager = _Frames()
+        self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
+
+    @property
+    def frames(self) -> int:
+        return self._traced if torch.compiler.is_compiling() else self._eager.number
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        self.frames = x.shape[0]
+        if torch.compiler.is_compiling():
+            self._traced = x.shape[0]
+        else:
+            self._eager.number = x.shape[0]
 
 
 def is_patched(model: nn.Module) -> bool:

@@ -108,8 +108,8 @@ def patch(
     else:
         raise ValueError("expected either sites, or stages and filter_fn to choose among them, got both")
     chosen = _wide_enough(chosen, shift_div, direction, may_skip)
-    _add_hooks(model, chosen, num_segments, shift_div, direction)
     try:
+        _add_hooks(model, chosen, num_segments, shift_div, direction)
         difference = _difference(backbones, chosen, place) if verify else None
         if difference is not None:
             raise RuntimeError(
@@ -118,7 +118,7 @@ def patch(
                 "the site out with filter_fn, or shift by hand with tsm_triton.temporal_shift."
             )
     except BaseException:
-        unpatch(model)
+        _remove_hooks(model)
         raise
     _forget_compiled_graphs()
     return model
@@ -136,11 +136,7 @@ def unpatch(model: Model) -> Model:
         False
     """
     shift_hooks(model)
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, (ShiftHook, FrameCounter)):
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+    _remove_hooks(model)
     _forget_compiled_graphs()
     return model
 
@@ -214,6 +210,14 @@ def _add_hooks(
                 model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter)
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, (ShiftHook, FrameCounter)):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _difference(backbones: Sequence[Backbone], sites: Sequence[ShiftSite], place: str) -> str | None:

@@ -323,7 +323,7 @@ def demux(container: "InputContainer", stream: "VideoStream") -> Iterator["Packe
 
     try:
         yield from container.demux(stream)
-    except FFmpegError:  # the file ends here, whatever its header promised
+    except (FFmpegError, IndexError):  # the file ends here, whatever its header promised or PyAV makes of it
         yield None
 
 
@@ -372,7 +372,9 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
         raise ValueError(f"expected a video file, got {path!r}, which is empty: was it copied completely?")
     try:
         # An absolute path, or FFmpeg reads "a:b.mp4" as a URL; tags in an unknown encoding must not raise.
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        # A file may be a playlist in disguise: it may name other files, but fetch nothing.
+        options = {"protocol_whitelist": "file"}
+        container = av.open(os.path.abspath(path), metadata_errors="replace", options=options)
     except FFmpegError as error:
         raise ValueError(
             f"expected a video file, got {path!r}, which FFmpeg cannot read ({error.strerror}): "
@@ -385,6 +387,11 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
             kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"})) or "no streams"
             raise ValueError(f"expected a file with a video stream, got {path!r} with {kinds} only")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise ValueError(
+                f"expected a video that can be decoded, got {path!r} in a codec that FFmpeg does not know: is it "
+                "damaged?"
+            )
         if stream.width * stream.height > MAX_PIXELS:
             raise ValueError(
                 f"expected frames of at most MAX_PIXELS = {MAX_PIXELS} pixels, got {stream.width} x "

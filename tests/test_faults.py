@@ -1,0 +1,159 @@
+"""What fails half-way leaves nothing half done: patches, copies, streams, and files."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import tsm_triton
+from tsm_triton import Streaming, fuse, is_patched, patch, patching, unpatch
+from tsm_triton.testing import assert_same_bits
+from tsm_triton.video import read_frames
+
+from .video_files import numbers, write_video
+
+
+class OutOfMemory(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=5).eval().requires_grad_(False)
+
+
+def failing_at(call, number, error):
+    """`call` that raises when it is called for the `number`-th time."""
+    calls = iter(range(number + 1))
+
+    def fail(*args, **kwargs):
+        if next(calls, None) == number:
+            raise error
+        return call(*args, **kwargs)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfMemory("out of memory"), KeyboardInterrupt()], ids=["memory", "ctrl-c"]
+)
+@pytest.mark.parametrize(
+    ("where", "name", "number"),
+    [
+        (nn.Module, "register_forward_pre_hook", 0),
+        (nn.Module, "register_forward_pre_hook", 2),
+        (patching, "trace", 0),
+        (patching, "verify_shifts", 0),
+    ],
+)
+def test_a_patch_that_fails_leaves_no_hook(model, monkeypatch, where, name, number, error):
+    frames = torch.randn(4, 3, 32, 32)
+    before, keys = model(frames), list(model.state_dict())
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, failing_at(getattr(where, name), number, error))
+        with pytest.raises(type(error)):
+            patch(model, num_segments=2)
+    assert not is_patched(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert_same_bits(model(frames), before)
+    assert list(model.state_dict()) == keys
+    assert is_patched(patch(model, num_segments=2))
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfMemory("out of memory"), KeyboardInterrupt()], ids=["memory", "ctrl-c"]
+)
+def test_a_fusion_that_fails_leaves_the_model_as_it_was(model, monkeypatch, error):
+    patch(model, num_segments=2)
+    frames = torch.randn(4, 3, 32, 32)
+    before = model(frames)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.export, "export", failing_at(torch.export.export, 0, error))
+        with pytest.raises(type(error)):
+            fuse(model)
+    assert is_patched(model)
+    assert_same_bits(model(frames), before)
+    torch.testing.assert_close(fuse(model, example_input=frames)(frames), before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fails_at", [0, 3])
+def test_a_frame_that_fails_is_as_if_it_never_came(model, monkeypatch, fails_at):
+    patch(model, num_segments=4, direction="causal")
+    frames = torch.randn(3, 1, 3, 32, 32)
+    expected = [Streaming(model)(frame) for frame in frames[:0]]
+    undisturbed, disturbed = Streaming(model), Streaming(model)
+    expected = [undisturbed(frame) for frame in frames]
+    assert_same_bits(disturbed(frames[0]), expected[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            nn.Conv2d, "forward", failing_at(nn.Conv2d.forward, fails_at, OutOfMemory("no memory"))
+        )
+        with pytest.raises(OutOfMemory):
+            disturbed(frames[2])
+    for frame, wanted in zip(frames[1:], expected[1:], strict=True):
+        assert_same_bits(disturbed(frame), wanted)
+    unpatch(model)
+
+
+STREAM = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from tsm_triton.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(["stream", {video!r}, "--weights", {weights!r}, "--model", "test_resnet", "--out", {out!r}]))
+"""
+
+
+def test_a_full_disk_leaves_no_file_under_its_final_name(model, tmp_path):
+    video, weights = tmp_path / "video.mp4", tmp_path / "weights.pt"
+    write_video(video, 30)
+    torch.save(patch(model, direction="causal").state_dict(), weights)
+    out = tmp_path / "out"
+    # a file may not grow beyond this, as on a disk that is full
+    code = STREAM.format(limit=2048, video=str(video), weights=str(weights), out=str(out))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stderr.count("\n") <= 3, run.stderr
+    assert "tsm-triton: error:" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(out.rglob("*")) or all(path.is_dir() for path in out.rglob("*"))
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 2048
+
+
+def test_names_may_be_links_lead_upwards_and_hold_any_byte(tmp_path):
+    video = write_video(tmp_path / "video.mp4", 6)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.mp4").symlink_to(video)
+    os.rename(video, os.path.join(os.fsencode(tmp_path), b"caf\xe9 \xff.mp4"))
+    odd = os.path.join(tmp_path, os.fsdecode(b"caf\xe9 \xff.mp4"))
+    (tmp_path / "link.mp4").unlink()
+    (tmp_path / "link.mp4").symlink_to(odd)
+    for path in (odd, tmp_path / "link.mp4", tmp_path / "folder" / ".." / "link.mp4"):
+        assert numbers(read_frames(path, [5, 0])) == [5, 0]
+    (tmp_path / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
+    with pytest.raises(FileNotFoundError, match="does not exist: check the path"):
+        read_frames(tmp_path / "nowhere.mp4", [0])
+
+
+def test_a_playlist_that_calls_itself_a_video_fetches_nothing(tmp_path):
+    path = tmp_path / "video.mp4"
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(ValueError, match="expected a"):
+        read_frames(path, [0])
+
+
+def test_damaged_videos_are_read_or_refused():
+    from .fuzz_videos import fuzz
+
+    tally, failures, largest = fuzz(120)
+    assert not failures
+    assert tally["read"] > 20
+    assert sum(count for outcome, count in tally.items() if outcome.startswith("refused")) > 20
+    assert 0 < largest < 4096
+    assert tsm_triton.__version__
