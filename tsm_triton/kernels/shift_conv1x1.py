@@ -4,6 +4,11 @@
     dt(k) = 1 for channels k that read the future, -1 for those that read the past, 0 for the rest
     r = frame * pixels + pixel; a term is zero where its frame lies outside r's clip
 
+One frame of a stream, whose past is in a cache of the first channels:
+
+    out[r, o] = act(sum over k of (cache if k < fold else x)[r, k] * weight[o, k] + bias[o] + identity[r, o])
+    kept[r, k] = x[r, k] for k < fold
+
 Layout: channels_last, so that x, identity and out are matrices of rows r; another input is copied to it.
 The backward is made of torch's own convolutions and the adjoint shift, in `ops`.
 """
@@ -60,6 +65,9 @@ def _shift_conv1x1_kernel(
     bias_ptr,
     identity_ptr,
     out_ptr,
+    # of a stream, else None
+    cache_ptr,
+    kept_ptr,
     rows,
     pixels,
     num_segments,
@@ -106,12 +114,22 @@ def _shift_conv1x1_kernel(
     for k_start in range(0, C_IN, BLOCK_K):
         k = k_start + tl.arange(0, BLOCK_K)
         in_k = k < C_IN
-        # which frame a channel comes from: the same for a whole vector where the folds are multiples of it
-        dt = tl.where(k < FIRST_END, first_dt, tl.where(k < SECOND_END, -first_dt, 0))
-        source_t = t[:, None] + dt[None, :]
-        mask = in_rows[:, None] & in_k[None, :] & (source_t >= 0) & (source_t < num_segments)
-        source = k + dt * (pixels * C_IN)
-        x = tl.load(x_rows[:, None] + source[None, :], mask=mask, other=0)
+        if cache_ptr is None:
+            # which frame a channel comes from: the same for a whole vector where the folds are multiples of it
+            dt = tl.where(k < FIRST_END, first_dt, tl.where(k < SECOND_END, -first_dt, 0))
+            source_t = t[:, None] + dt[None, :]
+            mask = in_rows[:, None] & in_k[None, :] & (source_t >= 0) & (source_t < num_segments)
+            source = k + dt * (pixels * C_IN)
+            x = tl.load(x_rows[:, None] + source[None, :], mask=mask, other=0)
+        else:
+            in_fold = in_rows[:, None] & (k < FIRST_END)[None, :]
+            in_cache = start * FIRST_END + (row[:, None] * FIRST_END + k[None, :])
+            now = tl.load(x_rows[:, None] + k[None, :], mask=in_rows[:, None] & in_k[None, :], other=0)
+            past = tl.load(cache_ptr + in_cache, mask=in_fold, other=0)
+            # the programs of other columns read the cache too, so kept is another tensor
+            if tile_n == 0:
+                tl.store(kept_ptr + in_cache, now, mask=in_fold)
+            x = tl.where(in_fold, past, now)
         weight_mask = in_columns[None, :] & in_k[:, None]
         weight = tl.load(weight_rows[None, :] + k[:, None], mask=weight_mask, other=0)
         z = tl.dot(x, weight, z, input_precision=PRECISION, out_dtype=wide)
@@ -140,6 +158,38 @@ def shift_conv1x1(
     future_first: bool,
     activation: str,
 ) -> Tensor:
+    n_first = n_future if future_first else n_past
+    counts = {
+        "num_segments": num_segments,
+        "FIRST_END": n_first,
+        "SECOND_END": n_future + n_past,
+        "FUTURE_FIRST": future_first,
+    }
+    return _launch(x, weight, bias, identity, activation, None, None, counts)
+
+
+def shift_step_conv1x1(
+    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    fold = cache.shape[1]
+    counts = {"num_segments": 1, "FIRST_END": fold, "SECOND_END": fold, "FUTURE_FIRST": False}
+    kept = torch.empty_like(cache)
+    rows = torch.empty_like(cache, memory_format=torch.channels_last)
+    rows = kept if kept.stride() == rows.stride() else rows
+    out = _launch(x, weight, bias, identity, activation, cache, rows, counts)
+    return out, kept if rows is kept else kept.copy_(rows)
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    activation: str,
+    cache: Tensor | None,
+    kept: Tensor | None,
+    counts: dict[str, Any],
+) -> Tensor:
     frames, c_in, height, width = x.shape
     c_out = weight.shape[0]
     out = torch.empty(
@@ -147,7 +197,6 @@ def shift_conv1x1(
     )
     if out.numel() == 0:
         return out
-    n_first = n_future if future_first else n_past
     rows = frames * height * width
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
@@ -159,18 +208,17 @@ def shift_conv1x1(
         "bias_ptr": None if bias is None else bias.contiguous(),
         "identity_ptr": None if identity is None else _as_rows(identity),
         "out_ptr": out,
+        "cache_ptr": None if cache is None else _as_rows(cache),
+        "kept_ptr": kept,
         "rows": rows,
         "pixels": height * width,
-        "num_segments": num_segments,
         "rows_bucket": triton.next_power_of_2(rows),
         "C_IN": c_in,
         "C_OUT": c_out,
-        "FIRST_END": n_first,
-        "SECOND_END": n_future + n_past,
-        "FUTURE_FIRST": future_first,
         "ACTIVATION": activation,
         "PRECISION": _fp32_precision(),
         "GROUP_M": GROUP_M,
+        **counts,
     }
     with device_guard(x):
         if _INTERPRETED:

@@ -11,6 +11,7 @@ from .packed import temporal_shift_packed
 from .residual import residual_shift, residual_shift_backward
 from .shift import shift_by_copies, temporal_shift
 from .step import shift_step, shift_step_into
+from .step_conv1x1 import shift_step_conv1x1
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,6 +22,7 @@ __all__ = [
     "shift_by_copies",
     "shift_conv1x1",
     "shift_step",
+    "shift_step_conv1x1",
     "shift_step_into",
     "temporal_shift",
     "temporal_shift_packed",
