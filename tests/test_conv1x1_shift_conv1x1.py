@@ -44,6 +44,7 @@ def close(actual, expected):
         ((8, 16, 64, 16, (5, 3)), (4, 8, 8, False)),  # pixels that fill no tile
         ((6, 20, 100, 24, (3, 3)), (3, 12, 12, True)),  # clips, channels and folds that fill none
         ((4, 16, 40, 130, (2, 2)), (4, 5, 5, True)),  # too wide for the kernel
+        ((4, 96, 32, 16, (2, 2)), (4, 4, 4, True)),  # in float32
         ((10, 8, 32, 8, (3, 1)), (5, 0, 4, True)),  # causal
         ((4, 8, 32, 8, (3, 1)), (1, 4, 4, True)),  # clips of one frame: nothing is read from elsewhere
         ((70, 8, 32, 8, (1, 2)), (70, 4, 4, True)),  # longer than a tile

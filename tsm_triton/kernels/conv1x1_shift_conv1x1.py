@@ -24,13 +24,13 @@ from .device import device_guard
 from .shift_conv1x1 import as_rows, fp32_precision
 
 # Rows of a tile, all frames of some pixels: the sums of 64 rows and 128 columns, held twice while one is
-# moved, are 128 of the 255 registers of 4 warps' threads. 128 rows of 8 warps move more than the 64 KiB of
-# gfx942's shared memory.
+# moved, are 128 of the 255 registers of 4 warps' threads.
 BLOCK_M = 64
 # Channels of y at a time: a fold of 256 / 8, so that a group of channels is whole blocks.
 BLOCK_C = 32
-# What x and z may hold of one row: both stay in registers while y goes by.
-MOST_CHANNELS = 128
+# Bytes that x and z may hold of one row, 128 channels of half precision: both stay in registers while y goes
+# by. 128 channels of fp32 spill (200 bytes on sm_80) and need 72 KiB of shared memory, gfx942 has 64.
+MOST_BYTES = 256
 NUM_WARPS = 4
 
 
@@ -161,7 +161,7 @@ def _conv1x1_shift_conv1x1_kernel(
 def takes(x: Tensor, next_weight: Tensor, num_segments: int) -> bool:
     """Whether the kernel is made for these sizes: all frames in a tile, x and z in registers."""
     widest = max(x.shape[1], next_weight.shape[0])
-    return num_segments <= BLOCK_M and widest <= MOST_CHANNELS and x.dtype != torch.float64
+    return num_segments <= BLOCK_M and widest * x.itemsize <= MOST_BYTES and x.dtype != torch.float64
 
 
 def tile(c_in: int, c_out: int, num_segments: int) -> dict[str, int]:
