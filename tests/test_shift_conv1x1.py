@@ -271,7 +271,7 @@ def test_tf32_is_used_where_torch_uses_it(monkeypatch):
     try:
         for chosen, expected in (("tf32", "tf32"), ("ieee", "ieee"), ("none", "ieee")):
             torch.backends.cuda.matmul.fp32_precision = chosen
-            assert kernel._fp32_precision() == expected
+            assert kernel.fp32_precision() == expected
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
 

@@ -203,10 +203,10 @@ def _launch(
         return (triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(c_out, meta["BLOCK_N"]),)
 
     arguments = {
-        "x_ptr": _as_rows(x),
+        "x_ptr": as_rows(x),
         "weight_ptr": weight.reshape(c_out, c_in).contiguous(),
         "bias_ptr": None if bias is None else bias.contiguous(),
-        "identity_ptr": None if identity is None else _as_rows(identity),
+        "identity_ptr": None if identity is None else as_rows(identity),
         "out_ptr": out,
         "cache_ptr": None if cache is None else _as_rows(cache),
         "kept_ptr": kept,
@@ -216,7 +216,7 @@ def _launch(
         "C_IN": c_in,
         "C_OUT": c_out,
         "ACTIVATION": activation,
-        "PRECISION": _fp32_precision(),
+        "PRECISION": fp32_precision(),
         "GROUP_M": GROUP_M,
         **counts,
     }
@@ -228,12 +228,12 @@ def _launch(
     return out
 
 
-def _as_rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """`[rows, channels]`, a view where `x` is channels_last."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _fp32_precision() -> str:
+def fp32_precision() -> str:
     """How fp32 is multiplied, as torch's own matrix products do it; other dtypes ignore it."""
     chosen = torch.backends.cuda.matmul.fp32_precision
     return "tf32" if chosen == "tf32" and torch.version.hip is None else "ieee"

@@ -6,6 +6,7 @@ Triton on machines that never do.
 
 from .activations import ACTIVATIONS, check_activation
 from .conv1x1 import shift_conv1x1
+from .conv1x1_pair import conv1x1_shift_conv1x1
 from .library import let_inductor_decompose
 from .packed import temporal_shift_packed
 from .residual import residual_shift, residual_shift_backward
@@ -16,6 +17,7 @@ from .step_conv1x1 import shift_step_conv1x1
 __all__ = [
     "ACTIVATIONS",
     "check_activation",
+    "conv1x1_shift_conv1x1",
     "let_inductor_decompose",
     "residual_shift",
     "residual_shift_backward",

@@ -16,7 +16,7 @@ from .activations import FROM_OUTPUT, activate, activate_, activation_backward, 
 from .library import DECOMPOSITIONS, TAGS, check_clips, implement, let_inductor_decompose, library, wide
 from .shift import shift_by_copies, temporal_shift
 
-__all__ = ["shift_conv1x1"]
+__all__ = ["check", "shift_conv1x1"]
 
 library.define(
     "shift_conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, SymInt num_segments, "
@@ -26,7 +26,7 @@ library.define(
 shift_conv1x1 = torch.ops.tsm_triton.shift_conv1x1.default
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> None:
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> None:
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"x must be floats of shape [N*T, C, H, W], got {tuple(x.shape)} {x.dtype}")
     num_segments, n_future, n_past, _, activation = shift
@@ -63,14 +63,14 @@ def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
-    _check(x, weight, bias, identity, *shift)
+    check(x, weight, bias, identity, *shift)
     from ..kernels import shift_conv1x1 as kernel
 
     return kernel.shift_conv1x1(x, weight, bias, identity, *shift)
 
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
-    _check(x, weight, bias, identity, *shift)
+    check(x, weight, bias, identity, *shift)
     num_segments, n_future, n_past, future_first, activation = shift
     shifted = x
     if n_future or n_past:
