@@ -42,18 +42,18 @@ async def listening(
     Yields:
         The port.
     """
-    connections: set[asyncio.Task[Any]] = set()
+    connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        connections.add(task)
+        connections[task] = writer
         try:
             await _answer(batcher, preprocess, labels, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):  # it left
             pass
         finally:
-            connections.discard(task)
+            del connections[task]
             writer.close()
 
     server = await asyncio.start_server(connected, host, port)
@@ -61,9 +61,10 @@ async def listening(
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        # each sees the end of its connection: asyncio reports cancelled tasks as errors
+        for writer in connections.values():
+            writer.close()
+        await asyncio.gather(*connections)
 
 
 async def _answer(
