@@ -107,7 +107,7 @@ def test_features_are_skipped_with_their_frames_and_not_averaged(small):
     for t in (2, 3):
         for one, other in zip(stream(frames[:, t]), twin(frames[:, t]), strict=True):
             assert torch.equal(one, other)
-    with pytest.raises(TypeError, match="features=True needs a timm model.* got Sequential"):
+    with pytest.raises(TypeError, match="features=True: expected a timm model.* got Sequential"):
         Streaming(nn.Sequential(small), features=True)
 
 

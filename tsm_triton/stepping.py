@@ -58,7 +58,7 @@ class StreamStep(nn.Module):
         shift_hooks(model)
         if features and not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
             raise TypeError(
-                f"features=True needs a timm model, with forward_features and forward_head, got "
+                f"features=True: expected a timm model, with forward_features and forward_head, got "
                 f"{type(model).__name__}. Stream a module whose forward returns both."
             )
         self.model = model

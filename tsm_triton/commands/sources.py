@@ -67,7 +67,10 @@ def _video(path: str, fps: float) -> Iterator[tuple[Tensor, float]]:
 def _folder(folder: Path) -> Source:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
     if not paths:
-        raise ValueError(f"expected a folder of images ({', '.join(IMAGES)}), got none in {str(folder)!r}")
+        raise ValueError(
+            f"expected a folder of images ({', '.join(IMAGES)}), got none in {str(folder)!r}: "
+            "pass the folder they lie in"
+        )
 
     frames = ((_image(path), number / IMAGES_PER_SECOND) for number, path in enumerate(paths))
     return Source(frames, IMAGES_PER_SECOND, len(paths))
@@ -99,7 +102,7 @@ def _camera(index: int) -> Source:
         container = av.open(name.format(index), format=kind)
     except (FFmpegError, ValueError) as error:  # ValueError: FFmpeg was built without the format
         raise ValueError(
-            f"expected a camera at {name.format(index)!r}, which {kind} cannot open ({error}). "
+            f"expected a camera at {name.format(index)!r}, got none that {kind} can open ({error}). "
             "Is it plugged in, free, and may you read it?"
         ) from error
     stream = container.streams.video[0]

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
                 labels = labels or [f"class {i}" for i in range(len(scores))]
                 if len(labels) != len(scores):
                     raise ValueError(
-                        f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}"
+                        f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}: "
+                        "write one on each line"
                     )
                 confidence, best = scores.max(-1)
                 writer.write(frame, at, labels[int(best)], confidence.item(), meter.tick())
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
                     + (f", {pace.dropped} dropped" if pace.dropped else "")
                 )
             if not times:
-                raise ValueError(f"expected frames, got none from {args.source!r}")
+                raise ValueError(f"expected frames, got none from {args.source!r}: does it play?")
         elapsed = time.perf_counter() - began
         save_timeline(timeline, times, probabilities, labels or [], f"{trained.name} on {args.source}")
 

@@ -73,13 +73,17 @@ def load_trained(path: Path, name: str | None) -> Trained:
     about = held if isinstance(held, dict) and isinstance(held.get("state_dict"), dict) else {}
     state = about.get("state_dict", held)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"expected a state dict in {str(path)!r}, got {type(state).__name__}")
+        raise ValueError(
+            f"expected a state dict in {str(path)!r}, got {type(state).__name__}: save model.state_dict()"
+        )
     if name is not None and name != about.get("model", name):
-        raise ValueError(f"expected weights of {name!r}, got weights of {about['model']!r} in {str(path)!r}")
+        raise ValueError(
+            f"expected weights of {name!r}, got weights of {about['model']!r} in {str(path)!r}: drop --model"
+        )
     name = name or about.get("model")
     if name is None:
         raise ValueError(
-            f"expected --model with the weights in {str(path)!r}, which do not say whose they are"
+            f"expected weights that name their model, got none named in {str(path)!r}: pass --model"
         )
     model = create_model(name, **_head(name, state))
     _load(model, state, name)

@@ -18,7 +18,7 @@ shift_step = torch.ops.tsm_triton.shift_step.default
 shift_step_into = torch.ops.tsm_triton.shift_step_into.default
 
 
-def _check(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
+def check_cache(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory."""
     if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
         raise ValueError(f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}")
@@ -66,8 +66,8 @@ def _by_kernel(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tens
 
 def _into(form: Any) -> Any:
     def shift_step_into(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
-        _check(x, cache, "cache", channel_dim)
-        _check(x, kept, "kept", channel_dim)
+        check_cache(x, cache, "cache", channel_dim)
+        check_cache(x, kept, "kept", channel_dim)
         if kept.shape != cache.shape:
             raise ValueError(
                 f"kept must have the shape of cache, {list(cache.shape)}, got {list(kept.shape)}"
@@ -79,7 +79,7 @@ def _into(form: Any) -> Any:
 
 def _functional(form: Any) -> Any:
     def shift_step(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        _check(x, cache, "cache", channel_dim)
+        check_cache(x, cache, "cache", channel_dim)
         kept = torch.empty_like(cache)
         return form(x, cache, kept, channel_dim), kept
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conv1x1 import _check as _check_convolution
+from .conv1x1 import check as check_convolution
 from .conv1x1 import shift_conv1x1
 from .library import TAGS, implement, library
-from .step import _check as _check_cache
-from .step import shift_step
+from .step import check_cache, shift_step
 
 __all__ = ["shift_step_conv1x1"]
 
@@ -44,8 +43,8 @@ def _in_two_steps(
 def _by_kernel(
     x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
-    _check_convolution(x, weight, bias, identity, *UNSHIFTED, activation)
-    _check_cache(x, cache, "cache", 1)
+    check_convolution(x, weight, bias, identity, *UNSHIFTED, activation)
+    check_cache(x, cache, "cache", 1)
     if weight.shape[0] == 0:  # no program of the kernel would keep anything
         return _in_two_steps(x, cache, weight, bias, identity, activation)
     from ..kernels import shift_conv1x1 as kernel

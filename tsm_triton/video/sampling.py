@@ -47,7 +47,7 @@ def sample_uniform(
     """
     num_frames, num_segments = _counts(num_frames=num_frames, num_segments=num_segments)
     if train and twice:
-        raise ValueError("twice=True is a test-time strategy, got train=True as well: drop one of the two")
+        raise ValueError("twice=True: expected train=False, for testing, got train=True: drop one of the two")
     if train:
         part = num_frames // num_segments
         if part == 0:
@@ -102,7 +102,7 @@ def sample_dense(
     stride = window // num_segments
     if stride == 0:
         raise ValueError(
-            f"dense sampling needs num_segments <= window={window}, got {num_segments}: "
+            f"dense sampling: expected num_segments <= window={window}, got {num_segments}: "
             "every frame of a clip would be the same. Use uniform sampling or a larger window."
         )
     last_start = max(0, num_frames - window)
