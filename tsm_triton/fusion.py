@@ -89,6 +89,8 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
     network = _captured(copy.deepcopy(model), num_segments, input_size)
     report = rewrite(network.graph)
     fold_constants(network, report)
+    # unpickling traces the code again, with this class: export's own cannot be made without a model
+    network.graph._tracer_cls = None
     # a new module takes over those parameters only that the graph still reads
     return FusedModel(GraphModule(network, network.graph, "Fused"), num_segments, input_size, report)
 

@@ -134,12 +134,13 @@ def _shift_conv1x1_kernel(
         weight = tl.load(weight_rows[None, :] + k[:, None], mask=weight_mask, other=0)
         z = tl.dot(x, weight, z, input_precision=PRECISION, out_dtype=wide)
 
-    if bias_ptr is not None:
-        z += tl.load(bias_ptr + column, mask=in_columns, other=0).to(wide)[None, :]
     at = start * C_OUT + (row[:, None] * C_OUT + column[None, :])
     mask = in_rows[:, None] & in_columns[None, :]
     if identity_ptr is not None:
         z += tl.load(identity_ptr + at, mask=mask, other=0).to(wide)
+    # last: before the identity it makes ptxas spill 8 bytes for sm_100, where C_IN is one block
+    if bias_ptr is not None:
+        z += tl.load(bias_ptr + column, mask=in_columns, other=0).to(wide)[None, :]
     tl.store(out_ptr + at, activate(z, ACTIVATION).to(dtype), mask=mask)
 
 
