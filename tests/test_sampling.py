@@ -111,7 +111,11 @@ def test_numpy_integers_are_counts():
         (lambda: sample_frames(10, 8, "random"), ValueError, "'uniform', 'dense', 'twice', got 'random'"),  # pyright: ignore
         (lambda: sample_frames(100, 65, "dense"), ValueError, "num_segments <= window=64, got 65"),
         (lambda: sample_dense(100, 8, num_clips=0), ValueError, "num_clips must be at least 1, got 0"),
-        (lambda: sample_uniform(100, 8, train=True, twice=True), ValueError, "got train=True as well"),
+        (
+            lambda: sample_uniform(100, 8, train=True, twice=True),
+            ValueError,
+            "expected train=False, for testing, got train=True",
+        ),
     ],
 )
 def test_a_wrong_request_says_what_was_expected(call, error, message):
