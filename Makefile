@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-oldest lint bench sweep clean
+.PHONY: demo test test-oldest mutations lint bench sweep clean
 
 demo: .venv/installed
 	$(BIN)/tsm-triton demo
@@ -14,6 +14,10 @@ test: .venv/installed
 # The oldest torch we support, with the triton it brings.
 test-oldest: .venv-oldest/installed
 	$(OLDEST)/python -m pytest -n 2
+
+# Break the kernels and the patching on purpose: tsm-triton verify must find each.
+mutations: .venv/installed
+	$(BIN)/python -m tests.mutations
 
 lint: .venv/installed
 	$(BIN)/ruff check .

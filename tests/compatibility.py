@@ -52,11 +52,15 @@ ROWS = (
 
 def interpreter(version: str) -> str | None:
     """A Python of this version on this machine."""
-    found = shutil.which(f"python{version}")
-    if found:
-        return found
-    versions = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    return str(versions[-1]) if versions else None
+    candidates = [f"python{version}", *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    for candidate in map(str, candidates):
+        # a shim of a version manager may stand for a Python that is not there
+        if (
+            shutil.which(candidate)
+            and not subprocess.run([candidate, "-V"], capture_output=True, check=False).returncode
+        ):
+            return candidate
+    return None
 
 
 def try_row(row: Row) -> dict[str, str]:

@@ -4,11 +4,13 @@ python -m tests.mutations            # all of them
 python -m tests.mutations leak       # those whose name holds a word
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,8 +147,14 @@ def found(mutation: Mutation) -> str:
             f"expected {mutation.old!r} once in {mutation.path}, got {count}: change the mutation"
         )
         path.write_text(source.replace(mutation.old, mutation.new))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
-            [sys.executable, *VERIFY], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, *VERIFY],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     failures = [line for line in run.stdout.splitlines() if line.startswith("FAIL")]
     assert run.returncode == 1, (
@@ -156,18 +164,23 @@ def found(mutation: Mutation) -> str:
     return " ".join(failures[0].split()[1:])
 
 
+def attempt(mutation: Mutation) -> tuple[bool, str]:
+    start = time.perf_counter()
+    try:
+        result, well = f"found by: {found(mutation)}", True
+    except AssertionError as error:
+        result, well = f"NOT FOUND: {error}", False
+    return well, f"{mutation.name:<52} {result}  ({time.perf_counter() - start:.0f} s)"
+
+
 def main() -> int:
     words = sys.argv[1:]
     chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
     missed = 0
-    for mutation in chosen:
-        start = time.perf_counter()
-        try:
-            result = f"found by: {found(mutation)}"
-        except AssertionError as error:
-            missed += 1
-            result = f"NOT FOUND: {error}"
-        print(f"{mutation.name:<52} {result}  ({time.perf_counter() - start:.0f} s)", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        for well, line in pool.map(attempt, chosen):
+            missed += not well
+            print(line, flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} mutations found")
     return 1 if missed else 0
 
