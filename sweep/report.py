@@ -10,15 +10,16 @@ from .checks import Record
 HEAD = """# Which models can be shifted
 
 Every classification model of {libraries}, patched by `tsm_triton.patch(model)` and checked by `make sweep`.
-Torch {torch}. A row is a group of models with the same classes in the same numbers; the search of your
-browser or editor finds a name.
+Torch {torch}. A row is a group of models of the same classes with the same numbers of sites of each kind; the
+search of your browser or editor finds a name.
 
 {totals}
 
 - *structure*: on the meta device the patched model is the original plus exactly the shifts, each shortcut
   unshifted. Checked for every name.
-- *numbers*: with random weights the group's smallest member reaches t-1 and t+1, clips stay apart, one site
-  reaches one frame each way, a disabled shift is bit-exact, the keys of `state_dict` stay.
+- *numbers*: with random weights, at the smallest size it takes, the group's smallest member reaches t-1 and
+  t+1, clips stay apart, one site reaches one frame each way, a disabled shift is bit-exact, the keys of
+  `state_dict` stay. Large transformers are made narrower for it, with the same classes and sites.
 - *compiled*: one model of the family goes through `torch.compile(fullgraph=True)` with two batch sizes and
   `torch.export` with a dynamic one.
 - Axis 1 is `[N*T, C, H, W]`, axis -1 tokens and `[N*T, H, W, C]`; class and register tokens are shifted as
@@ -50,6 +51,8 @@ def table(records: list[Record], versions: dict[str, str]) -> dict[str, Any]:
         if numbers is not None and record["status"] == "passed":
             entry["numbers"] = numbers["status"]
             entry["numbers_of"] = numbers["name"]
+            if "embed_dim" in numbers:
+                entry["numbers_width"] = numbers["embed_dim"]
             if numbers["status"] != "passed":
                 entry["numbers_error"] = numbers.get("error") or numbers.get("checks")
         family = compiled.get((library, record.get("family", "")))
