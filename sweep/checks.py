@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,8 @@ WEIGHT_LIMIT = 330_000_000
 NARROW_ABOVE = 80_000_000
 WIDTHS = (192, 96, 256, 320, 384)
 SIZES = (64, 96, 128, 160, 192, 224, 256)
-REFUSALS = (
-    "expected a model with residual branches",
-    "expected a model whose residual branches can be shifted",
-)
+NO_BRANCHES = "expected a model with residual branches"
+DUBIOUS = "expected a model whose residual branches can be shifted"
 
 Record = dict[str, Any]
 # kind of check, library, name, number of sites, side of the model's own images
@@ -50,9 +48,16 @@ def structure(library: str, name: str) -> Record:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            hooks = shift_hooks(tsm_triton.patch(model, T))
+            try:
+                tsm_triton.patch(model, T)
+            except ValueError as error:
+                if not str(error).startswith(DUBIOUS):
+                    raise
+                record["only_chosen"] = str(error)
+                tsm_triton.patch(model, T, filter_fn=_any)
+            hooks = shift_hooks(model)
     except ValueError as error:
-        status = "refused" if str(error).startswith(REFUSALS) else "failed"
+        status = "refused" if str(error).startswith(NO_BRANCHES) else "failed"
         return {**record, "status": status, "error": str(error)}
     narrow = [re.search(r"got fewer at (\d+) of", str(warning.message)) for warning in caught]
     record |= {
@@ -70,6 +75,15 @@ def numbers(library: str, name: str, sites: int, native: int) -> Record:
     torch.manual_seed(0)
     options = _narrowing(library, name)
     size, model, found = _small(library, name, sites, native, options)
+    record = _numbers(model, found, size)
+    if record["status"] == "failed" and size < native:
+        # a map of a few pixels whose units are all dead hides a shift
+        size, model, found = _small(library, name, sites, native, options, sizes=())
+        record = _numbers(model, found, size)
+    return {**record, **options}
+
+
+def _numbers(model: nn.Module, found: list[tsm_triton.ShiftSite], size: int) -> Record:
     frames = torch.randn(CLIPS * T, input_shape(model)[1], size, size)
     for low, high in ((0.5, 1.5), (0.05, 0.3)):
         zoo.make_visible(model, low, high)
@@ -94,7 +108,7 @@ def numbers(library: str, name: str, sites: int, native: int) -> Record:
         "keys_unchanged": same_keys,
     }
     status = "passed" if all(results.values()) else "failed"
-    return {"status": status, "size": size, **options, "checks": results}
+    return {"status": status, "size": size, "checks": results}
 
 
 def _one_site(model: nn.Module, frames: Tensor, sites: list[tsm_triton.ShiftSite]) -> list[bool]:
@@ -110,11 +124,16 @@ def _one_site(model: nn.Module, frames: Tensor, sites: list[tsm_triton.ShiftSite
 
 
 def _small(
-    library: str, name: str, sites: int, native: int, options: dict[str, int]
+    library: str,
+    name: str,
+    sites: int,
+    native: int,
+    options: dict[str, int],
+    sizes: Sequence[int] = SIZES,
 ) -> tuple[int, nn.Module, list[tsm_triton.ShiftSite]]:
     """The model for the smallest frames that it takes with all its sites, and these sites."""
     options = {"num_classes": 16, **options}
-    for size in (size for size in SIZES if size < native):
+    for size in (size for size in sizes if size < native):
         try:
             found = _wide_sites(library, name, size, options)
         except (ValueError, RuntimeError, AssertionError, NotImplementedError, TypeError, KeyError):
@@ -150,7 +169,13 @@ def _wide_sites(library: str, name: str, size: int, options: dict[str, int]) -> 
     """Sites of a model on the meta device, where it takes frames of this size."""
     model = zoo.build_on_meta(library, name, size, **options)
     frames = torch.empty(1, input_shape(model)[1], size, size, device="meta")
-    return [site for site in tsm_triton.find_sites(model, example_input=frames) if site.channels >= 8]
+    found = tsm_triton.find_sites(model, example_input=frames, filter_fn=_any)
+    return [site for site in found if site.channels >= 8]
+
+
+def _any(module: nn.Module, name: str) -> bool:
+    """Chooses each site, which dubious families ask for."""
+    return True
 
 
 def _run(model: Callable[[Tensor], Any], frames: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def totals(models: dict[str, Any]) -> dict[str, int]:
     return {
         "names": len(models),
         "structure_passed": status["passed"],
+        "only_chosen": sum("only_chosen" in entry for entry in models.values()),
         "refused": status["refused"],
         "structure_failed": status["failed"] + status["too large"],
         "groups": sum(len(group) for group in groups.values()),
@@ -83,8 +84,11 @@ def totals(models: dict[str, Any]) -> dict[str, int]:
 
 def markdown(results: dict[str, Any]) -> str:
     versions = results["versions"]
-    lines = ["| | names | structure | refused | failed | groups | numbers | failed | structure only |"]
-    lines.append("|---|" + "---:|" * 8)
+    lines = [
+        "| | names | structure | of these only when chosen | refused | failed | groups | numbers | failed |"
+    ]
+    lines[0] += " structure only |"
+    lines.append("|---|" + "---:|" * 9)
     for library, total in results["totals"].items():
         lines.append(
             f"| {library} {versions[library]} | " + " | ".join(str(n) for n in total.values()) + " |"
@@ -137,6 +141,8 @@ def _notes(entry: Record) -> list[str]:
         notes.append(error.partition(": ")[2].partition(". ")[0])
     elif entry["status"] != "passed":
         notes.append(error[:200].replace("|", "/").replace("\n", " "))
+    if "only_chosen" in entry:
+        notes.append("raises unless sites are chosen with `filter_fn`")
     if entry.get("windows"):
         notes.append(f"{entry['windows']} sites receive windows")
     if entry.get("narrow"):
@@ -151,5 +157,13 @@ def _notes(entry: Record) -> list[str]:
 
 def save(folder: Path, results: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "models.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    # a line for each model
+    models = ",\n".join(
+        f'"{library}": {{\n'
+        + ",\n".join(f'"{name}": {json.dumps(entry, sort_keys=True)}' for name, entry in entries.items())
+        + "\n}"
+        for library, entries in results["models"].items()
+    )
+    head = "".join(f'"{key}": {json.dumps(results[key])},\n' for key in ("versions", "totals"))
+    (folder / "models.json").write_text(f'{{{head}"models": {{{models}}}}}\n')
     (folder / "models.md").write_text(markdown(results))
