@@ -46,8 +46,7 @@ def main() -> None:
         else:
             chosen = set(wanted)
             known = [r for r in records if r["kind"] == "structure" and (r["library"], r["name"]) in chosen]
-            tasks, too_large = _of_groups(step, known)
-            records += too_large
+            tasks = _of_groups(step, known)
         records += _run(step, tasks, records, args.jobs, args.progress, versions)
     results = report.table(records, versions)
     report.save(args.out, results)
@@ -56,7 +55,7 @@ def main() -> None:
     print(f"Wrote {args.out}/models.md and models.json")
 
 
-def _of_groups(step: str, structures: Iterable[Record]) -> tuple[list[Task], list[Record]]:
+def _of_groups(step: str, structures: Iterable[Record]) -> list[Task]:
     """The smallest member of each group of like models, or of each family for the compilers."""
     smallest: dict[tuple[str, str], Record] = {}
     for record in structures:
@@ -65,18 +64,10 @@ def _of_groups(step: str, structures: Iterable[Record]) -> tuple[list[Task], lis
             best = smallest.setdefault(group, record)
             if (record["weights"], record["input"]) < (best["weights"], best["input"]):
                 smallest[group] = record
-    tasks: list[Task] = []
-    too_large: list[Record] = []
-    for record in sorted(smallest.values(), key=lambda record: record["weights"]):
-        library, name = record["library"], record["name"]
-        if record["weights"] > checks.WEIGHT_LIMIT:
-            error = f"more than {checks.WEIGHT_LIMIT:,} weights"
-            too_large.append(
-                {"kind": step, "library": library, "name": name, "status": "too large", "error": error}
-            )
-        else:
-            tasks.append((step, library, name, record["sites"], record["input"][1]))
-    return tasks, too_large
+    return [
+        (step, record["library"], record["name"], record["sites"], record["input"][1])
+        for record in sorted(smallest.values(), key=lambda record: record["weights"])
+    ]
 
 
 def _run(

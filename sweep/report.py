@@ -10,15 +10,16 @@ from .checks import Record
 HEAD = """# Which models can be shifted
 
 Every classification model of {libraries}, patched by `tsm_triton.patch(model)` and checked by `make sweep`.
-Torch {torch}. A row is a group of models with the same classes in the same numbers; the search of your
-browser or editor finds a name.
+Torch {torch}. A row is a group of models of the same classes with the same numbers of sites of each kind; the
+search of your browser or editor finds a name.
 
 {totals}
 
 - *structure*: on the meta device the patched model is the original plus exactly the shifts, each shortcut
   unshifted. Checked for every name.
-- *numbers*: with random weights the group's smallest member reaches t-1 and t+1, clips stay apart, one site
-  reaches one frame each way, a disabled shift is bit-exact, the keys of `state_dict` stay.
+- *numbers*: with random weights, at the smallest size it takes, the group's smallest member reaches t-1 and
+  t+1, clips stay apart, one site reaches one frame each way, a disabled shift is bit-exact, the keys of
+  `state_dict` stay. Large transformers are made narrower for it, with the same classes and sites.
 - *compiled*: one model of the family goes through `torch.compile(fullgraph=True)` with two batch sizes and
   `torch.export` with a dynamic one.
 - Axis 1 is `[N*T, C, H, W]`, axis -1 tokens and `[N*T, H, W, C]`; class and register tokens are shifted as
@@ -50,6 +51,8 @@ def table(records: list[Record], versions: dict[str, str]) -> dict[str, Any]:
         if numbers is not None and record["status"] == "passed":
             entry["numbers"] = numbers["status"]
             entry["numbers_of"] = numbers["name"]
+            if "embed_dim" in numbers:
+                entry["numbers_width"] = numbers["embed_dim"]
             if numbers["status"] != "passed":
                 entry["numbers_error"] = numbers.get("error") or numbers.get("checks")
         family = compiled.get((library, record.get("family", "")))
@@ -69,6 +72,7 @@ def totals(models: dict[str, Any]) -> dict[str, int]:
     return {
         "names": len(models),
         "structure_passed": status["passed"],
+        "only_chosen": sum("only_chosen" in entry for entry in models.values()),
         "refused": status["refused"],
         "structure_failed": status["failed"] + status["too large"],
         "groups": sum(len(group) for group in groups.values()),
@@ -80,8 +84,11 @@ def totals(models: dict[str, Any]) -> dict[str, int]:
 
 def markdown(results: dict[str, Any]) -> str:
     versions = results["versions"]
-    lines = ["| | names | structure | refused | failed | groups | numbers | failed | structure only |"]
-    lines.append("|---|" + "---:|" * 8)
+    lines = [
+        "| | names | structure | of these only when chosen | refused | failed | groups | numbers | failed |"
+    ]
+    lines[0] += " structure only |"
+    lines.append("|---|" + "---:|" * 9)
     for library, total in results["totals"].items():
         lines.append(
             f"| {library} {versions[library]} | " + " | ".join(str(n) for n in total.values()) + " |"
@@ -134,6 +141,8 @@ def _notes(entry: Record) -> list[str]:
         notes.append(error.partition(": ")[2].partition(". ")[0])
     elif entry["status"] != "passed":
         notes.append(error[:200].replace("|", "/").replace("\n", " "))
+    if "only_chosen" in entry:
+        notes.append("raises unless sites are chosen with `filter_fn`")
     if entry.get("windows"):
         notes.append(f"{entry['windows']} sites receive windows")
     if entry.get("narrow"):
@@ -148,5 +157,13 @@ def _notes(entry: Record) -> list[str]:
 
 def save(folder: Path, results: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "models.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    # a line for each model
+    models = ",\n".join(
+        f'"{library}": {{\n'
+        + ",\n".join(f'"{name}": {json.dumps(entry, sort_keys=True)}' for name, entry in entries.items())
+        + "\n}"
+        for library, entries in results["models"].items()
+    )
+    head = "".join(f'"{key}": {json.dumps(results[key])},\n' for key in ("versions", "totals"))
+    (folder / "models.json").write_text(f'{{{head}"models": {{{models}}}}}\n')
     (folder / "models.md").write_text(markdown(results))

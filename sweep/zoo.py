@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from collections import Counter
 from typing import Any
 
 import timm
@@ -51,10 +50,24 @@ def build_on_meta(library: str, name: str, size: int | None = None, **options: A
         return build(library, name, size, **options)
 
 
-def signature(model: nn.Module) -> str:
-    """Equal for models of the same classes in the same numbers."""
-    classes = Counter(f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules())
-    return hashlib.sha256(repr(sorted(classes.items())).encode()).hexdigest()[:12]
+def classes(model: nn.Module) -> str:
+    """A short name of the set of a model's classes, without torch's own."""
+    own = {f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()}
+    return _short(sorted(name for name in own if not name.startswith("torch.")))
+
+
+def weights(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def signature(record: dict[str, Any]) -> str:
+    """Equal for models of the same classes that are shifted at the same numbers of sites of each kind."""
+    kinds = ("family", "classes", "sites", "channel_dims", "windows", "narrow")
+    return _short([(kind, record[kind]) for kind in kinds])
+
+
+def _short(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 
 def is_known(library: str, name: str) -> bool:

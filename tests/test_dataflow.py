@@ -32,7 +32,6 @@ TIMM = {
     "cpubone_b0_bfrobust": 21,
     "crossvit_tiny_240": 36,
     "cs3darknet_s": 9,
-    "csatv2": 50,
     "cspnext_tiny": 3,
     "davit_tiny": 24,
     "deepseek_vit_412m": 64,
@@ -116,6 +115,8 @@ TIMM = {
     "xception41p": 12,
     "xcit_nano_12_p16_224": 38,
 }
+# recurrent layers are traced step by step
+SMALLER = {"sequencer2d_s": torch.empty(1, 3, 56, 56)}
 # their block classes hold modules that are listed for other configurations, or are of a class added since
 NOT_LISTED = {
     "densenet121",
@@ -132,7 +133,7 @@ NOT_LISTED = {
 
 @pytest.mark.parametrize("name", TIMM)
 def test_every_family_is_shifted_where_its_branches_begin(name):
-    model = patch(on_meta(name), T, shift_div=2)  # which checks itself; some sites of CSATv2 are narrow
+    model = patch(on_meta(name), T, example_input=SMALLER.get(name))  # which checks itself
     sites = [
         ShiftSite(name, module, 0, hook.channel_dim)
         for name, module in model.named_modules()

@@ -33,7 +33,8 @@ def test_the_totals_are_those_of_the_models(results, library):
 def test_nearly_all_of_timm_is_verified(results):
     total = results["totals"]["timm"]
     assert total["structure_passed"] >= 1330
-    assert total["groups_numbers_passed"] >= 0.95 * total["groups"]
+    checked = total["groups"] - total["groups_structure_only"]
+    assert total["groups_numbers_passed"] >= 0.95 * checked > 0
     assert total["groups_numbers_failed"] == 0
 
 
@@ -66,11 +67,11 @@ def test_models_of_like_classes_share_the_numbers_of_the_smallest():
             "channel_dims": {"1": 2},
         }
 
-    records = [structure("big", "a", 20), structure("small", "a", 10), structure("other", "b", 1 << 40)]
-    tasks, too_large = sweep._of_groups("numbers", records)
-    assert tasks == [("numbers", "timm", "small", 2, 224)]
-    assert [record["name"] for record in too_large] == ["other"]
-    records += [*too_large, {"kind": "numbers", "library": "timm", "name": "small", "status": "passed"}]
+    records = [structure("big", "a", 20), structure("small", "a", 10), structure("other", "b", 30)]
+    tasks = sweep._of_groups("numbers", records)
+    assert tasks == [("numbers", "timm", "small", 2, 224), ("numbers", "timm", "other", 2, 224)]
+    for name, status in (("small", "passed"), ("other", "too large")):
+        records.append({"kind": "numbers", "library": "timm", "name": name, "status": status})
     results = report.table(records, {"timm": "1", "torch": "2"})
     assert {name: entry["numbers"] for name, entry in results["models"]["timm"].items()} == {
         "big": "passed",

@@ -36,7 +36,9 @@ def refusal(model: nn.Module) -> str | None:
 
 
 def _has_blocks(model: nn.Module, classes: tuple[type, ...]) -> bool:
-    # `features_only` takes a ResNet apart but leaves the stages their names.
+    # `features_only` takes a ResNet apart but leaves the stages their names. HRNet's only has a first stage of
+    # that name: its other blocks stand elsewhere.
     stages = [module for name, module in model.named_children() if name in STAGES]
     blocks = [block for stage in stages for block in stage.children()]
-    return bool(blocks) and all(isinstance(block, classes) for block in blocks)
+    everywhere = sum(isinstance(module, classes) for module in model.modules())
+    return 0 < len(blocks) == everywhere and all(isinstance(block, classes) for block in blocks)
