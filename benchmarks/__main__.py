@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import overhead, report, shift, streaming
+from . import models, overhead, report, shift, streaming
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         "quick": args.quick,
         "shift": shift.run(args.device, args.quick),
         "overhead": overhead.run(args.device, args.quick),
+        "models": models.run(args.device, args.quick),
         "streaming": streaming.run(args.device, args.quick),
     }
     report.save(out, results)

@@ -65,6 +65,26 @@ def markdown(results: dict[str, Any]) -> str:
     lines += _table(
         ["call", "us"], [[row["call"], f"{row['microseconds']:.1f}"] for row in results["overhead"]]
     )
+    lines += [
+        "",
+        "## Whole models",
+        "",
+        "Time of one eager run over that of the network without a shift.",
+        "",
+    ]
+    lines += _table(
+        ["model", "frames", "dtype", "patched", "fused", "spread"],
+        [
+            [
+                row["model"],
+                "x".join(map(str, row["shape"])),
+                row["dtype"],
+                *(f"{row['over_unshifted'][call]:.2f}" for call in ("patched", "fused")),
+                f"{row['spread']['fused']:.0%}",
+            ]
+            for row in results["models"]
+        ],
+    )
     lines += ["", "## Streaming: one frame of one stream, host overhead included", ""]
     lines += _table(
         ["model", "dtype", "form", "stream ms", "spread", "unshifted ms", "stream / unshifted"],

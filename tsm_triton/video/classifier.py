@@ -100,7 +100,7 @@ class VideoClassifier(nn.Module):
 
     def _check_fixed_length(self, clip_lengths: list[int]) -> None:
         """Raise where a fused model, whose clip length is fixed, would mix clips."""
-        fixed = getattr(self.model, "num_segments", None)
+        fixed = None if is_patched(self.model) else getattr(self.model, "num_segments", None)
         if fixed is not None and any(length != fixed for length in clip_lengths):
             got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
             raise ValueError(
