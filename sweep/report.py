@@ -20,6 +20,8 @@ search of your browser or editor finds a name.
 - *numbers*: with random weights, at the smallest size it takes, the group's smallest member reaches t-1 and
   t+1, clips stay apart, one site reaches one frame each way, a disabled shift is bit-exact, the keys of
   `state_dict` stay. Large transformers are made narrower for it, with the same classes and sites.
+- *structure only*: the group's numbers are still to be run (`make sweep` goes on where it stopped), or its
+  smallest member is too large for the machine, which the notes then say.
 - *compiled*: one model of the family goes through `torch.compile(fullgraph=True)` with two batch sizes and
   `torch.export` with a dynamic one.
 - Axis 1 is `[N*T, C, H, W]`, axis -1 tokens and `[N*T, H, W, C]`; class and register tokens are shifted as
@@ -147,6 +149,8 @@ def _notes(entry: Record) -> list[str]:
         notes.append(f"{entry['windows']} sites receive windows")
     if entry.get("narrow"):
         notes.append(f"{entry['narrow']} sites with less than 8 channels stay unshifted")
+    if entry.get("numbers") == "too large":
+        notes.append(f"too large for numbers: {entry['numbers_error']}")
     if entry.get("numbers") == "failed":
         notes.append(f"numbers failed: {str(entry.get('numbers_error'))[:200]}".replace("|", "/"))
     for check, outcome in (entry.get("compiled_checks") or {}).items():
