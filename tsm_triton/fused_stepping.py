@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,9 +61,10 @@ class FusedStep(StreamStep):
     def init_state(self, frame_or_shape: Tensor | Sequence[int]) -> list[Tensor]:
         """As `StreamStep.init_state`; makes the copy for frames of this size, if there is none."""
         state = super().init_state(frame_or_shape)
-        for i, hook in enumerate(self.hooks):
-            if state[i].dim() == 4 and hook.channel_dim == 1:
-                state[i] = state[i].contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(False):  # a cache is written in any mode later on
+            for i, hook in enumerate(self.hooks):
+                if state[i].dim() == 4 and hook.channel_dim == 1:
+                    state[i] = state[i].contiguous(memory_format=torch.channels_last)
         if isinstance(frame_or_shape, Tensor):
             self._prepare(frame_or_shape, state)
         else:
@@ -103,7 +105,10 @@ class FusedStep(StreamStep):
             )
         check_fusible(self.model)
         network = _captured(self.model, self.features, frame, state)
-        self.network, self.report = rewritten(network)
+        self.network, report = rewritten(network)
+        for entries in (report.fused, report.left):  # traced inside this module: the names of the model's own
+            entries[:] = [replace(entry, site=entry.site.removeprefix("model.")) for entry in entries]
+        self.report = report
         self.made_for = kind
         return self.network
 

@@ -209,7 +209,7 @@ def _launch(
         "bias_ptr": None if bias is None else bias.contiguous(),
         "identity_ptr": None if identity is None else as_rows(identity),
         "out_ptr": out,
-        "cache_ptr": None if cache is None else _as_rows(cache),
+        "cache_ptr": None if cache is None else as_rows(cache),
         "kept_ptr": kept,
         "rows": rows,
         "pixels": height * width,

@@ -1,0 +1,314 @@
+"""`Streaming(model, fused=True)`: the same stream, on a copy whose shifts are inside the 1x1 convolutions."""
+
+import copy
+import operator
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from tsm_triton import Streaming, fuse, ops, patch, shift_disabled, temporal_shift
+from tsm_triton.fused_stepping import FusedStep
+from tsm_triton.integrations.compiler import rewrite
+from tsm_triton.stepping import StreamStep
+
+from .streams import MODELS, causal, frames_of
+
+# those of fuse: largest difference over the largest value; half precision may round on the way
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 8e-2}
+
+# places fused, and shifts left
+FUSED = {
+    "timm resnet18": ({}, 8),  # 3x3 convolutions
+    "timm resnet50": ({"shift + conv1x1": 16, "conv1x1 + residual": 16}, 0),
+    "timm mobilenetv2_100": ({"shift + conv1x1": 10, "conv1x1 + residual": 10, "conv1x1": 7}, 0),
+    "timm regnety_002": ({"shift + conv1x1": 13, "conv1x1 + residual": 13}, 0),
+    "torchvision mobilenet_v2": ({"shift + conv1x1": 10, "conv1x1 + residual": 10, "conv1x1": 7}, 0),
+    # windows: several rows a stream at the sites left
+    "timm mobilevit_xxs": ({"shift + conv1x1": 3, "conv1x1 + residual": 3, "conv1x1": 8}, 18),
+}
+
+
+def create(name: str = "test_resnet", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Every batch-norm drawn anew: default statistics would hide wrong folding."""
+    torch.manual_seed(0)
+    model = causal(MODELS[name]() if name in MODELS else timm.create_model(name, num_classes=5), dtype)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.7, 1.4)
+    return model
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    return create()
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def difference(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def nodes(step: StreamStep, target: object) -> int:
+    assert isinstance(step, FusedStep)
+    assert step.network is not None
+    return sum(node.target is target for node in step.network.graph.nodes)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_is_the_unfused_stream_with_a_reset_in_the_middle(name):
+    model = create(name)
+    plain, fused = Streaming(model), Streaming(model, fused=True)
+    for t, frame in enumerate(frames_of(2, 4, 64, torch.float32).unbind(1)):
+        if t == 2:
+            plain.reset([1])
+            fused.reset([1])
+        logits = fused(frame)
+        assert difference(logits, plain(frame)) < TOLERANCES[torch.float32]
+    with shift_disabled(model):  # a forgotten cache would show
+        assert difference(logits, model(frame)) > 10 * TOLERANCES[torch.float32]
+    for mine, theirs in zip(fused._caches, plain._caches, strict=True):
+        assert difference(mine, theirs) < TOLERANCES[torch.float32]
+
+    kinds, left = FUSED[name]
+    report = fused.step.report
+    assert {kind: sum(entry.kind == kind for entry in report.fused) for kind in kinds} == kinds
+    assert len(report.fused) == sum(kinds.values()), report
+    assert sum(entry.kind == "shift" for entry in report.left) == left
+    # each shift is either fused or left, under the name of its site
+    shifts = [entry.site for entry in report.fused + report.left if "shift" in entry.kind]
+    assert sorted(shifts) == sorted(fused.step.names)
+    # one launch a site
+    assert nodes(fused.step, ops.shift_step_conv1x1) == kinds.get("shift + conv1x1", 0)
+    assert nodes(fused.step, ops.shift_step) == left
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert report.batch_norms == len(norms)
+
+
+def test_each_cache_is_read_and_written_at_its_own_site():
+    model = create("timm mobilenetv2_100")
+    plain, fused = StreamStep(model), FusedStep(model)
+    frame = frames_of(3, 1, 32, torch.float32)[:, 0]
+    state = [torch.randn_like(cache) for cache in plain.init_state(frame)]
+    before = [cache.clone() for cache in state]
+    fused.init_state((2, 3, 32, 32))  # another number of streams
+    (expected, kept), (logits, mine) = plain(frame, state), fused(frame, state)
+    assert difference(logits, expected) < TOLERANCES[torch.float32]
+    for actual, wanted in zip(mine, kept, strict=True):
+        assert difference(actual, wanted) < TOLERANCES[torch.float32]
+    assert all(map(torch.equal, state, before))
+    for i in range(len(state)):  # and each of them counts
+        changed = [*state[:i], torch.zeros_like(state[i]), *state[i + 1 :]]
+        assert difference(fused(frame, changed)[0], expected) > 10 * TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_model_of_any_dtype_is_streamed_in_it(dtype):
+    model = create(dtype=dtype)
+    plain, fused = Streaming(model), Streaming(model, fused=True)
+    for frame in frames_of(2, 3, 32, dtype).unbind(1):
+        assert difference(fused(frame), plain(frame)) < TOLERANCES[dtype]
+    assert all(cache.dtype == dtype for cache in fused._caches)
+
+
+def test_the_kernels_stream_the_same(small, device):
+    frames = frames_of(2, 2, 32, torch.float32)
+    plain = Streaming(small)
+    expected = [plain(frame) for frame in frames.unbind(1)]
+    fused = Streaming(small.to(device), fused=True)
+    for frame, wanted in zip(frames.to(device).unbind(1), expected, strict=True):
+        assert difference(fused(frame).cpu(), wanted) < TOLERANCES[torch.float32]
+    assert nodes(fused.step, ops.shift_step_conv1x1) == 1
+
+
+def test_the_model_is_untouched(small):
+    before = copy.deepcopy(small.state_dict())
+    strides = [p.stride() for p in small.parameters()]
+    frames = frames_of(2, 2, 32, torch.float32)
+    stream = Streaming(small)
+    expected = [stream(frame) for frame in frames.unbind(1)]
+    fused = Streaming(small, fused=True)
+    fused(frames[:, 0])
+    assert fused.model is small
+    after = small.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert [p.stride() for p in small.parameters()] == strides
+    assert all(p.requires_grad for p in small.parameters())
+    stream.reset()
+    assert all(torch.equal(stream(f), e) for f, e in zip(frames.unbind(1), expected, strict=True))
+
+
+def test_takes_the_options_of_a_stream(small):
+    options = {"consensus": 2, "every": 2, "features": True}
+    plain, fused = Streaming(small, **options), Streaming(small, **options, fused=True)
+    for t, frame in enumerate(frames_of(2, 5, 32, torch.float32).unbind(1)):
+        if t == 3:  # one stream is due, the other is not
+            plain.reset([0])
+            fused.reset([0])
+        for actual, wanted in zip(fused(frame), plain(frame), strict=True):
+            assert difference(actual, wanted) < TOLERANCES[torch.float32]
+
+
+def test_goes_on_from_an_unfused_state_and_back(small):
+    frames = frames_of(2, 3, 32, torch.float32)
+    plain = Streaming(small)
+    expected = [plain(frame) for frame in frames.unbind(1)]
+    first, second, third = Streaming(small), Streaming(small, fused=True), Streaming(small)
+    first(frames[:, 0])
+    second.load_state_dict(first.state_dict())
+    assert difference(second(frames[:, 1]), expected[1]) < TOLERANCES[torch.float32]
+    third.load_state_dict(second.state_dict())
+    assert difference(third(frames[:, 2]), expected[2]) < TOLERANCES[torch.float32]
+
+
+def test_a_frame_of_another_size_after_a_reset_makes_another_copy(small):
+    fused = Streaming(small, fused=True)
+    fused(torch.randn(2, 3, 32, 32))
+    network = fused.step.network
+    fused.reset()
+    fused(torch.randn(2, 3, 32, 32))
+    assert fused.step.network is network
+    with pytest.raises(ValueError, match=r"shape of the frames before it, \(2, 3, 32, 32\)"):
+        fused(torch.randn(2, 3, 64, 64))
+    fused.reset()
+    frame = torch.randn(1, 3, 64, 64)
+    assert difference(fused(frame), Streaming(small)(frame)) < TOLERANCES[torch.float32]
+    assert fused.step.network is not network
+
+
+def test_starts_in_inference_mode_and_goes_on_outside(small):
+    frames = frames_of(2, 2, 32, torch.float32)
+    plain, fused = Streaming(small), Streaming(small, fused=True)
+    with torch.inference_mode():
+        fused(frames[:, 0])
+    plain(frames[:, 0])
+    assert difference(fused(frames[:, 1]), plain(frames[:, 1])) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_goes_on_alone(small, duplicate):
+    frames = frames_of(2, 2, 32, torch.float32)
+    fused = Streaming(small, fused=True)
+    fused(frames[:, 0])
+    twin = duplicate(fused)
+    expected = fused(frames[:, 1])
+    assert torch.equal(twin(frames[:, 1]), expected)
+
+
+def test_the_step_compiles_and_exports_once_it_has_its_copy(small):
+    frame = torch.randn(2, 3, 32, 32)
+    step = Streaming(small, fused=True).step
+    state = step.init_state(frame)
+    expected, kept = step(frame, state)
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    exported = torch.export.export(step, (frame, state)).module()
+    for run in (compiled, exported):
+        logits, new = run(frame, state)
+        assert difference(logits, expected) < TOLERANCES[torch.float32]
+        assert all(map(torch.equal, new, kept))
+    fresh = FusedStep(small)
+    with pytest.raises(RuntimeError, match=r"Call init_state\(frame\) before"):
+        torch.export.export(fresh, (frame, state))
+
+
+class Reads(nn.Module):
+    """A step whose cache is also read by the model."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 8, 1)
+        self.reads = reads
+
+    def forward(self, x, cache):
+        y, kept = ops.shift_step(x, cache, 1)
+        y = self.conv(y)
+        return y, kept * 2 if self.reads else kept
+
+
+def test_a_convolution_alone_is_fused_with_its_step_unless_the_cache_is_read_on_the_way():
+    inputs = (torch.randn(2, 16, 3, 3), torch.randn(2, 2, 3, 3))
+    for reads in (False, True):
+        module = torch.export.export(Reads(reads), inputs).module()
+        expected = module(*inputs)
+        report = rewrite(module.graph)
+        module.recompile()
+        actual = module(*inputs)
+        assert all(difference(*pair) < 1e-5 for pair in zip(actual, expected, strict=True))
+        kinds = [(entry.kind, entry.reason) for entry in report.fused + report.left]
+        assert kinds == [("shift", "cache goes to mul") if reads else ("shift + conv1x1", "none")]
+
+
+def test_steps_and_clips_in_one_graph_are_both_fused():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x, cache):
+            y, kept = ops.shift_step(x, cache, 1)
+            return self.b(temporal_shift(self.a(y).relu(), 2)), kept
+
+    inputs = (torch.randn(2, 16, 3, 3), torch.randn(2, 2, 3, 3))
+    module = torch.export.export(Both(), inputs).module()
+    expected = module(*inputs)
+    report = rewrite(module.graph)
+    module.recompile()
+    assert all(difference(*pair) < 1e-5 for pair in zip(module(*inputs), expected, strict=True))
+    assert [(entry.site, entry.kind) for entry in report.fused] == [(s, "shift + conv1x1") for s in "ab"]
+    assert operator.not_(report.left)
+
+
+def test_what_cannot_be_streamed_fused_is_refused(small):
+    with pytest.raises(RuntimeError, match="expected a model that is not compiled"):
+        Streaming(torch.compile(small), fused=True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got a fused copy.*Streaming\(model, fused=True\)"):
+        Streaming(fuse(small, example_input=torch.empty(1, 3, 32, 32)), fused=True)
+    with pytest.raises(RuntimeError, match="in training mode"):
+        Streaming(copy.deepcopy(small).train(), fused=True)
+    both_ways = patch(timm.create_model("test_resnet").eval(), 4, verify=False)
+    with pytest.raises(RuntimeError, match="direction='causal'"):
+        Streaming(both_ways, fused=True)
+
+
+def test_a_refused_frame_changes_nothing(small):
+    frames = frames_of(2, 2, 32, torch.float32)
+    plain, fused = Streaming(small), Streaming(small, fused=True)
+    for stream in (plain, fused):
+        stream(frames[:, 0])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="expected no autocast"):
+        fused(frames[:, 1])
+    with shift_disabled(small), pytest.raises(RuntimeError, match="does not reach a fused copy"):
+        fused(frames[:, 1])
+    assert difference(fused(frames[:, 1]), plain(frames[:, 1])) < TOLERANCES[torch.float32]
+
+
+class Branching(nn.Module):
+    """Runs, but by the values of its frame: no graph holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = timm.create_model("test_resnet", num_classes=5)
+
+    def forward(self, x):
+        return self.model(x) if x.sum() > -1e9 else x
+
+
+def test_what_export_cannot_capture_is_refused():
+    model = Branching().eval()
+    patch(model.model, 4, direction="causal", verify=False)
+    with pytest.raises(
+        RuntimeError, match=r"captures for one frame of \[3, 32, 32\] of any number of streams"
+    ):
+        Streaming(model, fused=True)(torch.randn(2, 3, 32, 32))
