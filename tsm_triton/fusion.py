@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
     Batch-norms are folded into the convolutions before them. Shifts are read by the 1x1 convolutions behind
     them at no traffic of their own, or else written by the residual sums before them; residual sums and
     activations join the 1x1 convolution whose output they take. What the graph does not show in one of these
-    forms is run as it was. `fused.report` lists both.
+    forms is run as it was. `fused.report` lists both. A stream is fused by `Streaming(model, fused=True)`.
 
     Args:
         model: a patched model in eval mode, of frames `[N*T, C, H, W]`.
@@ -83,19 +84,30 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
         >>> fused(torch.randn(2 * 4, 3, 64, 64)).shape
         torch.Size([8, 5])
     """
-    _check(model)
+    check_fusible(model)
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
     input_size = input_shape(model, example_input)[1:]
-    network = _captured(copy.deepcopy(model), num_segments, input_size)
+    network, report = rewritten(_captured(copy.deepcopy(model), num_segments, input_size))
+    return FusedModel(network, num_segments, input_size, report)
+
+
+def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:
+    """What `capture` returned, on the fused ops and with its batch-norms folded, and what was done to it."""
     report = rewrite(network.graph)
     fold_constants(network, report)
     # unpickling traces the code again, with this class: export's own cannot be made without a model
     network.graph._tracer_cls = None
     # a new module takes over those parameters only that the graph still reads
-    return FusedModel(GraphModule(network, network.graph, "Fused"), num_segments, input_size, report)
+    return GraphModule(network, network.graph, "Fused"), report
 
 
-def _check(model: nn.Module) -> None:
+def check_fusible(model: nn.Module) -> None:
+    """Raise unless this is a patched model that can be copied and captured now."""
+    if isinstance(model, FusedModel):
+        raise TypeError(
+            "expected a patched model, got a fused copy. Pass the patched model that it was made of, here or "
+            "to tsm_triton.Streaming(model, fused=True)."
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
@@ -127,22 +139,40 @@ def _check(model: nn.Module) -> None:
 
 def _captured(model: nn.Module, num_segments: int, input_size: tuple[int, ...]) -> GraphModule:
     """The model's functional graph for any number of clips, in channels_last."""
-    model = model.requires_grad_(False).to(memory_format=torch.channels_last)
     template = next(p for p in model.parameters() if p.is_floating_point())
     frames = torch.zeros(2 * num_segments, *input_size, dtype=template.dtype, device=template.device)
     frames = frames.contiguous(memory_format=torch.channels_last)
     clips = torch.export.Dim("clips", min=1)
     batch = clips if num_segments == 1 else num_segments * clips
+    wanted = f"any number of clips of {num_segments} frames of {list(input_size)}"
+    network = capture(model, (frames,), ({0: batch},), type(model).__name__, wanted)
+    return _with_plain_signature(network)
+
+
+def capture(
+    module: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: tuple[Any, ...], name: str, wanted: str
+) -> GraphModule:
+    """The functional graph of a module that may be consumed, its weights in channels_last.
+
+    Args:
+        module: a copy: its parameters are taken over.
+        inputs, dynamic_shapes: as `torch.export.export` takes them.
+        name: of the model, for the error.
+        wanted: which inputs the graph must take, for the error.
+
+    Raises:
+        RuntimeError: `torch.export` cannot capture it so.
+    """
+    module = module.requires_grad_(False).to(memory_format=torch.channels_last)
     try:
-        program = torch.export.export(model, (frames,), dynamic_shapes=({0: batch},), strict=False)
-        network = program.module(check_guards=False)
+        program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+        return program.module(check_guards=False)  # type: ignore[return-value]
     except Exception as error:
         raise RuntimeError(
-            f"expected a model that torch.export captures for any number of clips of {num_segments} frames "
-            f"of {list(input_size)}, got {type(error).__name__} for {type(model).__name__}. Pass example_input "
-            "if its input is of another size; else keep the patched model, which torch.compile takes as it is."
+            f"expected a model that torch.export captures for {wanted}, got {type(error).__name__} for {name}. "
+            "Pass example_input if its input is of another size; else keep the patched model, which "
+            "torch.compile takes as it is."
         ) from error
-    return _with_plain_signature(network)
 
 
 def _with_plain_signature(network: GraphModule) -> GraphModule:

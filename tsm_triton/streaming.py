@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fused_stepping import FusedStep
 from .stepping import StreamStep, put_streams, take_streams
 
 __all__ = ["Streaming"]
@@ -31,17 +32,22 @@ class Streaming:
             its last prediction.
         features: return `(logits, features)` in place of the logits, of a timm model: the features are what
             its `forward_features` gives. `consensus` averages the logits only.
+        fused: run an inference copy of the model, rewritten as `fuse` rewrites it, each shift part of the 1x1
+            convolution behind it where there is one. The copy is made at the first frame, in some seconds, with
+            the weights of that moment; `print(stream.step.report)` then says what was fused, what not and why.
 
     Attributes:
         step: the same without hidden state, `logits, state = stream.step(frame, state)`: an `nn.Module` to
-            compile, to export and to build servers on. It knows neither `consensus` nor `every`.
+            compile, to export and to build servers on. It knows neither `consensus` nor `every`. With `fused`
+            it is the fused one.
 
     Shapes:
         `[B, 3, H, W]` -> `[B, num_classes]`, or whatever else the model returns for B frames: the list of
         maps of a `features_only` backbone.
 
     Raises:
-        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode.
+        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode; with `fused`
+            a model that is compiled or that `torch.export` cannot capture, and autocast.
         TypeError, ValueError: bad arguments; `features` of a model that is not timm's; a frame of another
             size or batch than the one before.
 
@@ -59,14 +65,20 @@ class Streaming:
     """
 
     def __init__(
-        self, model: nn.Module, *, consensus: int | None = None, every: int = 1, features: bool = False
+        self,
+        model: nn.Module,
+        *,
+        consensus: int | None = None,
+        every: int = 1,
+        features: bool = False,
+        fused: bool = False,
     ) -> None:
         for name, value in (("consensus", 1 if consensus is None else consensus), ("every", every)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.step = StreamStep(model, features=features)
+        self.step = (FusedStep if fused else StreamStep)(model, features=features)
         self.consensus = consensus
         self.every = every
         self._forget()
@@ -222,7 +234,8 @@ class Streaming:
     def __repr__(self) -> str:
         return (
             f"Streaming({type(self.model).__name__}, {len(self.step.names)} sites, "
-            f"consensus={self.consensus}, every={self.every}, num_streams={self.num_streams})"
+            f"consensus={self.consensus}, every={self.every}, fused={isinstance(self.step, FusedStep)}, "
+            f"num_streams={self.num_streams})"
         )
 
     def _forget(self) -> None:

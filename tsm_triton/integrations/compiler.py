@@ -16,6 +16,7 @@ from .. import ops
 from . import choice
 from .graphs import CONVOLUTIONS, activation_name, arguments, make_functional, name_of, same_kind, site_of
 from .norms import batch_affine, folded_bias, folded_weight, running_affine
+from .steps import cache_of, convolved_step, shift_before, shifted_map, why_cache_is_read
 
 __all__ = ["Fusion", "FusionReport", "fold_constants", "rewrite"]
 
@@ -115,10 +116,14 @@ class _Rewriting:
         """`act(norm(conv1x1(shift(x))) + identity)` as one op, with what there is of it."""
         values = arguments(conv)
         x, weight, bias = values["input"], values["weight"], values["bias"]
-        shift = x if x.target is ops.temporal_shift and self.why_not_absorbed(x) is None else None
+        shift = shift_before(x)
+        if shift is not None and self.why_not_absorbed(shift) is not None:
+            shift = None
+        cache = None if shift is None else cache_of(shift)
         counts = (1, 0, 0, True)
         if shift is not None:
-            x, *counts = shift.args[:5]
+            x = arguments(shift)["x"]
+            counts = counts if cache is not None else shift.args[1:5]
         norm, identity, end = self.running_norm_behind(conv), None, conv
         if norm is not None:
             end = norm
@@ -131,7 +136,7 @@ class _Rewriting:
         dtype = conv.meta["val"].dtype
         if (kind == "conv1x1" and activation == "none") or x.meta["val"].dtype != dtype:
             return
-        if not self.written.isdisjoint({x, weight, bias, identity}) or not choice.is_faster(
+        if not self.written.isdisjoint({x, cache, weight, bias, identity}) or not choice.is_faster(
             kind, x.meta["val"]
         ):
             return
@@ -140,9 +145,12 @@ class _Rewriting:
                 weight, bias = self.folded(conv, norm, dtype)
             else:
                 weight, bias = self.cast(weight, dtype), self.cast(bias, dtype)
-            fused = self.graph.call_function(
-                ops.shift_conv1x1, (x, weight, bias, identity, *counts, activation)
-            )
+            if shift is not None and cache is not None:
+                fused = convolved_step(self.graph, shift, weight, bias, identity, activation)
+            else:
+                fused = self.graph.call_function(
+                    ops.shift_conv1x1, (x, weight, bias, identity, *counts, activation)
+                )
         self.report.fused.append(
             Fusion(site_of(conv) if shift is None else site_of(shift, conv), kind, activation)
         )
@@ -176,8 +184,8 @@ class _Rewriting:
     def report_left(self, training: bool) -> None:
         """Say of each shift and each sum of two equal shapes that is still there why it is."""
         for node in self.graph.nodes:
-            if node.target is ops.temporal_shift:
-                reasons = [self.why_no_residual_shift(node)]
+            if node.target in (ops.temporal_shift, ops.shift_step):
+                reasons = [] if cache_of(node) is not None else [self.why_no_residual_shift(node)]
                 if not training:
                     reasons = [self.why_not_absorbed(node), *reasons]
                 slower = "the fused form is slower here" if None in reasons else None
@@ -195,12 +203,13 @@ class _Rewriting:
             return f"channels on axis {channel_dim}"
         if shift.args[0] in self.written:
             return "input written in place"
-        if len(shift.users) != 1:
-            return f"shift has {len(shift.users)} users"
-        (user,) = shift.users
-        if user.target not in CONVOLUTIONS or arguments(user)["input"] is not shift:
+        shifted = shifted_map(shift)
+        if shifted is None or len(shifted.users) != 1:
+            return f"shift has {0 if shifted is None else len(shifted.users)} users"
+        (user,) = shifted.users
+        if user.target not in CONVOLUTIONS or arguments(user)["input"] is not shifted:
             return f"{name_of(user)} follows"
-        return why_not_pointwise(user)
+        return why_not_pointwise(user) or why_cache_is_read(shift)
 
     def why_no_residual_shift(self, shift: Node) -> str | None:
         """Why what is shifted is not computed together with its shift, None where it can be."""

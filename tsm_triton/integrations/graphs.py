@@ -48,6 +48,7 @@ FRESH = {
     aten.exp.default,
     aten.gelu.default,
     ops.temporal_shift,
+    ops.shift_step,
 }
 
 
