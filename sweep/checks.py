@@ -156,6 +156,7 @@ def _narrowing(library: str, name: str) -> dict[str, int]:
     for width in WIDTHS if library == "timm" else ():
         try:
             narrow = zoo.build_on_meta(library, name, embed_dim=width)
+            narrow(torch.empty(input_shape(narrow), device="meta"))
         except (TypeError, ValueError, AssertionError, RuntimeError):
             continue
         if zoo.classes(narrow) == zoo.classes(model) and zoo.weights(narrow) < zoo.weights(model) / 2:

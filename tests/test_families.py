@@ -161,3 +161,17 @@ def test_blocks_of_a_model_without_residuals_see_their_neighbours():
     frames = torch.randn(2 * T, 3, 32, 32)
     patch(model, T, place="block")
     assert reached(model, frames, 1) == [True] * T + [False] * T
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0"])
+def test_drop_path_changes_no_site(name):
+    models = [timm.create_model(name, num_classes=5, drop_path_rate=rate) for rate in (0.0, 0.5)]
+    plain, dropping = (patch(model, num_segments=2) for model in models)
+    assert [site.name for site in find_sites(plain)] == [site.name for site in find_sites(dropping)]
+    dropping.load_state_dict(plain.state_dict())
+    frames = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(dropping.eval()(frames), plain.eval()(frames))
+        different = dropping.train()(frames)
+    assert different.isfinite().all()
+    assert different.shape == (2, 5)

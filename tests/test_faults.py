@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tsm_triton import Streaming, fuse, is_patched, patch, patching, unpatch
+from tsm_triton.cli import main
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_frames
 
@@ -135,6 +136,25 @@ def test_names_may_be_links_lead_upwards_and_hold_any_byte(tmp_path):
     (tmp_path / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
     with pytest.raises(FileNotFoundError, match="does not exist: check the path"):
         read_frames(tmp_path / "nowhere.mp4", [0])
+
+
+def test_labels_and_names_may_hold_anything(model, tmp_path, capsys):
+    folder = os.path.join(os.fsencode(tmp_path), b"\xff $ 100%")
+    os.mkdir(folder)
+    video, labels, weights = (
+        os.path.join(os.fsdecode(folder), name) for name in ("$x.mp4", "labels", "weights")
+    )
+    os.rename(write_video(tmp_path / "video.mp4", 4), video)
+    torch.save(patch(model, direction="causal").state_dict(), weights)
+    with open(labels, "wb") as file:
+        file.write(b"_hidden\n$\\frac{\n../up\n\x1b[31mred\n\xff\xfe\n")
+    out = os.path.join(os.fsdecode(folder), "out", "..", "out")
+    arguments = ["--weights", weights, "--model", "test_resnet", "--labels", labels, "--out", out]
+    assert main(["stream", video, *arguments]) == 0
+    assert sorted(os.listdir(out)) == ["annotated.mp4", "timeline.png"]
+    printed = capsys.readouterr()
+    assert "\x1b[31m" not in printed.out + printed.err
+    printed.out.encode()
 
 
 def test_a_playlist_that_calls_itself_a_video_fetches_nothing(tmp_path):

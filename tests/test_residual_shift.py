@@ -12,6 +12,7 @@ from torch import nn
 from tsm_triton import functional, ops, reference
 from tsm_triton.testing import (
     LAYOUTS,
+    ShiftCase,
     assert_close,
     assert_same_bits,
     fused,
@@ -311,3 +312,12 @@ def test_is_captured_by_a_cuda_graph():
     graph.replay()
     for actual, expected in zip(captured, call(), strict=True):
         assert_same_bits(actual.cpu(), expected.cpu())
+
+
+def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monkeypatch):
+    monkeypatch.setattr("tsm_triton.ops.residual.MAX_FRAME", 0)
+    monkeypatch.setattr("tsm_triton.kernels.residual_shift.residual_shift", None)  # not called
+    monkeypatch.setattr("tsm_triton.kernels.residual_shift.residual_shift_backward", None)
+    case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)
+    fused.residual_matches(ops.residual_shift, case, "relu", device)
+    fused.residual_gradients_match(ops.residual_shift, case, "silu", device)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tsm_triton import functional, ops, reference
 from tsm_triton.testing import (
     LAYOUTS,
+    ShiftCase,
     assert_close,
     assert_same_bits,
     fused,
@@ -301,3 +302,10 @@ def test_is_captured_by_a_cuda_graph():
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert_same_bits(captured.cpu(), call().cpu())
+
+
+def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monkeypatch):
+    monkeypatch.setattr("tsm_triton.ops.conv1x1.MAX_FRAME", 0)
+    monkeypatch.setattr("tsm_triton.kernels.shift_conv1x1.shift_conv1x1", None)  # not called
+    case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)
+    fused.conv_matches(ops.shift_conv1x1, case, 5, "relu", device)

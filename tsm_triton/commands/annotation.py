@@ -115,10 +115,18 @@ def save_timeline(
     chosen = values.amax(0).topk(min(SHOWN, values.shape[1])).indices.sort().values.tolist()
     figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    for i in chosen:
-        axes.plot(times, values[:, i].tolist(), "." if len(times) == 1 else "-", label=labels[i])
-    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1.02), title=title)
+    style = "." if len(times) == 1 else "-"
+    lines = [axes.plot(times, values[:, i].tolist(), style)[0] for i in chosen]
+    axes.set(xlabel="seconds", ylabel="probability", ylim=(0, 1.02))
+    # a dollar in a name is no formula
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    # names beside their lines, not as the lines' labels: one that begins with _ would be left out
+    names = [str(labels[i]) for i in chosen]
+    legend = axes.legend(
+        lines, names, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

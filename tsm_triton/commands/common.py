@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["create_model", "pick_device", "replacing"]
+__all__ = ["create_model", "pick_device", "printable", "replacing"]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -55,6 +55,18 @@ def pick_device(name: str | None) -> torch.device:
             f"expected a device that torch can use here, got {name!r} ({reason}). Try --device cpu."
         ) from error
     return device
+
+
+def printable(text: str) -> str:
+    """What may go to a terminal or a picture: other characters, undecodable bytes of a name among them, become U+FFFD.
+
+    Example:
+        >>> printable("caf\\udce9.mp4")
+        'caf\ufffd.mp4'
+    """
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
 
 
 @contextmanager

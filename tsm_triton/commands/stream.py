@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..streaming import Streaming
 from .annotation import annotated_video, save_timeline
-from .common import pick_device
+from .common import pick_device, printable
 from .sources import Source, open_source
 from .weights import Trained, load_trained
 
@@ -100,12 +100,15 @@ def run(args: argparse.Namespace) -> int:
             if not times:
                 raise ValueError(f"expected frames, got none from {args.source!r}: does it play?")
         elapsed = time.perf_counter() - began
-        save_timeline(timeline, times, probabilities, labels or [], f"{trained.name} on {args.source}")
+        save_timeline(
+            timeline, times, probabilities, labels or [], f"{trained.name} on {printable(args.source)}"
+        )
 
     ended = "Stopped after" if interrupt.asked else "Streamed"
     print(
         f"{ended} {len(times)} frames in {elapsed:.1f} s ({len(times) / elapsed:.1f} a second), dropped "
-        f"{pace.dropped}; a stream remembers {stream.cache_bytes} bytes.\nWrote {video} and {timeline}."
+        f"{pace.dropped}; a stream remembers {stream.cache_bytes} bytes.\n"
+        f"Wrote {printable(str(video))} and {printable(str(timeline))}."
     )
     return 0
 
@@ -168,9 +171,10 @@ def _trained(args: argparse.Namespace) -> Trained:
 
 
 def _labels(path: Path | None, classes: list[str] | None) -> list[str] | None:
-    return (
-        classes if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    )
+    if path is None:
+        return classes
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    return [printable(line.strip()) for line in lines if line.strip()]
 
 
 def _until(source: Source, interrupt: _Interrupt, max_frames: int | None) -> Iterator[tuple[Tensor, float]]:

@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
-from .library import DECOMPOSITIONS, TAGS, check_clips, implement, let_inductor_decompose, library, wide
+from .library import (
+    DECOMPOSITIONS,
+    MAX_FRAME,
+    TAGS,
+    check_clips,
+    implement,
+    let_inductor_decompose,
+    library,
+    wide,
+)
 from .shift import shift_by_copies, temporal_shift
 
 __all__ = ["check", "shift_conv1x1"]
@@ -64,6 +73,8 @@ def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
     check(x, weight, bias, identity, *shift)
+    if max(x.shape[1], weight.shape[0]) * x.shape[2] * x.shape[3] > MAX_FRAME:
+        return _on_cpu(x, weight, bias, identity, *shift)
     from ..kernels import shift_conv1x1 as kernel
 
     return kernel.shift_conv1x1(x, weight, bias, identity, *shift)

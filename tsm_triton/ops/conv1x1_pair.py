@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .conv1x1 import check, shift_conv1x1
-from .library import TAGS, implement, library
+from .library import MAX_FRAME, TAGS, implement, library
 
 __all__ = ["conv1x1_shift_conv1x1"]
 
@@ -50,7 +50,8 @@ def _on_cuda(
     from ..kernels import conv1x1_shift_conv1x1 as kernel
 
     *counts, activation, next_activation = shift
-    if not kernel.takes(x, next_weight, counts[0]):
+    small = max(x.shape[1], identity.shape[1]) * x.shape[2] * x.shape[3] <= MAX_FRAME
+    if not small or not kernel.takes(x, next_weight, counts[0]):
         return _one_by_one(x, weight, bias, identity, next_weight, next_bias, *shift)
     check(x, weight, bias, identity, counts[0], 0, 0, True, activation)
     # y's shape is identity's

@@ -24,6 +24,10 @@ def implement(name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]
     library.impl(name, on_cuda, "CUDA")
 
 
+# The fused kernels count the elements of a frame in 32 bits; a program's last block may reach past its end.
+# Larger frames take torch's own operators.
+MAX_FRAME = 2**31 - 2**16
+
 # op -> the same in torch's own operators, or NotImplemented where Inductor should call the op itself
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 

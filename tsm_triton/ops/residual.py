@@ -15,6 +15,7 @@ from torch import Tensor
 from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
 from .library import (
     DECOMPOSITIONS,
+    MAX_FRAME,
     TAGS,
     check_clips,
     implement,
@@ -93,6 +94,8 @@ def _template(*candidates: Tensor | None) -> Tensor:
 def _on_cuda(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
+    if branch[:1].numel() > MAX_FRAME:
+        return _on_cpu(branch, scale, bias, identity, *shift)
     _check(branch, scale, bias, identity, *shift)
     from ..kernels import residual_shift as kernel
 
@@ -102,9 +105,11 @@ def _on_cuda(
 def _backward_on_cuda(
     grad_y: Tensor | None, grad_shifted: Tensor | None, y: Tensor | None, branch: Tensor | None, *rest: Any
 ) -> list[Tensor]:
+    template = _template(y, branch, grad_y, grad_shifted)
+    if template[:1].numel() > MAX_FRAME:
+        return _backward_on_cpu(grad_y, grad_shifted, y, branch, *rest)
     from ..kernels import residual_shift as kernel
 
-    template = _template(y, branch, grad_y, grad_shifted)
     return kernel.residual_shift_backward(template, grad_y, grad_shifted, y, branch, *rest)
 
 

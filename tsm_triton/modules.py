@@ -1,0 +1,66 @@
+"""The shift as a layer, for networks that are written rather than patched."""
+
+from torch import Tensor, nn
+
+from .functional import check_shift, temporal_shift
+
+__all__ = ["TemporalShift"]
+
+
+class TemporalShift(nn.Module):
+    """`temporal_shift` as an `nn.Module`: no parameter, no buffer, nothing in `state_dict`.
+
+    Place it at the start of a residual branch, not on the identity.
+
+    Args:
+        num_segments: T, the number of frames of a clip.
+        shift_div: one part in how many of the channels moves each way.
+        direction: `"bidirectional"`, or `"causal"` for online video.
+        channel_dim: 1 for `[N*T, C, ...]`, -1 for tokens and NHWC.
+
+    Shapes:
+        `[N*T, C, *spatial]` or `[N*T, ..., C]` -> the same.
+
+    Raises:
+        TypeError, ValueError: as `temporal_shift` does; bad settings when it is built.
+
+    Example:
+        >>> import torch
+        >>> block = nn.Sequential(TemporalShift(num_segments=8), nn.Conv2d(16, 16, 1))
+        >>> block(torch.randn(2 * 8, 16, 4, 4)).shape
+        torch.Size([16, 16, 4, 4])
+        >>> block[0]
+        TemporalShift(num_segments=8, shift_div=8, direction='bidirectional', channel_dim=1)
+
+    Source: arXiv 1811.08383, section 3.
+    """
+
+    def __init__(
+        self,
+        num_segments: int,
+        *,
+        shift_div: int = 8,
+        direction: str = "bidirectional",
+        channel_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        check_shift(num_segments, shift_div, direction)
+        self.num_segments = num_segments
+        self.shift_div = shift_div
+        self.direction = direction
+        self.channel_dim = channel_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return temporal_shift(
+            x,
+            self.num_segments,
+            shift_div=self.shift_div,
+            direction=self.direction,
+            channel_dim=self.channel_dim,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_segments={self.num_segments}, shift_div={self.shift_div}, direction={self.direction!r}, "
+            f"channel_dim={self.channel_dim}"
+        )
