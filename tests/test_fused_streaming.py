@@ -25,15 +25,37 @@ FUSED = {
     "timm resnet50": ({"shift + conv1x1": 16, "conv1x1 + residual": 16}, 0),
     "timm mobilenetv2_100": ({"shift + conv1x1": 10, "conv1x1 + residual": 10, "conv1x1": 7}, 0),
     "timm regnety_002": ({"shift + conv1x1": 13, "conv1x1 + residual": 13}, 0),
-    # windows: several rows a stream at the sites left
-    "timm mobilevit_xxs": ({"shift + conv1x1": 3, "conv1x1 + residual": 3, "conv1x1": 8}, 18),
+    "windows": ({"shift + conv1x1": 1, "conv1x1 + residual": 1}, 0),
 }
+
+
+class Windows(nn.Module):
+    """Four rows a stream at its site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 8, 8)
+        self.branch = nn.Sequential(
+            nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        frames, channels, height, width = x.shape
+        x = x.view(frames, channels, 2, height // 2, 2, width // 2).permute(0, 2, 4, 1, 3, 5)
+        x = x.reshape(-1, channels, height // 2, width // 2)
+        x = x + self.branch(x)
+        return self.head(x.view(frames, 4, channels, -1).mean((1, 3)))
 
 
 def create(name: str = "test_resnet", dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    model = visible(MODELS[name]() if name in MODELS else timm.create_model(name, num_classes=5))
-    return patch(model, 4, direction="causal", verify=False).to(dtype)
+    if name == "windows":
+        model = Windows()
+    else:
+        model = MODELS[name]() if name in MODELS else timm.create_model(name, num_classes=5)
+    return patch(visible(model), 4, direction="causal", verify=False).to(dtype)
 
 
 @pytest.fixture
@@ -104,7 +126,7 @@ def test_each_cache_is_read_and_written_at_its_own_site():
         assert difference(fused(frame, changed)[0], expected) > 10 * TOLERANCES[torch.float32]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_of_any_dtype_is_streamed_in_it(dtype):
     model = create(dtype=dtype)
     plain, fused = Streaming(model), Streaming(model, fused=True)
@@ -113,6 +135,7 @@ def test_a_model_of_any_dtype_is_streamed_in_it(dtype):
     assert all(cache.dtype == dtype for cache in fused._caches)
 
 
+@pytest.mark.parametrize("device", ["triton"], indirect=True)
 def test_the_kernels_stream_the_same(small, device):
     frames = frames_of(2, 2, 32, torch.float32)
     plain = Streaming(small)
@@ -188,14 +211,13 @@ def test_starts_in_inference_mode_and_goes_on_outside(small):
     assert difference(fused(frames[:, 1]), plain(frames[:, 1])) < TOLERANCES[torch.float32]
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_goes_on_alone(small, duplicate):
+def test_a_copy_goes_on_alone(small):
     frames = frames_of(2, 2, 32, torch.float32)
     fused = Streaming(small, fused=True)
     fused(frames[:, 0])
-    twin = duplicate(fused)
+    twins = [copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))]
     expected = fused(frames[:, 1])
-    assert torch.equal(twin(frames[:, 1]), expected)
+    assert all(torch.equal(twin(frames[:, 1]), expected) for twin in twins)
 
 
 def test_the_step_compiles_and_exports_once_it_has_its_copy(small):
