@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import models, overhead, report, shift, streaming
+from . import charts, fused, models, overhead, report, shift, streaming, traffic, training
 
 
 def main() -> None:
@@ -23,12 +23,16 @@ def main() -> None:
         "environment": environment,
         "quick": args.quick,
         "shift": shift.run(args.device, args.quick),
+        "fused": fused.run(args.device, args.quick),
         "overhead": overhead.run(args.device, args.quick),
         "models": models.run(args.device, args.quick),
         "streaming": streaming.run(args.device, args.quick),
+        "training": training.run(args.device, args.quick),
+        "traffic": traffic.run(args.quick),
     }
     report.save(out, results)
     print(report.markdown(results))
+    print(charts.save(out, results))
     print(f"Wrote {out}/results.json and results.md")
 
 

@@ -3,8 +3,13 @@
 All take `x` `[N*T, C, H, W]` and move `C // shift_div` channels each way.
 """
 
+import copy
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+import tsm_triton
 
 
 def slicing(x: Tensor, num_segments: int, shift_div: int) -> Tensor:
@@ -40,3 +45,24 @@ def flat(x: Tensor, num_segments: int, shift_div: int) -> Tensor:
 
 
 SHIFTS = {"slicing": slicing, "concatenating": concatenating, "flat": flat}
+
+
+def shifted_network(
+    model: nn.Module, shift: Callable[[Tensor, int, int], Tensor], num_segments: int, shift_div: int
+) -> nn.Module:
+    """A copy of `model` whose sites are shifted by one of these."""
+    sites = tsm_triton.find_sites(model)
+    model = copy.deepcopy(model)
+    for site in sites:
+        model.get_submodule(site.name).register_forward_pre_hook(
+            lambda _, args: (shift(args[0], num_segments, shift_div), *args[1:])
+        )
+    return model
+
+
+def with_open_branches(model: nn.Module) -> nn.Module:
+    """`model` itself, every batch-norm's weight one: where a branch begins at zero no check would see the shift."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    return model

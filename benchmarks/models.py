@@ -5,26 +5,29 @@ from typing import Any
 
 import timm
 import torch
-from torch import channels_last
+from torch import Tensor, channels_last
 from tqdm import tqdm
 
 import tsm_triton
 
+from .baselines import SHIFTS, shifted_network, with_open_branches
+from .forms import captured_forms, compiled_forms
 from .timing import measure
 
 MODELS = ("resnet50", "mobilenetv2_100")
 NUM_SEGMENTS = 8
+SHIFT_DIV = 8
 # of the largest logit; the weights are random
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def run(device: str, quick: bool) -> list[dict[str, Any]]:
-    """A row for each model; times in seconds, ratios to the network without a shift, all eager."""
+    """A row for each model; seconds, and ratios to the eager network without a shift; on a GPU compiled too."""
     size, num_clips, dtype = (96, 1, "float32") if device == "cpu" else (224, 32, "bfloat16")
     rows = []
     for name in tqdm(MODELS[:1] if quick and device == "cpu" else MODELS, desc="models", disable=None):
         model = timm.create_model(name).eval().to(device, getattr(torch, dtype))
-        model = model.to(memory_format=channels_last)
+        model = with_open_branches(model.to(memory_format=channels_last))
         shape = (num_clips * NUM_SEGMENTS, 3, size, size)
         inputs = [
             torch.randn(shape, device=device)
@@ -34,12 +37,12 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
         ]
         patched = tsm_triton.patch(copy.deepcopy(model), NUM_SEGMENTS)
         fused = tsm_triton.fuse(patched, example_input=inputs[0])
+        authors = shifted_network(model, SHIFTS["slicing"], NUM_SEGMENTS, SHIFT_DIV)
+        calls = {"unshifted": model, "slicing": authors, "patched": patched, "fused": fused}
         with torch.no_grad():
-            expected, got = patched(inputs[0]), fused(inputs[0])
-            error = ((got - expected).abs().max() / expected.abs().max()).item()
-            if error > TOLERANCE[dtype]:
-                raise RuntimeError(f"fused {name} is wrong by {error:.1e}: no time is reported")
-            calls = {"unshifted": model, "patched": patched, "fused": fused}
+            if device != "cpu":
+                calls = gpu_calls(calls, inputs[0])
+            _check(name, calls, patched(inputs[0]), inputs[0])
             timings = measure(calls, inputs, repeats=7 if quick else 31)
         rows.append(
             {
@@ -55,3 +58,22 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def gpu_calls(calls: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Each network eager, compiled and max-autotuned, the patched one also by our backend; then all as graphs."""
+    torch._dynamo.reset()
+    built = {}
+    for name, call in calls.items():
+        built.update(compiled_forms(name, call))
+    built["patched, tsm_triton backend"] = torch.compile(calls["patched"], backend="tsm_triton")
+    return captured_forms(built, x)
+
+
+def _check(name: str, calls: dict[str, Any], expected: Tensor, x: Tensor) -> None:
+    for form, call in calls.items():
+        if form.startswith("unshifted"):
+            continue
+        error = ((call(x) - expected).abs().max() / expected.abs().max()).item()
+        if not error < TOLERANCE[str(x.dtype).removeprefix("torch.")]:
+            raise RuntimeError(f"{form} {name} is wrong by {error:.1e}: no time is reported")

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from . import goals
+
 
 def environment(device: str) -> dict[str, Any]:
     """Where the numbers come from."""
@@ -69,20 +71,22 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "## Whole models",
         "",
-        "Time of one eager run over that of the network without a shift.",
+        "Time of one run over that of the network without a shift, eager.",
         "",
     ]
     lines += _table(
-        ["model", "frames", "dtype", "patched", "fused", "spread"],
+        ["model", "frames", "dtype", "form", "time", "spread"],
         [
             [
                 row["model"],
                 "x".join(map(str, row["shape"])),
                 row["dtype"],
-                *(f"{row['over_unshifted'][call]:.2f}" for call in ("patched", "fused")),
-                f"{row['spread']['fused']:.0%}",
+                form,
+                f"{ratio:.2f}",
+                f"{row['spread'][form]:.0%}",
             ]
             for row in results["models"]
+            for form, ratio in row["over_unshifted"].items()
         ],
     )
     lines += ["", "## Streaming: one frame of one stream, host overhead included", ""]
@@ -99,7 +103,74 @@ def markdown(results: dict[str, Any]) -> str:
             for row in results["streaming"]
         ],
     )
+    lines += ["", "## Fused kernels and training: GPU only", ""]
+    lines += _table(
+        ["shape", "C_out", "dtype", "residual_shift bandwidth / copy", "shift_conv1x1 speed / conv"],
+        [
+            [
+                "x".join(map(str, row["shape"])),
+                str(row["c_out"]),
+                row["dtype"],
+                f"{row['residual_bandwidth_over_copy']:.2f}",
+                f"{row['conv_speed_over_bare']:.2f}",
+            ]
+            for row in results["fused"]
+        ],
+    )
+    lines += [""]
+    lines += _table(
+        ["model", "train step", "time / unshifted", "spread", "peak MB"],
+        [
+            [
+                row["model"],
+                row["form"],
+                f"{row['over_unshifted']:.2f}",
+                f"{row['spread']:.0%}",
+                f"{(row['peak_bytes'] or 0) / 1e6:.0f}",
+            ]
+            for row in results["training"]
+        ],
+    )
+    lines += _traffic(results["traffic"])
+    lines += ["", "## Goals", ""]
+    lines += _table(["metric", "goal", "measured"], [list(row) for row in goals.table(results)])
     return "\n".join(lines) + "\n"
+
+
+def _traffic(traffic: dict[str, Any]) -> list[str]:
+    lines = ["", "## Bytes: counted, not measured", "", traffic["how"], ""]
+    lines += _table(
+        ["one layer", "times its bytes", "requested", "byte model", "agrees", "kernels"],
+        [
+            [
+                row["code"],
+                f"{row['multiple']:.2f}",
+                f"{row['multiple'] * row['requested'] / row['bytes']:.2f}" if "requested" in row else "",
+                "" if row["model"] is None else f"{row['model']:.2f}",
+                "" if row["model"] is None else "yes" if row["agrees"] else "**no**",
+                str(row.get("kernels", 1)),
+            ]
+            for row in traffic["layers"]
+        ],
+    )
+    if not traffic["networks"]:
+        return [*lines, "", "Whole networks are counted without `--quick`."]
+    lines += [""]
+    lines += _table(
+        ["network, one clip", "form", "MB", "over unshifted, in S", "byte model", "kernels"],
+        [
+            [
+                row["model"],
+                row["form"],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['extra_S']:+.2f}",
+                "" if row["model_S"] is None else f"{row['model_S']:+.0f}",
+                str(row["kernels"]),
+            ]
+            for row in traffic["networks"]
+        ],
+    )
+    return lines
 
 
 def _goal(row: dict[str, Any]) -> str:

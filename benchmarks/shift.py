@@ -10,6 +10,7 @@ from tsm_triton import reference, temporal_shift
 from tsm_triton.functional import fold_counts
 
 from .baselines import SHIFTS
+from .forms import compiled_forms
 from .timing import measure
 
 # [C, H = W] of the inputs of every shifted convolution
@@ -40,6 +41,10 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
         expected = reference.temporal_shift(
             inputs[0], num_segments, *fold_counts(channels, SHIFT_DIV, "bidirectional")
         )
+        if device != "cpu":
+            torch._dynamo.reset()  # a graph a shape, not one for all
+            for name in SHIFTS:
+                calls.update(compiled_forms(name, calls[name]))
         for name, call in calls.items():
             if name != "copy" and not torch.equal(call(inputs[0]), expected):
                 raise RuntimeError(f"{name} of {shape} {dtype} {layout} is wrong: no time is reported")
@@ -72,6 +77,8 @@ def _cases(device: str, quick: bool) -> Iterator[tuple[int, int, int, int, str, 
             for channels, size in (*RESNET50, *MOBILENETV2):
                 for dtype, layout in (("bfloat16", "channels_last"), ("float16", "nchw")):
                     yield num_clips, num_segments, channels, size, dtype, layout
+    for channels, size in ((24, 56), (96, 14), (160, 7)):  # folds of 3, 12 and 20 channels, 49 pixels
+        yield 8, 8, channels, size, "float32", "nchw"
     yield 64, 8, 256, 56, "bfloat16", "channels_last"  # 822 MB
 
 

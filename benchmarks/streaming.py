@@ -19,6 +19,8 @@ from tqdm import tqdm
 from tsm_triton import Streaming, patch, set_num_segments
 from tsm_triton.stepping import StreamStep
 
+from .baselines import with_open_branches
+
 MODELS = ("mobilenetv2_100", "resnet50")
 SIZE = 224
 NUM_FRAMES = 4
@@ -34,9 +36,7 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
     rows = []
     for name in tqdm(MODELS[:1] if quick else MODELS, desc="streaming", disable=None):
         model = timm.create_model(name).eval().to(device, dtype).to(memory_format=torch.channels_last)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):  # where it is zero the check below would see no shift
-                nn.init.ones_(module.weight)
+        with_open_branches(model)
         about = {"model": name, "dtype": str(dtype).removeprefix("torch.")}
         with torch.inference_mode():
             rows.extend({**about, **row} for row in _rows(model, 21 if quick else 101))

@@ -1,0 +1,254 @@
+"""Bytes that code moves, counted from the code without a GPU: nothing here is measured.
+
+Triton kernels run in Triton's interpreter, which is asked for every address that an unmasked lane loads or stores:
+`bytes` counts each address once a kernel for reading and once for writing (what memory must move), `requested` every
+access (what the caches see). What Inductor generates is counted by Inductor's own scheduler, buffer by buffer, after
+it has fused; nothing is built. That is its plan for a CPU, with two choices made as on a GPU: a concatenation is one
+pointwise kernel, and the fused ops stay ops. Other fusions of a GPU may differ. Inductor counts a buffer whole where a
+fused kernel reads a part of it, and a convolution as one read of each input and one write.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, channels_last, nn
+
+from .baselines import SHIFTS, shifted_network
+
+NUM_SEGMENTS = 8
+SHIFT_DIV = 8
+# of a layer: small for the interpreter, channels in the proportion of a bottleneck's conv1
+SHAPE = (16, 256, 4, 4)
+CONV_CHANNELS = 64
+# of the model: a shifted read skips the frames outside the clip, one fold in NUM_SEGMENTS each way
+AGREEMENT = 0.05
+HOW = (
+    "From the code, no GPU: Triton's kernels by the addresses that they load and store in the interpreter (each once; "
+    "`requested` counts every access), Inductor's by its scheduler's own count."
+)
+# performance.md's extra bytes over the network without a shift, in S
+NETWORK_MODEL = {"unshifted": 0, "slicing": 4, "flat": 2, "patched, one-pass shift": 2}
+# multiples of the shifted tensor's bytes: performance.md's extra traffic, with what the unshifted code moves
+BYTE_MODEL = {
+    "temporal_shift, Triton": 2,
+    "residual_shift, Triton": 4,
+    "shift_conv1x1, Triton": None,
+    "the same without a shift, Triton": None,
+    "slicing, Inductor": 4,
+    "concatenating, Inductor": None,
+    "flat, Inductor": 2,
+    "norm + add + relu, Inductor": 3,
+    "norm + add + relu + slicing, Inductor": 7,
+    "norm + add + relu + flat, Inductor": 5,
+}
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Rows of layers and, unless `quick`, of ResNet-50, from a process that interprets its kernels."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "benchmarks.traffic", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return {"how": HOW, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def layers() -> list[dict[str, Any]]:
+    """A row for each form of the shift of one layer; `multiple` is of the bytes of the shifted tensor."""
+    counted = {**_kernels(), **_generated()}
+    unit = torch.Size(SHAPE).numel() * 2
+    weights = CONV_CHANNELS * SHAPE[1] * 2
+    # x in, out out, and the weight; the shift itself is free
+    convolution = 1 + CONV_CHANNELS / SHAPE[1] + weights / unit
+    rows = []
+    for name, counts in counted.items():
+        model = convolution if "conv1x1" in name or "the same" in name else BYTE_MODEL[name]
+        multiple = counts["bytes"] / unit
+        agrees = None if model is None else abs(multiple - model) <= AGREEMENT * model
+        rows.append({"code": name, **counts, "multiple": multiple, "model": model, "agrees": agrees})
+    return rows
+
+
+def interpreted_bytes(call: Callable[[], Any]) -> dict[str, int]:
+    """What the interpreted kernels of a call load and store."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    touched: dict[str, list[np.ndarray]] = {"read": [], "written": []}
+    sizes: set[int] = set()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def record(kind: str, pointers: Any, mask: Any) -> None:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        sizes.add(size)
+        touched[kind].append(np.broadcast_to(pointers.data, mask.data.shape)[mask.data.astype(bool)])
+
+    def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        record("read", pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        record("written", pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    with (
+        patch.object(InterpreterBuilder, "create_masked_load", counted_load),
+        patch.object(InterpreterBuilder, "create_masked_store", counted_store),
+    ):
+        call()
+    if len(sizes) != 1:
+        raise RuntimeError(f"expected interpreted kernels whose elements have one size, got sizes {sizes}")
+    (size,) = sizes
+    read, written = (np.concatenate(touched[kind]) for kind in ("read", "written"))
+    return {
+        "bytes": size * (np.unique(read).size + np.unique(written).size),
+        "requested": size * (read.size + written.size),
+    }
+
+
+class _Counted(Exception):
+    """Ends a compilation whose plan has been counted."""
+
+
+def _kept(*_: Any, **__: Any) -> Any:
+    """The decomposition of an op that Inductor is to call itself."""
+    return NotImplemented
+
+
+def inductor_bytes(function: Callable[..., Any], *inputs: Tensor) -> dict[str, int]:
+    """What the kernels that Inductor plans for a call read and write, and how many they are."""
+    from torch._functorch import config as autograd_config
+    from torch._inductor import config
+    from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
+
+    from tsm_triton.ops.library import DECOMPOSITIONS
+
+    counts: list[int] = []
+
+    def count(scheduler: Any) -> None:
+        nodes = [node for node in scheduler.nodes if not isinstance(node, NopKernelSchedulerNode)]
+        counts.extend(node.get_read_write_buffers_sizes() for node in nodes)
+        raise _Counted
+
+    torch._dynamo.reset()
+    try:
+        with (
+            patch.object(Scheduler, "codegen", count),
+            patch.dict(DECOMPOSITIONS, dict.fromkeys(DECOMPOSITIONS, _kept)),
+            config.patch(fx_graph_cache=False, force_pointwise_cat=True),
+            autograd_config.patch(enable_autograd_cache=False),
+            torch.no_grad(),
+        ):
+            torch.compile(function, fullgraph=True)(*inputs)
+    except Exception:  # Dynamo wraps what a backend raises
+        if not counts:
+            raise
+    # a kernel of no bytes is a view's
+    return {"bytes": sum(counts), "kernels": sum(count > 0 for count in counts)}
+
+
+def _inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    branch, identity = (
+        torch.randn(SHAPE, dtype=torch.float16).contiguous(memory_format=channels_last) for _ in range(2)
+    )
+    scale, bias = torch.randn(2, SHAPE[1], dtype=torch.float16)
+    return branch, identity, scale, bias
+
+
+def _kernels() -> dict[str, dict[str, int]]:
+    """The kernels themselves, below the ops, whose CPU form is another."""
+    from tsm_triton.kernels.residual_shift import residual_shift
+    from tsm_triton.kernels.shift_conv1x1 import shift_conv1x1
+    from tsm_triton.kernels.temporal_shift import temporal_shift
+
+    x, identity, scale, bias = _inputs()
+    weight = torch.randn(CONV_CHANNELS, SHAPE[1], dtype=torch.float16)
+    fold = SHAPE[1] // SHIFT_DIV
+    shift = (NUM_SEGMENTS, fold, fold, True)
+    calls = {
+        "temporal_shift, Triton": lambda: temporal_shift(x, *shift, 1),
+        "residual_shift, Triton": lambda: residual_shift(x, scale, bias, identity, *shift, "relu"),
+        "shift_conv1x1, Triton": lambda: shift_conv1x1(x, weight, None, None, *shift, "relu"),
+        "the same without a shift, Triton": lambda: shift_conv1x1(
+            x, weight, None, None, NUM_SEGMENTS, 0, 0, True, "relu"
+        ),
+    }
+    return {name: interpreted_bytes(call) for name, call in calls.items()}
+
+
+def _generated() -> dict[str, dict[str, int]]:
+    x, identity, scale, bias = _inputs()
+
+    def residual(branch: Tensor, identity: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        return torch.relu(branch * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + identity)
+
+    counted = {}
+    for name, shift in SHIFTS.items():
+        counted[f"{name}, Inductor"] = inductor_bytes(lambda x, f=shift: f(x, NUM_SEGMENTS, SHIFT_DIV), x)
+    counted["norm + add + relu, Inductor"] = inductor_bytes(residual, x, identity, scale, bias)
+    for name in ("slicing", "flat"):
+
+        def joined(*inputs: Tensor, f: Callable[..., Tensor] = SHIFTS[name]) -> tuple[Tensor, Tensor]:
+            y = residual(*inputs)
+            return y, f(y, NUM_SEGMENTS, SHIFT_DIV)
+
+        counted[f"norm + add + relu + {name}, Inductor"] = inductor_bytes(joined, x, identity, scale, bias)
+    return counted
+
+
+def networks(name: str = "resnet50", size: int = 224) -> list[dict[str, Any]]:
+    """A row for each form of a network, for one clip in bfloat16: megabytes, and multiples of S above unshifted."""
+    import tsm_triton
+
+    model = timm.create_model(name).eval().to(torch.bfloat16).to(memory_format=channels_last)
+    x = torch.randn(NUM_SEGMENTS, 3, size, size, dtype=torch.bfloat16).contiguous(memory_format=channels_last)
+    patched = tsm_triton.patch(copy.deepcopy(model), NUM_SEGMENTS)
+    forms: dict[str, nn.Module] = {"unshifted": model}
+    for form in ("slicing", "flat"):
+        forms[form] = shifted_network(model, SHIFTS[form], NUM_SEGMENTS, SHIFT_DIV)
+    forms["patched, one-pass shift"] = patched
+    forms["fused"] = tsm_triton.fuse(patched, example_input=x)
+    shifted_bytes = _shifted_bytes(patched, x)
+    rows = []
+    for form, network in forms.items():
+        counts = inductor_bytes(network, x)
+        extra = (counts["bytes"] - rows[0]["bytes"]) / shifted_bytes if rows else 0.0
+        rows.append(
+            {
+                "model": name,
+                "form": form,
+                **counts,
+                "S": shifted_bytes,
+                "extra_S": extra,
+                "model_S": NETWORK_MODEL.get(form),
+            }
+        )
+    return rows
+
+
+def _shifted_bytes(patched: nn.Module, x: Tensor) -> int:
+    """S: the bytes of all inputs that are shifted."""
+    from tsm_triton.hooks import shift_hooks
+
+    sizes: list[int] = []
+    hooks = shift_hooks(patched)
+    holders = [m for m in patched.modules() if any(h in hooks for h in m._forward_pre_hooks.values())]
+    handles = [
+        module.register_forward_pre_hook(lambda _, args: sizes.append(args[0].nbytes)) for module in holders
+    ]
+    with torch.no_grad():
+        patched(x)
+    for handle in handles:
+        handle.remove()
+    return sum(sizes)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(json.dumps({"layers": layers(), "networks": [] if "--quick" in sys.argv else networks()}))
