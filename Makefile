@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-oldest mutations lint bench sweep clean
+.PHONY: demo test test-slow test-oldest mutations lint bench sweep clean
 
 demo: .venv/installed
 	$(BIN)/tsm-triton demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+# Whole models under the compile backend, outputs and gradients.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # The oldest torch we support, with the triton it brings.
 test-oldest: .venv-oldest/installed

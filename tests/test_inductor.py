@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 import tsm_triton
 from tsm_triton.integrations import inductor
@@ -22,19 +23,42 @@ TOLERANCE = 1e-10
 
 # how many places are fused in training and in inference
 MODELS = {"timm test_resnet": (3, 5), "torchvision mobilenet_v2": (5, 26)}
+NARROW = {"torchvision mobilenet_v2": {"width_mult": 0.25}}
+# the same of whole networks, as users have them
+WHOLE_MODELS = {
+    "timm resnet18": (0, 0),
+    "timm resnet50": (0, 0),
+    "timm resnet101": (0, 0),
+    "timm resnet50d": (0, 0),
+    "timm seresnet50": (0, 0),
+    "timm resnext50_32x4d": (0, 0),
+    "timm regnety_002": (0, 0),
+    "timm mobilenetv2_100": (0, 0),
+    "timm mobilenetv3_small_050": (0, 0),
+    "timm efficientnet_b0": (0, 0),
+    "torchvision resnet18": (0, 0),
+    "torchvision resnet50": (0, 0),
+    "torchvision resnet101": (0, 0),
+    "torchvision resnext50_32x4d": (0, 0),
+    "torchvision regnet_y_400mf": (0, 0),
+    "torchvision mobilenet_v2": (0, 0),
+    "torchvision mobilenet_v3_small": (0, 0),
+    "torchvision efficientnet_b0": (0, 0),
+}
 
 
-def create(name: str) -> nn.Module:
+def create(name: str, **options) -> nn.Module:
     library, name = name.split()
     torch.manual_seed(0)
     make = timm.create_model if library == "timm" else torchvision.models.get_model
-    narrow = {"width_mult": 0.25} if name == "mobilenet_v2" else {}
-    model = make(name, num_classes=5, **narrow)
+    model = make(name, num_classes=5, **options)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
         if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, StochasticDepth):
             module.p = 0.0
     return tsm_triton.patch(model, T, verify=False, example_input=torch.empty(T, *SIZE)).double()
 
@@ -78,7 +102,18 @@ def close(actual, expected, tolerance=TOLERANCE) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_and_infers_as_eager_does(name):
-    model = create(name)
+    assert trained_and_inferred(create(name, **NARROW.get(name, {}))) == MODELS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", WHOLE_MODELS)
+def test_whole_models_train_and_infer_as_eager_does(name):
+    assert trained_and_inferred(create(name)) == WHOLE_MODELS[name]
+
+
+def trained_and_inferred(model: nn.Module) -> tuple[int, ...]:
+    """Compare two training steps and one inference; how many places were fused in each graph."""
     twin, backend = copy.deepcopy(model), Rewriting()
     compiled = torch.compile(twin, backend=backend, fullgraph=True)
     for _ in range(2):  # the second step sees the first one's running statistics
@@ -88,8 +123,8 @@ def test_trains_and_infers_as_eager_does(name):
     with torch.no_grad():
         close([compiled(frames(2))], [model(frames(2))])
     reports = [report for report in backend.reports if report is not None]
-    assert tuple(len(report.fused) for report in reports) == MODELS[name]
-    assert {entry.kind for entry in reports[0].fused} == {"residual + shift"}
+    assert {entry.kind for entry in reports[0].fused} <= {"residual + shift"}
+    return tuple(len(report.fused) for report in reports)
 
 
 class Blocks(nn.Module):
