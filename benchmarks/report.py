@@ -43,7 +43,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines += [
         "## Shift",
         "",
-        "Time over that of a copy of the same tensor (`spread`: half-width of ours).",
+        "Time over that of a copy of the same tensor (`spread`: width of the middle half of ours).",
         "",
     ]
     if results["shift"]:

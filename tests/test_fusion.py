@@ -166,6 +166,28 @@ def test_every_patch_can_be_fused(options):
     assert difference(fused, model, clips(2)) < TOLERANCES[torch.float32]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The tensor attributes? .* assigned during export"
+)  # of the old weight_norm
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        pytest.param(torch.nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore::FutureWarning")),
+    ],
+)
+def test_a_computed_weight_stays_computed(norm):
+    model = create("timm test_resnet")
+    for name, module in list(model.named_modules()):
+        if name in ("conv1.0", "layer1.0.conv1", "layer2.0.conv2"):
+            norm(module)
+    model = patch(model.eval(), T, verify=False)
+    model(clips(1))  # with gradients: the old weight_norm keeps what it computed
+    fused = fuse(model, example_input=EXAMPLE)
+    assert difference(fused, model, clips(2)) < TOLERANCES[torch.float32]
+
+
 def test_a_causal_copy_never_sees_the_future():
     _, fused = patched_and_fused("timm test_resnet", "causal")
     frames = clips(2)
@@ -381,10 +403,31 @@ def test_a_wrong_input_is_refused(shape, message):
         fused(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("example", "error", "message"),
+    [
+        (SIZE, TypeError, "example_input must be a tensor of frames .* got tuple"),
+        (torch.empty(2, T, *SIZE), ValueError, r"example_input must have shape .* got \(2, 4, 3, 64, 64\)"),
+    ],
+)
+def test_a_wrong_example_is_refused(example, error, message):
+    with pytest.raises(error, match=message):
+        fuse(small(), example_input=example)
+
+
+def test_what_is_no_tensor_is_refused():
+    _, fused = patched_and_fused("timm test_resnet")
+    with pytest.raises(TypeError, match="x must be a tensor of frames .* got list"):
+        fused([1])
+
+
 def test_autocast_is_refused():
     _, fused = patched_and_fused("timm test_resnet")
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="expected no autocast"):
-        fused(clips(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError, match="expected no autocast"):
+            fused(clips(1))
+        with pytest.raises(RuntimeError, match="expected no autocast"):
+            fuse(small(), example_input=EXAMPLE)
 
 
 @pytest.mark.cuda

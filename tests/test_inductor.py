@@ -26,24 +26,24 @@ MODELS = {"timm test_resnet": (3, 5), "torchvision mobilenet_v2": (5, 26)}
 NARROW = {"torchvision mobilenet_v2": {"width_mult": 0.25}}
 # the same of whole networks, as users have them
 WHOLE_MODELS = {
-    "timm resnet18": (0, 0),
-    "timm resnet50": (0, 0),
-    "timm resnet101": (0, 0),
-    "timm resnet50d": (0, 0),
-    "timm seresnet50": (0, 0),
-    "timm resnext50_32x4d": (0, 0),
-    "timm regnety_002": (0, 0),
-    "timm mobilenetv2_100": (0, 0),
-    "timm mobilenetv3_small_050": (0, 0),
-    "timm efficientnet_b0": (0, 0),
-    "torchvision resnet18": (0, 0),
-    "torchvision resnet50": (0, 0),
-    "torchvision resnet101": (0, 0),
-    "torchvision resnext50_32x4d": (0, 0),
-    "torchvision regnet_y_400mf": (0, 0),
-    "torchvision mobilenet_v2": (0, 0),
-    "torchvision mobilenet_v3_small": (0, 0),
-    "torchvision efficientnet_b0": (0, 0),
+    "timm resnet18": (7, 7),
+    "timm resnet50": (15, 32),
+    "timm resnet101": (17, 65),
+    "timm resnet50d": (15, 32),
+    "timm seresnet50": (15, 17),
+    "timm resnext50_32x4d": (15, 32),
+    "timm regnety_002": (12, 26),
+    "timm mobilenetv2_100": (5, 25),
+    "timm mobilenetv3_small_050": (4, 17),
+    "timm efficientnet_b0": (4, 23),
+    "torchvision resnet18": (7, 7),
+    "torchvision resnet50": (15, 32),
+    "torchvision resnet101": (17, 65),
+    "torchvision resnext50_32x4d": (15, 32),
+    "torchvision regnet_y_400mf": (15, 32),
+    "torchvision mobilenet_v2": (5, 25),
+    "torchvision mobilenet_v3_small": (2, 16),
+    "torchvision efficientnet_b0": (4, 23),
 }
 
 
@@ -82,7 +82,8 @@ def _fresh_dynamo():
 
 
 def frames(clips: int) -> torch.Tensor:
-    return torch.randn(clips * T, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(clips))
+    x = torch.randn(clips * T, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(clips))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def step(model: nn.Module, call, x: torch.Tensor) -> list[torch.Tensor]:
@@ -144,7 +145,8 @@ class Blocks(nn.Module):
 
 def maps(clips: int, dtype=torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(clips)
-    return torch.randn(clips * T, 8, 5, 5, dtype=dtype, generator=generator)
+    x = torch.randn(clips * T, 8, 5, 5, dtype=dtype, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def test_torch_compile_knows_it_by_name_and_inductor_runs_it(caplog):
@@ -226,6 +228,41 @@ def test_what_it_does_not_recognise_is_left_to_inductor(function):
     x = maps(2)
     torch.testing.assert_close(torch.compile(function, backend=backend)(x), function(x))
     assert backend.reports == [None]
+
+
+class Behind(nn.Module):
+    """A shifted 1x1 convolution, and what a user's model does with its output."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.function = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), function
+
+    def forward(self, x):
+        y = F.relu(self.conv1(tsm_triton.temporal_shift(x, T)))
+        y = F.relu(self.conv2(self.function(y)) + y)
+        return tsm_triton.temporal_shift(y, T)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda y: y * torch.tensor(0.5), id="a constant"),
+        pytest.param(lambda y: y * torch.as_tensor([1.0, 2, 3, 4, 5]), id="constants"),
+        pytest.param(lambda y: y.view(len(y), -1).view(y.shape), id="a view"),
+        pytest.param(lambda y: torch.as_strided(y, (len(y), 200), (200, 1)).view(y.shape), id="strides"),
+    ],
+)
+def test_what_stands_behind_runs_as_in_eager(function, training):
+    model, backend = Behind(function).double(), Rewriting()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    x = maps(2).contiguous()
+    if training:
+        close(step(model, compiled, x), step(model, model, x))
+    else:
+        with torch.no_grad():
+            close([compiled(x)], [model(x)])
+    assert [len(report.fused) for report in backend.reports] == [1]
 
 
 def inside_autocast(x):

@@ -19,8 +19,8 @@ __all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
 class FusedModel(nn.Module):
     """What `fuse` returns: a model of frames, for inference, in channels_last.
 
-    It holds no hooks, its clip length is fixed, and autograd does not reach its parameters. `.to(...)`
-    changes device and dtype; autocast is refused.
+    It holds no hooks, its clip length is fixed, and autograd does not reach its parameters. The graph
+    may name device and dtype: give both to the model before it is fused. Autocast is refused.
 
     Attributes:
         num_segments: T; the frames of a batch are a multiple of it, the number of clips is free.
@@ -39,6 +39,11 @@ class FusedModel(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x must be a tensor of frames [N*T, {', '.join(map(str, self.input_size))}], got "
+                f"{type(x).__name__}."
+            )
         if x.dim() != 4 or tuple(x.shape[1:]) != self.input_size:
             raise ValueError(
                 f"x must have shape [N*T, {', '.join(map(str, self.input_size))}], got {tuple(x.shape)}. "
@@ -52,7 +57,7 @@ class FusedModel(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             raise RuntimeError(
                 "expected no autocast around a fused model, got it enabled. Give the model its dtype instead: "
-                "tsm_triton.fuse(model).to(torch.bfloat16)."
+                "tsm_triton.fuse(model.to(torch.bfloat16))."
             )
         return self.network(x.contiguous(memory_format=torch.channels_last))
 
@@ -74,8 +79,9 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
 
     Raises:
         TypeError: not a module, or a scripted one.
-        RuntimeError: a model that is not patched, in training mode, compiled, with its shift disabled, or
-            that `torch.export` cannot capture for any number of clips.
+        TypeError, ValueError: an example_input that is no tensor of frames.
+        RuntimeError: a model that is not patched, in training mode, compiled, with its shift disabled,
+            inside autocast, or that `torch.export` cannot capture for any number of clips.
 
     Example:
         >>> import timm, torch, tsm_triton
@@ -85,10 +91,31 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
         torch.Size([8, 5])
     """
     check_fusible(model)
+    if example_input is not None and not isinstance(example_input, Tensor):
+        raise TypeError(
+            f"example_input must be a tensor of frames [N*T, C, H, W], got {type(example_input).__name__}. Pass "
+            "torch.empty(1, 3, H, W): only its size is read."
+        )
+    if example_input is not None and example_input.dim() != 4:
+        raise ValueError(
+            f"example_input must have shape [N*T, C, H, W], got {tuple(example_input.shape)}. Pass clips with "
+            "their frames on the first axis: video.flatten(0, 1)."
+        )
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
     input_size = input_shape(model, example_input)[1:]
-    network, report = rewritten(_captured(copy.deepcopy(model), num_segments, input_size))
+    network, report = rewritten(_captured(_copied(model), num_segments, input_size))
     return FusedModel(network, num_segments, input_size, report)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    # what the last forward with gradients left behind (torch.nn.utils.weight_norm), which deepcopy refuses
+    return copy.deepcopy(model, {id(value): value.detach() for value in computed})
 
 
 def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:
@@ -125,6 +152,11 @@ def check_fusible(model: nn.Module) -> None:
         raise RuntimeError(
             f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "
             "first: fusing folds the running statistics of batch-norm."
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise RuntimeError(
+            "expected no autocast around fuse, got it enabled: the copy would hold its casts. Give the model its "
+            "dtype instead: tsm_triton.fuse(model.to(torch.bfloat16)) outside of it."
         )
     if not all(hook.enabled for hook in hooks):
         raise RuntimeError(

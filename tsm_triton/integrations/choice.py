@@ -4,8 +4,8 @@ On a GPU nothing has been timed yet. The rule there follows the byte model: a fu
 the separate ones move it two to four times, so it is taken wherever it needs no copy to another layout.
 
 On a CPU the ops are made of torch's own operators, the same ones that the graph calls without them, but for sums
-and activations in place: `python -m benchmarks` times whole models (one thread of a Xeon, float32: ResNet-50 1.06
-of the unshifted network patched and 1.03 fused, MobileNetV2 1.10 and 0.99).
+and activations in place: `python -m benchmarks` times whole models, patched and fused
+(benchmarks/results/<device>/results.md).
 """
 
 from torch import Tensor
@@ -25,7 +25,8 @@ def is_faster(kind: str, x: Tensor) -> bool:
         return True
     if kind == "conv1x1" and statically_known_true(x.shape[2] * x.shape[3] == 1):
         return False  # a pooled vector: no traffic to save, and one more shape to tune
-    return x.device.type == "cpu" or _is_channels_last(x)
+    # The op's output is channels_last: a convolution of NCHW maps keeps to NCHW, and views behind it rely on that.
+    return _is_channels_last(x)
 
 
 def takes_norm(x: Tensor) -> bool:

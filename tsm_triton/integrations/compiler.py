@@ -83,7 +83,8 @@ def rewrite(graph: Graph, *, training: bool = False) -> FusionReport:
         ...
         ...     def forward(self, x):
         ...         return self.conv(tsm_triton.temporal_shift(x, 4)).relu()
-        >>> program = torch.export.export(Branch(), (torch.randn(8, 16, 3, 3),))
+        >>> x = torch.randn(8, 16, 3, 3).contiguous(memory_format=torch.channels_last)
+        >>> program = torch.export.export(Branch(), (x,))
         >>> print(rewrite(program.module().graph))
         1 fused, 0 left, 0 batch-norms folded
         fused  conv  shift + conv1x1  relu
@@ -313,7 +314,8 @@ def fold_constants(module: GraphModule, report: FusionReport) -> None:
         conv.args = (conv.args[0], weight, bias, *conv.args[3:])
         rewriting.replace(norm, conv)
     for node in list(graph.nodes):
-        if node.target in (folded_weight, folded_bias, running_affine):
+        constants = all(x.op == "get_attr" for x in node.all_input_nodes)  # no computed weight
+        if node.target in (folded_weight, folded_bias, running_affine) and constants:
             _compute(module, node)
     graph.eliminate_dead_code()
     graph.lint()

@@ -6,12 +6,14 @@ residual sums are joined with their shifts; else also the 1x1 convolutions. Auto
 functions of the graph and do the rest.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
@@ -69,7 +71,9 @@ def rewritten(module: GraphModule) -> tuple[GraphModule, FusionReport] | None:
     if not any(_is_shift(node) for node in module.graph.nodes) or not _is_plain(module, inputs):
         return None
     training = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    with preserve_node_meta():
+    # in the inputs' own fake mode: a constant that the forward makes would be a real tensor outside of it
+    fake = next((x.fake_mode for x in inputs if isinstance(x, FakeTensor)), contextlib.nullcontext())
+    with preserve_node_meta(), fake:
         traced = make_fx(Interpreter(module).run, pre_dispatch=True)(*inputs)
     for old, new in zip(placeholders, traced.graph.find_nodes(op="placeholder"), strict=True):
         # which inputs are parameters, among others

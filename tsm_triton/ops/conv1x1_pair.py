@@ -50,12 +50,12 @@ def _on_cuda(
     from ..kernels import conv1x1_shift_conv1x1 as kernel
 
     *counts, activation, next_activation = shift
-    small = max(x.shape[1], identity.shape[1]) * x.shape[2] * x.shape[3] <= MAX_FRAME
-    if not small or not kernel.takes(x, next_weight, counts[0]):
-        return _one_by_one(x, weight, bias, identity, next_weight, next_bias, *shift)
     check(x, weight, bias, identity, counts[0], 0, 0, True, activation)
     # y's shape is identity's
     check(identity, next_weight, next_bias, None, *counts, next_activation)
+    small = max(x.shape[1], identity.shape[1]) * x.shape[2] * x.shape[3] <= MAX_FRAME
+    if not small or not kernel.takes(x, next_weight, counts[0]):
+        return _one_by_one(x, weight, bias, identity, next_weight, next_bias, *shift)
     return kernel.conv1x1_shift_conv1x1(x, weight, bias, identity, next_weight, next_bias, *shift)
 
 
