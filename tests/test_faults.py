@@ -9,7 +9,17 @@ import timm
 import torch
 from torch import nn
 
-from tsm_triton import Streaming, fuse, is_patched, patch, patching, unpatch
+from tsm_triton import (
+    Streaming,
+    fuse,
+    fused_stepping,
+    fusion,
+    is_patched,
+    patch,
+    patching,
+    streaming,
+    unpatch,
+)
 from tsm_triton.cli import main
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_frames
@@ -68,14 +78,24 @@ def test_a_patch_that_fails_leaves_no_hook(model, monkeypatch, where, name, numb
 @pytest.mark.parametrize(
     "error", [OutOfMemory("out of memory"), KeyboardInterrupt()], ids=["memory", "ctrl-c"]
 )
-def test_a_fusion_that_fails_leaves_the_model_as_it_was(model, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (torch.export, "export"),
+        (fusion, "rewrite"),
+        (fusion, "fold_constants"),
+        (fusion, "GraphModule"),
+    ],
+)
+def test_a_fusion_that_fails_leaves_the_model_as_it_was(model, monkeypatch, where, name, error):
     patch(model, num_segments=2)
     frames = torch.randn(4, 3, 32, 32)
-    before = model(frames)
+    before, keys = model(frames), list(model.state_dict())
     with monkeypatch.context() as patched:
-        patched.setattr(torch.export, "export", failing_at(torch.export.export, 0, error))
+        patched.setattr(where, name, failing_at(getattr(where, name), 0, error))
         with pytest.raises((RuntimeError, KeyboardInterrupt)):
-            fuse(model)
+            fuse(model, example_input=frames)
+    assert list(model.state_dict()) == keys
     assert is_patched(model)
     assert_same_bits(model(frames), before)
     torch.testing.assert_close(fuse(model, example_input=frames)(frames), before, rtol=1e-3, atol=1e-4)
@@ -97,6 +117,60 @@ def test_a_frame_that_fails_is_as_if_it_never_came(model, monkeypatch, fails_at)
     for frame, wanted in zip(frames[1:], expected[1:], strict=True):
         assert_same_bits(disturbed(frame), wanted)
     unpatch(model)
+
+
+@pytest.mark.parametrize("method", ["index_copy", "clamp", "put_streams"])
+def test_a_frame_that_fails_behind_the_model_is_as_if_it_never_came(model, monkeypatch, method):
+    patch(model, num_segments=4, direction="causal")
+    frames = torch.randn(4, 2, 3, 32, 32)
+    stream = Streaming(model, every=2, consensus=2)
+    stream(frames[0])
+    stream.reset([1])  # the next frame is due there alone
+    before = stream.state_dict()
+    where = streaming if method == "put_streams" else torch.Tensor
+    with monkeypatch.context() as patched:
+        patched.setattr(where, method, failing_at(getattr(where, method), 0, OutOfMemory("no memory")))
+        with pytest.raises(OutOfMemory):
+            stream(frames[1])
+    after = stream.state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert_same_bits(after[key], value)
+    twin = Streaming(model, every=2, consensus=2)
+    twin.load_state_dict(before)
+    for frame in frames[1:]:
+        assert_same_bits(stream(frame), twin(frame))
+
+
+@pytest.mark.parametrize("method", ["new_zeros", "clamp"])
+def test_a_first_frame_that_fails_lets_another_size_begin(model, monkeypatch, method):
+    stream = Streaming(patch(model, direction="causal"), consensus=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, method, failing_at(None, 0, OutOfMemory("no memory")))
+        with pytest.raises(OutOfMemory):
+            stream(torch.randn(2, 3, 32, 32))
+    assert not any(cache.any() for cache in stream._caches)
+    frame = torch.randn(1, 3, 64, 64)
+    assert_same_bits(stream(frame), Streaming(model)(frame))
+
+
+@pytest.mark.parametrize("where", ["_captured", "rewritten", "replace"])
+@pytest.mark.parametrize(
+    "error", [OutOfMemory("out of memory"), KeyboardInterrupt()], ids=["memory", "ctrl-c"]
+)
+def test_a_fused_stream_that_fails_to_make_its_copy_keeps_the_one_before(model, monkeypatch, where, error):
+    stream = Streaming(patch(model, direction="causal"), fused=True)
+    frame = torch.randn(1, 3, 32, 32)
+    expected = stream(frame)
+    network, report = stream.step.network, stream.step.report
+    stream.reset()
+    with monkeypatch.context() as patched:
+        patched.setattr(fused_stepping, where, failing_at(None, 0, error))
+        with pytest.raises(type(error)):
+            stream(torch.randn(1, 3, 64, 64))
+    assert stream.step.network is network
+    assert stream.step.report is report
+    assert_same_bits(stream(frame), expected)
 
 
 STREAM = """

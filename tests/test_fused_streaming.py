@@ -175,6 +175,17 @@ def test_takes_the_options_of_a_stream(small):
             assert difference(actual, wanted) < TOLERANCES[torch.float32]
 
 
+def test_holds_its_caches_once(small):
+    frame = torch.randn(2, 3, 32, 32)
+    fused = Streaming(small, fused=True)
+    fused(frame)
+    memory = [cache.data_ptr() for cache in fused._caches]
+    assert fused._staged is None
+    fused(frame)
+    fused.load_state_dict(fused.state_dict())
+    assert [cache.data_ptr() for cache in fused._caches] == memory
+
+
 def test_goes_on_from_an_unfused_state_and_back(small):
     frames = frames_of(2, 3, 32, torch.float32)
     plain = Streaming(small)

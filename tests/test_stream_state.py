@@ -167,6 +167,70 @@ def test_a_state_that_does_not_belong_names_what_is_wrong_and_changes_nothing(sm
     assert all(torch.equal(value, before[key]) for key, value in stream.state_dict().items())
 
 
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("frame_shape", ones(3), r"'frame_shape' four positive integers .* got torch.int64 \[3\]"),
+        (
+            "frame_shape",
+            torch.tensor([2.0, 3, 32, 32]),
+            "'frame_shape' four positive integers .* torch.float32",
+        ),
+        ("frame_shape", torch.tensor([3, 3, 32, 32]), "'ages' an integer for each of 3 streams"),
+        ("ages", ones(3), r"'ages' an integer for each of 2 streams, got torch.int64 \[3\]"),
+        ("consensus.seen", ones(1), "'consensus.seen' an integer for each of 2 streams"),
+        ("consensus.logits", torch.ones(3, 2, 5), "'consensus.logits' the last logits of 2 streams"),
+        ("last.logits", torch.ones(3, 5), "'last.logits' a row for each of 2 streams"),
+        ("cache", torch.ones(3, 2, 8, 8), "rows for each of 2 streams, got .* made as that one was"),
+        ("cache", torch.ones(2, 2, 8, 9), "the shape of the frames before it"),
+        ("ages", [1, 1], "expected the state of a stream, a tensor at 'ages', got list. Pass"),
+    ],
+)
+def test_a_damaged_state_changes_nothing(small, key, value, message):
+    frames = frames_of(2, 2)
+    stream, twin = (Streaming(small, consensus=2, every=2) for _ in range(2))
+    for each in (stream, twin):
+        each(frames[:, 0])
+    state = stream.state_dict()
+    key = next(iter(state)) if key == "cache" else key
+    with pytest.raises(TypeError if isinstance(value, list) else ValueError, match=message):
+        stream.load_state_dict(state | {key: value})
+    after = stream.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    assert torch.equal(stream(frames[:, 1]), twin(frames[:, 1]))
+
+
+def test_a_stream_keeps_no_size_of_before_it_was_loaded():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=2, dynamic_img_size=True)
+    model = causal(model)
+    wide, high = (torch.randn(1, 3, *size).double() for size in ((64, 96), (96, 64)))  # as many tokens
+    saved, stream = Streaming(model), Streaming(model)
+    saved(high)
+    stream(wide)
+    stream.load_state_dict(saved.state_dict())
+    assert torch.equal(stream(high), saved(high))
+    stream.reset()
+    expected = Streaming(model)
+    for _ in range(2):
+        assert_close(stream(wide), expected(wide))
+
+
+def test_a_loaded_window_keeps_its_memory(small):
+    frames = frames_of(1, 2)
+    stream = Streaming(small, consensus=2)
+    stream(frames[:, 0])
+    state = stream.state_dict()
+    expected = stream(frames[:, 1])
+    memory = [x.data_ptr() for x in stream._window]
+    stream.load_state_dict(state)
+    assert torch.equal(stream(frames[:, 1]), expected)
+    assert [x.data_ptr() for x in stream._window] == memory
+
+
 def test_a_stream_moves_to_another_device(small):
     frames = frames_of(1, 3)
     stream = Streaming(small, consensus=1)
@@ -281,9 +345,12 @@ def test_bad_arguments_say_what_was_expected(small):
         Streaming(small, every=1.5)  # type: ignore[arg-type]
     stream = Streaming(small)
     frame = frames_of(2, 1)[:, 0]
+    stream.reset([])
+    with pytest.raises(ValueError, match="a stream that has seen a frame, got reset of 0 before the first"):
+        stream.reset([0])
     stream(frame)
     before = stream.state_dict()
-    with pytest.raises(ValueError, match="expected streams from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="expected streams from 0 to 1, got 2. They are numbered"):
         stream.reset([0, 2])
     for wrong in (1, torch.tensor([True, False])):
         with pytest.raises(TypeError, match=r"indices must be (several )?numbers of streams, got"):

@@ -1,6 +1,8 @@
 """One patched model on several threads, and patched models and videos in several processes."""
 
 import copy
+import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,26 +11,29 @@ import timm
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tsm_triton import patch
+from tsm_triton import Streaming, packed_clips, patch
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_clip
 
 from .video_files import write_video
 
 
-def small(name: str = "test_resnet") -> torch.nn.Module:
+def small(**options) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5).eval().requires_grad_(False)
-    return patch(model, num_segments=2)
+    model = timm.create_model("test_resnet", num_classes=5).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and name.endswith("weight"):  # no branch may hide its shift
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return patch(model, num_segments=2, **options)
 
 
-def outputs_of_threads(functions):
-    """What each function returns, started at the same moment on a thread of its own."""
+def outputs_of_threads(functions, times=5):
+    """What each function returns each time, started at the same moment on a thread of its own."""
     start = threading.Barrier(len(functions))
 
     def call(function):
         start.wait()
-        return [function() for _ in range(5)]
+        return [function() for _ in range(times)]
 
     with ThreadPoolExecutor(len(functions)) as pool:
         return [future.result() for future in [pool.submit(call, function) for function in functions]]
@@ -58,15 +63,67 @@ def test_a_model_is_copied_while_it_runs():
         assert_same_bits(output, expected)
 
 
+def streamed(model, video, **options):
+    stream = Streaming(model, **options)
+    return torch.cat([stream(frame) for frame in video])
+
+
+@pytest.mark.parametrize("kind", ["eager", "compiled", "fused"])
+def test_threads_stream_a_model_beside_clips_of_it(kind):
+    model, options = small(direction="causal"), dict(fused=kind == "fused")
+    run = torch.compile(model, backend="eager", fullgraph=True) if kind == "compiled" else model
+    clip = torch.randn(2, 3, 32, 32)
+    videos = torch.randn(2, 10, 1, 3, 32, 32)
+    expected = [model(clip), *(streamed(model, video, **options) for video in videos)]
+    jobs = [lambda: run(clip), *(lambda video=video: streamed(run, video, **options) for video in videos)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        results = outputs_of_threads(jobs, times=1 if options["fused"] else 5)
+    finally:
+        sys.setswitchinterval(interval)
+    for outputs, alone in zip(results, expected, strict=True):
+        for output in outputs:
+            assert_same_bits(output, alone)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_inside_a_call_is_a_plain_model(copied, monkeypatch):
+    model, copies = small(direction="causal"), []
+    frames = torch.randn(2, 3, 32, 32)
+    expected = model(frames)
+    stream, head = Streaming(model), torch.nn.Linear.forward
+    stream(frames[:1])
+
+    def copying(self, x):
+        copies.append(copied(model))
+        return head(self, x)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.Linear, "forward", copying)
+        stream(frames[1:])
+        with packed_clips(model, [1, 1]):
+            model(frames)
+    assert len(copies) == 2
+    for twin in copies:
+        assert_same_bits(twin(frames), expected)
+
+
 @pytest.mark.cuda
-def test_streams_share_a_model():
+def test_cuda_streams_share_a_model():
     model = small().cuda()
     batches = [torch.randn(2 * clips, 3, 64, 64, device="cuda") for clips in (1, 2, 3)]
     expected = [model(batch) for batch in batches]
     torch.cuda.synchronize()
-    for batch, alone in zip(batches, expected, strict=True):
-        with torch.cuda.stream(torch.cuda.Stream()):
-            torch.testing.assert_close(model(batch), alone)
+    streams, outputs = [torch.cuda.Stream() for _ in batches], []
+    for stream, batch in zip(streams, batches, strict=True):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(500_000_000)  # cycles: a quarter of a second, until all are under way
+            outputs.append(model(batch))
+    assert not any(stream.query() for stream in streams)
+    torch.cuda.synchronize()
+    for output, alone in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, alone)
 
 
 class Clips(Dataset):

@@ -22,6 +22,7 @@ class FusedStep(StreamStep):
     residual sum behind it; batch-norms are folded. The copy is made for a size of frames by `init_state`, or
     else by the first frame, with the weights of that moment, and is made again for another size, dtype or
     device. It takes any number of streams. Autograd does not reach its parameters, and autocast is refused.
+    Threads may share a step once it has its copy, each with frames of that size.
 
     Args:
         model: a model patched with `direction="causal"`, in evaluation mode and not compiled; it is not changed.
@@ -104,13 +105,13 @@ class FusedStep(StreamStep):
                 f"got {self.made_for or 'none'}. Call init_state(frame) before torch.compile or torch.export."
             )
         check_fusible(self.model)
-        network = _captured(self.model, self.features, frame, state)
-        self.network, report = rewritten(network)
+        network, report = rewritten(_captured(self.model, self.features, frame, state))
         for entries in (report.fused, report.left):  # traced inside this module: the names of the model's own
             entries[:] = [replace(entry, site=entry.site.removeprefix("model.")) for entry in entries]
-        self.report = report
+        self.made_for = None  # Ctrl-C on the next line may not leave a copy under another's size
+        self.network, self.report = network, report
         self.made_for = kind
-        return self.network
+        return network
 
 
 def _captured(model: nn.Module, features: bool, frame: Tensor, state: Sequence[Tensor]) -> GraphModule:

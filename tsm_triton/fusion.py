@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from .integrations.compiler import Fusion, FusionReport, fold_constants, rewrite
 from .integrations.tracing import input_shape
 
 __all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
+
+# torch.export holds what it does in globals
+_CAPTURING = threading.Lock()
 
 
 class FusedModel(nn.Module):
@@ -197,8 +201,9 @@ def capture(
     """
     module = module.requires_grad_(False).to(memory_format=torch.channels_last)
     try:
-        program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
-        return program.module(check_guards=False)  # type: ignore[return-value]
+        with _CAPTURING:
+            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+            return program.module(check_guards=False)  # type: ignore[return-value]
     except Exception as error:
         raise RuntimeError(
             f"expected a model that torch.export captures for {wanted}, got {type(error).__name__} for {name}. "

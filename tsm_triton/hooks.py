@@ -24,16 +24,27 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class _OfThread(threading.local):
+    """A value of each thread, which a copy or a pickle begins anew."""
+
+    def __init__(self, value: Any) -> None:
+        self.first = value
+        # on the instance: torch.compile does not guard what a class has too
+        self.value = value
+
+    def __reduce__(self) -> tuple[type["_OfThread"], tuple[Any]]:
+        return _OfThread, (self.first,)
+
+
 class ShiftHook:
     """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
 
     Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
-    them, so changing one on an installed hook recompiles correctly. Where the argument has several rows a
-    frame, sorted by frame (windows), `counter` knows how many frames there are.
+    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs,
+    `step` and `boundaries`, is not copied. Where the argument has several rows a frame, sorted by frame
+    (windows), `counter` knows how many frames there are.
     """
 
-    # what stands in for the shift while tsm_triton.stepping runs the model on one frame
-    step: Callable[[Tensor], Tensor] | None = None
     # where clips of different lengths begin, inside `packed_clips`
     boundaries: Tensor | None = None
 
@@ -51,6 +62,19 @@ class ShiftHook:
         self.channel_dim = channel_dim
         self.counter = counter
         self.enabled = True
+        self._step = _OfThread(None)
+
+    @property
+    def step(self) -> Callable[[Tensor], Tensor] | None:
+        """What stands in for the shift while `tsm_triton.stepping` runs the model on this thread."""
+        return self._step.value
+
+    @step.setter
+    def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
+        self._step.value = step
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "boundaries"}
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -92,15 +116,6 @@ class ShiftHook:
         )
 
 
-class _Frames(threading.local):
-    """A number of each thread, which a copy or a pickle begins anew."""
-
-    number = 1
-
-    def __reduce__(self) -> tuple[type["_Frames"], tuple[()]]:
-        return _Frames, ()
-
-
 class FrameCounter:
     """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
 
@@ -108,19 +123,19 @@ class FrameCounter:
     """
 
     def __init__(self) -> None:
-        self._eager = _Frames()
+        self._eager = _OfThread(1)
         self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
 
     @property
     def frames(self) -> int:
-        return self._traced if torch.compiler.is_compiling() else self._eager.number
+        return self._traced if torch.compiler.is_compiling() else self._eager.value
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         if torch.compiler.is_compiling():
             self._traced = x.shape[0]
         else:
-            self._eager.number = x.shape[0]
+            self._eager.value = x.shape[0]
 
 
 def is_patched(model: nn.Module) -> bool:

@@ -20,7 +20,8 @@ class StreamStep(nn.Module):
     site at the frame before, zero at a stream's start. Nothing is kept between calls, and the state passed
     in is not written. The module can be compiled with `fullgraph=True` and exported, and is differentiable.
 
-    While a call runs, the hooks of the model hold its caches: one thread at a time may call a model.
+    While a call runs, the hooks of the model hold its caches, for its thread alone: others may call the model,
+    and this step, side by side.
 
     Args:
         model: a model patched with `direction="causal"`.

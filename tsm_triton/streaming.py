@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .fused_stepping import FusedStep
 from .stepping import StreamStep, put_streams, take_streams
+from .stream_state import check_state
 
 __all__ = ["Streaming"]
 
@@ -20,10 +21,9 @@ class Streaming:
     unshifted network, and the outputs are those of the patched model on the whole clip. Caches begin at zero.
     They are allocated at the first frame, in the dtype that enters each site, and keep their addresses: a
     call allocates its outputs only and, with `every=1`, can be captured in a CUDA graph. A frame that fails
-    (an exception inside the model) leaves every cache as it was before.
+    leaves all that is remembered as it was before.
 
-    One thread at a time may call a model, through however many `Streaming` objects: its hooks hold the caches
-    of the call that runs. Streams of different threads need copies of the model, or a lock around the calls.
+    Threads may share a model, each with `Streaming` objects of its own, and run clips through it meanwhile.
 
     Args:
         model: a model patched with `direction="causal"`, in evaluation mode; compiled or not.
@@ -35,6 +35,7 @@ class Streaming:
         fused: run an inference copy of the model, rewritten as `fuse` rewrites it, each shift part of the 1x1
             convolution behind it where there is one. The copy is made at the first frame, in some seconds, with
             the weights of that moment; `print(stream.step.report)` then says what was fused, what not and why.
+            A call allocates what each site keeps as well, and copies it to the caches.
 
     Attributes:
         step: the same without hidden state, `logits, state = stream.step(frame, state)`: an `nn.Module` to
@@ -97,7 +98,8 @@ class Streaming:
     def cache_bytes(self) -> int:
         """What one stream remembers, in bytes; 0 before the first frame.
 
-        As much again is held to write a frame's values to until the whole frame has succeeded.
+        As much again is held to write a frame's values to until the whole frame has succeeded; a fused
+        stream allocates that anew each frame.
         """
         return sum(cache.nbytes for cache in self._caches) // max(1, self.num_streams)
 
@@ -110,15 +112,21 @@ class Streaming:
         self._prepare(frame)
         due = [i for i, age in enumerate(self._ages) if age % self.every == 0]
         output = None
-        if len(due) == self.num_streams:
-            output = self._whole_batch(frame)
-        elif due:
-            output = self._part_of_batch(frame, torch.tensor(due, device=frame.device))
+        if due:
+            rows = None if len(due) == self.num_streams else torch.tensor(due, device=frame.device)
+            output, kept = self._kept(frame, rows)
+            self._check_output(output)
+            output, window = self._averaged(output, rows)
+            last = self._last if self.every == 1 else self._merged(output, rows)
+            # nothing is computed from here on: a frame that fails has changed nothing
+            _overwrite(self._caches, kept)
+            self._window = self._window or window
+            _overwrite(self._window, window)
+            self._last = last
+        self._fresh = False
         if self.every == 1:
             return output
         self._ages = [age + 1 for age in self._ages]
-        if output is not None:
-            self._last = output if self.step.features else (output,)
         return self._last if self.step.features else self._last[0]
 
     def init_state(self, frame_or_shape: Tensor | Sequence[int]) -> list[Tensor]:
@@ -136,7 +144,6 @@ class Streaming:
         """
         chosen = list(range(self.num_streams)) if indices is None else self._numbers(indices)
         if indices is None:
-            self._fresh = True
             rows = [*self._caches, *self._window]
         else:
             # k rows a stream, where a site sees k windows of each frame
@@ -150,6 +157,7 @@ class Streaming:
             torch._foreach_zero_(rows)  # pyright: ignore[reportPrivateImportUsage]
         for i in chosen:
             self._ages[i] = 0
+        self._fresh |= indices is None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all that the streams remember, flat and plain, as `torch.save` and safetensors take it.
@@ -174,20 +182,18 @@ class Streaming:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where a `state_dict` was taken, on the model's device.
 
-        Caches of the same shapes are overwritten in place, others are allocated.
+        For frames of the same shape the caches are overwritten in place, else they are allocated.
 
         Raises:
-            ValueError: keys that are missing or unexpected, or of a stream with another `consensus`; the
-                streams stay as they were.
+            TypeError, ValueError: keys that are missing or unexpected, tensors that do not fit each other, or
+                of a stream with another `consensus`; the streams stay as they were.
         """
         if not state:
             return self._forget()
         caches = [f"cache.{name}" for name in self.step.names]
-        expected = {*caches, "frame_shape", "ages"}
-        if self.consensus is not None:
-            expected |= {"consensus.logits", "consensus.seen"}
-        if self.every > 1:
-            expected |= {"last.logits", "last.features"} if self.step.features else {"last.logits"}
+        window = ["consensus.logits", "consensus.seen"] if self.consensus is not None else []
+        last = ["last.logits", "last.features"][: 1 + self.step.features] if self.every > 1 else []
+        expected = {"frame_shape", "ages", *caches, *window, *last}
         missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
         if missing or unexpected:
             raise ValueError(
@@ -196,28 +202,20 @@ class Streaming:
                 f"{', '.join(missing) or 'nothing'} is missing and {', '.join(unexpected) or 'nothing'} is "
                 "unexpected. Make the stream as the saved one was made."
             )
-        window = [state[key] for key in ("consensus.logits", "consensus.seen") if key in expected]
-        if window and window[0].shape[1] != self.consensus:
-            raise ValueError(
-                f"expected the state of a stream with consensus={self.consensus}, got {window[0].shape[1]}"
-            )
+        held = dict(zip((*caches, *window), (*self._caches, *self._window), strict=False))
+        shape, ages = check_state(state, self.consensus, self._shape, held)
         device = next(self.model.parameters()).device
-        loaded = [state[key] for key in caches]
-        same = [
-            (x.shape, x.dtype, x.device) == (y.shape, y.dtype, device)
-            for x, y in zip(self._caches, loaded, strict=False)
-        ]
-        if same and all(same):
-            _overwrite(self._caches, [x.to(device) for x in loaded])
+        loaded = [state[key] for key in (*caches, *window)]
+        kinds = [(x.shape, x.dtype, x.device) for x in held.values()]
+        newest = _copies((state[key] for key in last), device)
+        if shape == self._shape and kinds == [(x.shape, x.dtype, device) for x in loaded]:
+            _overwrite(list(held.values()), [x.to(device) for x in loaded])
         else:
-            self._allocate(_copies(loaded, device))
+            loaded = _copies(loaded, device)
+            self._allocate(loaded[: len(caches)])
+            self._window = loaded[len(caches) :]
             self._kind = None
-        self._shape = tuple(state["frame_shape"].tolist())
-        self._ages = state["ages"].tolist()
-        self._window = _copies(window, device)
-        last = [state[key] for key in ("last.logits", "last.features") if key in expected]
-        self._last = tuple(_copies(last, device))
-        self._fresh = False
+        self._shape, self._ages, self._last, self._fresh = shape, ages, tuple(newest), False
 
     def to(self, device: torch.device | str) -> "Streaming":
         """Move what the streams remember; the model is moved by its own `to`.
@@ -225,10 +223,9 @@ class Streaming:
         Returns:
             The same object.
         """
+        window, last = _copies(self._window, device), _copies(self._last, device)
         self._allocate(_copies(self._caches, device))
-        self._window = _copies(self._window, device)
-        self._last = tuple(x.to(device) for x in self._last)
-        self._kind = None
+        self._window, self._last, self._kind = window, tuple(last), None
         return self
 
     def __repr__(self) -> str:
@@ -240,8 +237,8 @@ class Streaming:
 
     def _forget(self) -> None:
         self._caches: list[Tensor] = []
-        # where a frame's values go until all of it has succeeded
-        self._staged: list[Tensor] = []
+        # where a frame's values go until all of it has succeeded, unless the step makes them itself
+        self._staged: list[Tensor] | None = None
         # of `consensus`: the last logits [B, consensus, num_classes], and how many were seen [B]
         self._window: list[Tensor] = []
         # of `every`: the last logits, and the last features if asked for
@@ -254,9 +251,10 @@ class Streaming:
         self._fresh = True
 
     def _allocate(self, caches: list[Tensor]) -> None:
+        if not isinstance(self.step, FusedStep):  # whose graph makes its own
+            with torch.inference_mode(False):
+                self._staged = [torch.empty_like(cache) for cache in caches]
         self._caches = caches
-        with torch.inference_mode(False):
-            self._staged = [torch.empty_like(cache) for cache in caches]
 
     def _prepare(self, frame: Tensor) -> None:
         """Allocate the caches at the first frame, and see that the next ones are like it."""
@@ -277,24 +275,23 @@ class Streaming:
             self._forget()
             self._allocate(caches)
             self._kind, self._shape, self._ages = kind, kind[0], [0] * frame.shape[0]
-        self._fresh = False
 
-    def _whole_batch(self, frame: Tensor) -> Any:
-        output, new = self.step.run(frame, self._caches, self._staged)
-        self._check_output(output)
-        ran = [pair for pair in zip(self._caches, new, strict=True) if pair[0] is not pair[1]]
-        if ran:
-            _overwrite(*map(list, zip(*ran, strict=True)))
-        return self._averaged(output, None)
+    def _kept(self, frame: Tensor, rows: Tensor | None) -> tuple[Any, list[Tensor]]:
+        """What the model makes of the given streams (None: of all), and the caches behind it."""
+        if rows is None:
+            return self.step.run(frame, self._caches, self._staged)
+        state = take_streams(self._caches, rows, self.num_streams)
+        output, new = self.step.run(frame[rows], state, None)
+        kept = [cache.clone() for cache in self._caches]
+        put_streams(kept, rows, new, self.num_streams)
+        return output, kept
 
-    def _part_of_batch(self, frame: Tensor, due: Tensor) -> Any:
-        state = take_streams(self._caches, due, self.num_streams)
-        output, new = self.step.run(frame[due], state, None)
-        put_streams(self._caches, due, new, self.num_streams)
-        output = self._averaged(output, due)
-        rows = output if self.step.features else (output,)
-        merged = tuple(old.index_copy(0, due, row) for old, row in zip(self._last, rows, strict=True))
-        return merged if self.step.features else merged[0]
+    def _merged(self, output: Any, rows: Tensor | None) -> tuple[Tensor, ...]:
+        """The last predictions of all streams, with new ones of those given."""
+        new = output if self.step.features else (output,)
+        if rows is None:
+            return new
+        return tuple(old.index_copy(0, rows, row) for old, row in zip(self._last, new, strict=True))
 
     def _check_output(self, output: Any) -> None:
         logits = output[0] if self.step.features else output
@@ -304,26 +301,24 @@ class Streaming:
                 f"{type(self.model).__name__}. consensus and every take a model with one output."
             )
 
-    def _averaged(self, output: Any, rows: Tensor | None) -> Any:
-        """With the mean of the last logits of the given streams (None: of all), these included."""
+    def _averaged(self, output: Any, rows: Tensor | None) -> tuple[Any, list[Tensor]]:
+        """With the mean of the last logits of the given streams (None: of all), these included; the window."""
         if self.consensus is None:
-            return output
+            return output, []
         logits = output[0] if self.step.features else output
-        if not self._window:
-            with torch.inference_mode(False):
-                shape = (self.num_streams, self.consensus, *logits.shape[1:])
-                self._window = [
-                    logits.new_zeros(shape),
-                    torch.zeros(shape[0], dtype=torch.long, device=logits.device),
-                ]
-        window, seen = self._window
+        with torch.inference_mode(False):
+            if self._window:
+                window, seen = [x.clone() for x in self._window]
+            else:
+                window = logits.new_zeros((self.num_streams, self.consensus, *logits.shape[1:]))
+                seen = torch.zeros(self.num_streams, dtype=torch.long, device=logits.device)
         if rows is None:
             rows = torch.arange(self.num_streams, device=logits.device)
         window[rows, seen[rows] % self.consensus] = logits
         seen[rows] += 1
         count = seen[rows].clamp(max=self.consensus)
         mean = (window[rows].sum(1) / count.view(-1, *[1] * (logits.dim() - 1))).to(logits.dtype)
-        return (mean, output[1]) if self.step.features else mean
+        return (mean, output[1]) if self.step.features else mean, [window, seen]
 
     def _numbers(self, indices: Iterable[int] | Tensor) -> list[int]:
         """Streams by number, each of them there."""
@@ -336,13 +331,23 @@ class Streaming:
                 raise TypeError("indices must be numbers of streams, got a mask. Pass mask.nonzero()[:, 0].")
             chosen.append(operator.index(i))
             if not 0 <= chosen[-1] < self.num_streams:
-                raise ValueError(f"expected streams from 0 to {self.num_streams - 1}, got {i}")
+                raise ValueError(
+                    f"expected streams from 0 to {self.num_streams - 1}, got {i}. They are numbered as the rows "
+                    "of a frame."
+                    if self.num_streams
+                    else f"expected a stream that has seen a frame, got reset of {i} before the first. Streams "
+                    "are new then: call reset after it."
+                )
         return chosen
 
 
-def _overwrite(tensors: list[Tensor], values: list[Tensor]) -> None:
-    """Copy in place, in one launch where all lie alike."""
-    torch._foreach_copy_(tensors, values)  # pyright: ignore[reportPrivateImportUsage]
+def _overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy in place what is another tensor, in one launch where all lie alike."""
+    changed = [i for i, (old, new) in enumerate(zip(tensors, values, strict=True)) if old is not new]
+    if changed:
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [tensors[i] for i in changed], [values[i] for i in changed]
+        )
 
 
 def _copies(tensors: Iterable[Tensor], device: torch.device | str) -> list[Tensor]:
