@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["create_model", "pick_device", "printable", "replacing"]
+__all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing"]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -55,6 +55,20 @@ def pick_device(name: str | None) -> torch.device:
             f"expected a device that torch can use here, got {name!r} ({reason}). Try --device cpu."
         ) from error
     return device
+
+
+def make_folder(path: Path) -> None:
+    """A folder for results, with those around it; it may be there already.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected a folder for results, got {str(path)!r} ({error.strerror}): pass another --out"
+        ) from error
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..video.decoding import Orientation, decode, demux, open_video, probe
+from .common import printable
 
 __all__ = ["Source", "open_source"]
 
@@ -77,14 +78,17 @@ def _folder(folder: Path) -> Source:
 
 
 def _image(path: Path) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
         with Image.open(path) as image:
             return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"expected an image, got {str(path)!r}, which cannot be read: {error}") from error
+    except Exception as error:  # each of Pillow's formats fails in its own ways
+        raise ValueError(
+            f"expected an image, got {str(path)!r}, which cannot be read ({printable(str(error))}): "
+            "save it again, or take it out of the folder"
+        ) from error
 
 
 def _camera(index: int) -> Source:
