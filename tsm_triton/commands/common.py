@@ -111,5 +111,8 @@ def _check_name(given: str, name: str, known: list[str], library: str) -> None:
         return
     prefix = "torchvision/" if library == "torchvision" else ""
     close = [prefix + match for match in difflib.get_close_matches(name, known, n=4)]
-    hint = f"Did you mean {', '.join(close)}?" if close else "Names are timm's, or torchvision/NAME."
-    raise ValueError(f"expected the name of a {library} model, got {given!r}. {hint}")
+    raise ValueError(
+        f"expected the name of a {library} model, got {given!r}. "
+        + (f"Did you mean {', '.join(close)}? " if close else "")
+        + "Pass a name of timm's, or torchvision/NAME."
+    )

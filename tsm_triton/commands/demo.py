@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.clips < 2 * TEST_PART or args.epochs < 1:
         raise ValueError(
             f"expected at least {2 * TEST_PART} clips and 1 epoch, "
-            f"got --clips {args.clips} --epochs {args.epochs}"
+            f"got --clips {args.clips} --epochs {args.epochs}: give more"
         )
     # fails early where it must
     patch(create_model(args.model, num_classes=len(CLASSES)), NUM_SEGMENTS, direction=args.direction)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise ImportError(f"stream needs {' and '.join(missing)}: pip install 'tsm-triton[video,plot]'")
     if args.max_frames is not None and args.max_frames < 1:
-        raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}")
+        raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}: leave it out for all")
     device = pick_device(args.device)
     weights = _weights(args.weights)
     trained = load_trained(weights, args.model)
@@ -105,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
                     + (f", {pace.dropped} dropped" if pace.dropped else "")
                 )
             if not times:
-                raise ValueError(f"expected frames, got none from {args.source!r}: does it play?")
+                raise ValueError(
+                    f"expected frames, got none from {args.source!r}: does it play? Encode it again."
+                )
         elapsed = time.perf_counter() - began
         save_timeline(
             timeline, times, probabilities, labels or [], f"{trained.name} on {printable(args.source)}"
