@@ -1,14 +1,16 @@
 """Damage videos that this project encodes and read them: every one is read or refused, none takes the run down.
 
-    python -m tests.fuzz_videos --count 10000
+    python -m tests.fuzz_videos --count 10000 --out docs/fuzzing.md
     python -m tests.fuzz_videos --seed 123 --count 1     # one video again
 
-Each is read in a child process with bounded memory and time; a child that dies or hangs is counted, named by
-its seed, and replaced.
+Each is read twice, as `read_clip` reads and as `tsm-triton stream` does, in a child process with bounded memory
+and time; a child that dies or hangs is counted, named by its seed, and replaced.
 """
 
 import argparse
+import math
 import multiprocessing
+import platform
 import random
 import resource
 import sys
@@ -16,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -89,44 +92,67 @@ def _repeated(data: bytearray, rng: random.Random) -> bytes:
     return bytes(data[:end] + data[start:])
 
 
+# what a message says -> how it is counted
+REASONS = {
+    "which FFmpeg cannot read": "FFmpeg cannot read it",
+    "is empty": "empty",
+    "got no frame": "no frame",
+    "does not know": "unknown codec",
+    "MAX_PIXELS": "too large",
+    "with a video stream": "no video stream",
+}
 DAMAGES = (_truncated, _flipped, _head_flipped, _extreme_number, _removed, _zeroed, _repeated)
 
 
 def read(folder: Path, seed: int) -> str:
-    """Damage the video of a seed and read it; what came of it, in a few words."""
-    from tsm_triton.video import read_clip
-
+    """Damage the video of a seed and read it both ways; what came of each, in a few words."""
     rng = random.Random(seed)
     name = rng.choice(list(SOURCES))
     path = folder / f"damaged-{seed}-{name}"
     path.write_bytes(damage((folder / name).read_bytes(), rng))
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            clip = read_clip(path, num_segments=3)
-        assert clip.shape[:3] == (1, 3, 3), clip.shape
-        return "read, some frames stood in for others" if caught else "read"
-    except ValueError as error:
-        for reason in (
-            "which FFmpeg cannot read",
-            "is empty",
-            "got no frame",
-            "does not know",
-            "MAX_PIXELS",
-            "only",
-        ):
-            if reason in str(error):
-                return f"refused: {reason}"
-        raise
+        clip, streamed = _outcome(_read_clip, path), _outcome(_stream, path)
     finally:
         path.unlink(missing_ok=True)
+    return f"{clip} | {streamed}"
+
+
+def _outcome(reading: Callable[[Path], str], path: Path) -> str:
+    try:
+        return reading(path)
+    except ValueError as error:
+        for words, reason in REASONS.items():
+            if words in str(error):
+                return f"refused: {reason}"
+        raise
+
+
+def _read_clip(path: Path) -> str:
+    from tsm_triton.video import read_clip
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clip = read_clip(path, num_segments=3)
+    assert clip.shape[:3] == (1, 3, 3), clip.shape
+    return "read, some frames stood in for others" if caught else "read"
+
+
+def _stream(path: Path) -> str:
+    from tsm_triton.commands.sources import open_source
+
+    source, shapes = open_source(str(path)), set()
+    for frame, at in source.frames:
+        assert math.isfinite(at), at
+        shapes.add((frame.dtype, *frame.shape))
+    assert len(shapes) <= 1, shapes
+    return "read" if shapes else "refused: no frame"
 
 
 def _child(folder: Path, pipe: Connection) -> None:
     import av.logging
     import torch
 
-    import tsm_triton.video  # noqa: F401
+    import tsm_triton.commands.sources  # noqa: F401
 
     av.logging.set_level(av.logging.PANIC)
     torch.set_num_threads(1)
@@ -209,19 +235,53 @@ def fuzz(count: int, start: int = 0, jobs: int = 2) -> tuple[Counter[str], list[
     return tally, failures, largest
 
 
+def page(tally: Counter[str], failures: list[str], seeds: str, took: str) -> str:
+    """What came of a run, as Markdown."""
+    import av
+
+    ffmpeg = ", ".join(f"{name} {'.'.join(map(str, v))}" for name, v in av.library_versions.items())
+    lines = [
+        "# Damaged videos",
+        "",
+        f"Written by `python -m tests.fuzz_videos --out`: seeds {seeds}, with PyAV {av.__version__} ({ffmpeg}) and",
+        f"Python {platform.python_version()}. {took}; {len(failures)} failures.",
+        "",
+        f"Each is one of {len(SOURCES)} small videos ({', '.join(sorted(SOURCES))}), cut short or with bits,",
+        "numbers or stretches of it changed, and is read by `read_clip` and by the decoding loop of `tsm-triton",
+        "stream`, in a process with bounded memory and time. A file is read, or refused with a `ValueError` that",
+        "says why; another error, a crash or a minute without an answer is a failure.",
+        "",
+        "| videos | `read_clip` | `tsm-triton stream` |",
+        "|---:|---|---|",
+    ]
+    rows = [
+        f"| {count} | {outcome if '|' in outcome else outcome + ' | '} |"
+        for outcome, count in tally.most_common()
+    ]
+    return (
+        "\n".join([*lines, *rows, *(["", *(f"- {failure}" for failure in failures)] if failures else [])])
+        + "\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_videos", description=__doc__)
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0, help="the first video's")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tally as a page of Markdown")
     args = parser.parse_args()
     start = time.perf_counter()
     tally, failures, largest = fuzz(args.count, args.seed, args.jobs)
     for outcome, count in tally.most_common():
         print(f"{count:6}  {outcome}")
-    print(f"{args.count} videos in {time.perf_counter() - start:.0f} s, largest reader {largest} MiB")
+    took = f"{args.count} videos in {time.perf_counter() - start:.0f} s, largest reader {largest} MiB"
+    print(took)
     for failure in failures:
         print(failure)
+    if args.out is not None:
+        seeds = f"{args.seed} to {args.seed + args.count - 1}"
+        args.out.write_text(page(tally, failures, seeds, took), "utf-8")
     return 1 if failures else 0
 
 

@@ -1,6 +1,8 @@
-"""Every error that the package raises says what was expected and what came, and what to do."""
+"""Every error that the package raises says what was expected, what came and what to do."""
 
 import ast
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,51 +10,97 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tsm_triton"
 # raised to be caught inside the package
 INTERNAL = {"Failed"}
+# how a clause that says what to do begins, behind "got ..."
+DO = (
+    "call|check|choose|compose|convert|copy|create|divide|drop|encode|find|flatten|fuse|give|import|leave|lower|"
+    "make|pass|patch|raise|reset|reshape|run|sample|save|scale|shift|stream|train|try|unpatch|use|write"
+)
+# for the time being, as others are at work on these files: messages there may miss what to do
+UNFINISHED = {"streaming.py", "stepping.py", "hooks.py"} | {
+    f"commands/{name}.py" for name in ("verify", "checks", "report")
+}
 
 
-def text(node: ast.expr) -> str:
-    """The literal words of a message, `{}` for each value in it."""
+def texts(node: ast.expr) -> list[str]:
+    """The literal words of a message, `{}` for each value in it; of each branch, where it has some."""
     if isinstance(node, ast.Constant):
-        return str(node.value)
+        return [str(node.value)]
     if isinstance(node, ast.JoinedStr):
-        return "".join(text(value) for value in node.values)
+        return ["".join(parts) for parts in product(*map(texts, node.values))]
     if isinstance(node, ast.BinOp):
-        return text(node.left) + text(node.right)
+        return [left + right for left, right in product(texts(node.left), texts(node.right))]
     if isinstance(node, ast.IfExp):
-        return text(node.body)
-    return "{}"
+        return texts(node.body) + texts(node.orelse)
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.IfExp):
+        return texts(node.value)
+    return ["{}"]
 
 
-def raised() -> list[tuple[str, str, str]]:
-    """Where, what and with which words."""
+def raised() -> list[tuple[str, int, str, str]]:
+    """In which file and line, what and with which words."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                name = ast.unparse(node.exc.func)
-                message = " ".join(text(argument) for argument in node.exc.args)
+                name, file = ast.unparse(node.exc.func), path.relative_to(PACKAGE).as_posix()
+                messages = map(" ".join, product(*map(texts, node.exc.args)))
                 if name not in INTERNAL:
-                    found.append((f"{path.relative_to(PACKAGE)}:{node.lineno}", name, message))
+                    found += [(file, node.lineno, name, message) for message in messages]
     return found
 
 
-def says_enough(error: str, message: str) -> bool:
-    if error == "ImportError":
-        return ("need" in message and "pip install" in message) or "tsm_triton." in message
+def says_what(error: str, message: str) -> bool:
+    """What was expected, and what came."""
+    if error == "ImportError" and "expected" not in message:
+        return "need" in message
     if error == "FileNotFoundError":
         return "expected" in message and "does not exist" in message
-    return ("expected" in message or " must " in message) and "got" in message
+    return bool(re.search(r"(expected | must ).*\bgot ", message))
+
+
+def says_what_to_do(error: str, message: str) -> bool:
+    if error == "AssertionError":  # a property that fails: the finding itself
+        return True
+    if error == "ImportError" and "pip install '" in message:
+        return True
+    behind = re.split(r"\bgot |does not exist", message)[-1]
+    return bool(re.search(rf"[.:;,?] (or )?({DO})\b", behind, re.IGNORECASE))
 
 
 def test_every_error_says_what_was_expected_and_what_came():
     errors = raised()
     assert len(errors) > 100
-    assert not [error for error in errors if not says_enough(*error[1:])]
+    assert not [error for error in errors if not says_what(*error[2:])]
+
+
+def test_every_error_says_what_to_do():
+    missing = [error for error in raised() if not says_what_to_do(*error[2:])]
+    assert not [error for error in missing if error[0] not in UNFINISHED]
 
 
 @pytest.mark.parametrize(
-    "message", ["x is wrong", "expected a tensor", "got 3 frames", "needs PyAV"], ids=lambda message: message
+    "message", ["x is wrong", "expected a tensor", "got 3 frames", "takes PyAV"], ids=lambda message: message
 )
 def test_a_message_that_leaves_something_out_is_seen(message):
-    assert not says_enough("ValueError", message)
-    assert not says_enough("ImportError", message)
+    assert not says_what("ValueError", message)
+    assert not says_what("ImportError", message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "needs PyAV",
+        "x must be 1, got {}",
+        "expected 1, got {}: nothing would move",
+        "expected a patched model: pass one, got {}",
+    ],
+    ids=lambda message: message,
+)
+def test_a_message_without_what_to_do_is_seen(message):
+    assert not says_what_to_do("ValueError", message)
+    assert not says_what_to_do("ImportError", message)
+
+
+def test_each_branch_of_a_message_is_read():
+    (node,) = ast.parse("f'{x}, {\"a\" if y else \"b\"}' + ('.' if z else '?')").body
+    assert texts(node.value) == ["{}, a.", "{}, a?", "{}, b.", "{}, b?"]

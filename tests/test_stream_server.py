@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 
 import pytest
 import timm
@@ -98,6 +99,53 @@ def test_a_failed_or_abandoned_tick_costs_no_stream_its_past(small):
     logits, again = asyncio.run(everyone())
     assert_close(logits, offline(small, frames))
     assert_close(again, logits[0])
+
+
+def slow(*_):
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("moment", ["computing", "gathering", "queued"])
+def test_a_batcher_that_closes_leaves_nobody_waiting(moment, small):
+    frame = frames_of(1, 1)[0, 0]
+    small.register_forward_pre_hook(slow)
+
+    async def everyone():
+        async with Batcher(small, (3, 32, 32), max_batch=1) as batcher:
+            client, other = batcher.join(), batcher.join()
+            waiting = [asyncio.create_task(client.predict(frame))]
+            if moment == "queued":  # one behind another of its stream, and one behind another stream
+                waiting += [asyncio.create_task(c.predict(frame)) for c in (client, other)]
+            await asyncio.sleep(0 if moment == "gathering" else 0.05)
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        with pytest.raises(RuntimeError, match="expected an open Batcher, got one that is closed"):
+            await asyncio.wait_for(client.predict(frame), 5)
+        with pytest.raises(RuntimeError, match="expected an open Batcher, got one that is closed"):
+            batcher.join()
+        return results
+
+    for result in asyncio.run(everyone()):
+        assert isinstance(result, (asyncio.CancelledError, RuntimeError))
+
+
+def test_a_batcher_that_is_not_entered_is_closed(small):
+    batcher = Batcher(small, (3, 32, 32))
+    with pytest.raises(RuntimeError, match="async with"):
+        batcher.join()
+
+
+def test_a_frame_of_another_dtype_fails_alone(small):
+    frame = frames_of(1, 1)[0, 0]
+
+    async def everyone():
+        async with Batcher(small, (3, 32, 32)) as batcher:
+            jobs = [batcher.join().predict(frame), batcher.join().predict(frame.half())]
+            return await asyncio.gather(*jobs, return_exceptions=True)
+
+    good, bad = asyncio.run(everyone())
+    assert_close(good, offline(small, frame[None])[0])
+    assert isinstance(bad, ValueError)
+    assert f"frame must be {frame.dtype}" in str(bad)
 
 
 def test_pictures_over_tcp(small, caplog):

@@ -55,7 +55,7 @@ def find_sites(
 def check_model(model: nn.Module) -> None:
     """Refuse what takes no hooks."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the model itself")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise TypeError(
             f"expected an eager module, got the scripted {type(model).__name__}, whose graph takes no hooks. "
@@ -107,7 +107,9 @@ def choose_sites(
     """What `find_sites` finds, with all that was learned on the way."""
     check_model(model)
     if place not in PLACES:
-        raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}")
+        raise ValueError(
+            f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}: choose one of them"
+        )
     backbones = backbones_of(model, place, example_input, forced=filter_fn is not None)
     found = [
         replace(
@@ -119,15 +121,15 @@ def choose_sites(
         for site in backbone.sites
     ]
     if not found:
-        instead = (
-            'place="block" shifts the input of each of its blocks instead, or shift'
-            if place == "blockres"
-            else "Shift"
-        )
         raise ValueError(
             f"expected a model with residual branches, or one that holds such a model, got "
-            f"{type(model).__name__} with none. {instead} by hand, with tsm_triton.temporal_shift in its "
-            "forward."
+            f"{type(model).__name__} with none. "
+            + (
+                'Pass place="block", which shifts the input of each of its blocks, or shift'
+                if place == "blockres"
+                else "Shift"
+            )
+            + " by hand, with tsm_triton.temporal_shift in its forward."
         )
     kept = found if stages is None else _in_stages(model, found, stages)
     if filter_fn is not None:
@@ -135,7 +137,7 @@ def choose_sites(
     if not kept:
         raise ValueError(
             f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
-            f"{type(model).__name__}, got none. The sites are {', '.join(site.name for site in found)}."
+            f"{type(model).__name__}, got none. Choose among {', '.join(site.name for site in found)}."
         )
     skipped = [
         Skipped(backbone.prefix + skip.name, skip.reason)
@@ -200,7 +202,7 @@ def _in_stages(model: nn.Module, sites: Sequence[ShiftSite], stages: Iterable[in
         known = stage in names if isinstance(stage, str) else 0 <= stage < len(names)
         if not known:
             raise ValueError(
-                f"expected stages among 0 ... {len(names) - 1} or {', '.join(names)}, got {stage!r}"
+                f"expected stages among 0 ... {len(names) - 1} or {', '.join(names)}, got {stage!r}: choose among them"
             )
         wanted.append(stage if isinstance(stage, str) else names[stage])
     return [site for site in sites if any(f"{site.name}.".startswith(f"{name}.") for name in wanted)]

@@ -18,15 +18,19 @@ def check_shift(num_segments: int, shift_div: int, direction: str) -> None:
     """Raise unless the three describe a shift."""
     for name, value in (("num_segments", num_segments), ("shift_div", shift_div)):
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+            raise TypeError(
+                f"{name} must be an int, got {value!r} of type {type(value).__name__}: convert it"
+            )
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
+        raise ValueError(
+            f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}: pass one of them"
+        )
     if direction == "bidirectional" and shift_div < 2:
         raise ValueError(
             "a bidirectional shift moves C // shift_div channels each way, so shift_div must be at least 2, "
-            f"got {shift_div}"
+            f"got {shift_div}: raise it, or pass direction='causal'"
         )
 
 
@@ -55,7 +59,7 @@ def clip_boundaries(
     if any(length < 0 for length in lengths) or sum(lengths) != num_frames:
         raise ValueError(
             f"clip_lengths must be non-negative and add up to the {num_frames} frames of x, "
-            f"got {lengths}, together {sum(lengths)}"
+            f"got {lengths}, together {sum(lengths)}: pass the lengths the batch was packed with"
         )
     boundaries = torch.zeros(num_frames + 1, dtype=torch.bool)
     boundaries[[0, *itertools.accumulate(lengths)]] = True
@@ -111,18 +115,22 @@ def temporal_shift(
     Source: arXiv 1811.08383, section 3.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}: convert it")
     if (num_segments is None) == (clip_lengths is None):
         raise ValueError(
             "expected either num_segments or clip_lengths, got "
             + ("neither" if clip_lengths is None else f"both ({num_segments} and {clip_lengths})")
+            + ": pass one of the two"
         )
     check_shift(1 if num_segments is None else num_segments, shift_div, direction)
     if x.dim() < 2:
-        raise ValueError(f"x must have shape [N*T, C, ...] or [N*T, ..., C], got {tuple(x.shape)}")
+        raise ValueError(
+            f"x must have shape [N*T, C, ...] or [N*T, ..., C], got {tuple(x.shape)}: reshape it"
+        )
     if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
         raise ValueError(
-            f"channel_dim must name an axis of x behind the frames, got {channel_dim} for shape {tuple(x.shape)}"
+            f"channel_dim must name an axis of x behind the frames, got {channel_dim} for shape "
+            f"{tuple(x.shape)}: pass that of the channels"
         )
     if num_segments is not None and x.shape[0] % num_segments:
         raise ValueError(
@@ -250,11 +258,11 @@ def shift_conv1x1(
     _check_floats(x, "x", "[N*T, C_in, H, W]", range(4, 5))
     check_shift(num_segments, shift_div, direction)
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}: convert it")
     c_in, (c_out, *kernel) = x.shape[1], weight.shape or (0,)
     if tuple(kernel) not in ((c_in,), (c_in, 1, 1)):
         raise ValueError(
-            f"weight must have shape [C_out, {c_in}] or [C_out, {c_in}, 1, 1], got {tuple(weight.shape)}"
+            f"weight must have shape [C_out, {c_in}] or [C_out, {c_in}, 1, 1], got {tuple(weight.shape)}: reshape it"
         )
     _check_match(weight, "weight", weight.shape, (x.dtype,), x.device)
     for name, value, shape in (
@@ -271,11 +279,11 @@ def shift_conv1x1(
 def _check_floats(x: Tensor, name: str, shape: str, dims: range) -> None:
     """Raise unless `x` is a tensor of floats with as many axes as `dims` has."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}: convert it")
     if not x.is_floating_point():
-        raise TypeError(f"{name} must hold floats, got {x.dtype}")
+        raise TypeError(f"{name} must hold floats, got {x.dtype}: convert it")
     if x.dim() not in dims:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}: reshape it")
 
 
 def _check_match(
@@ -283,9 +291,9 @@ def _check_match(
 ) -> None:
     """Raise unless a tensor matches the one that the op is about."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: convert it")
     if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}: reshape it")
     if value.dtype not in dtypes or value.device != device:
         expected = " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
         raise ValueError(

@@ -140,7 +140,7 @@ def check_fusible(model: nn.Module) -> None:
             "to tsm_triton.Streaming(model, fused=True)."
         )
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the model itself")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise TypeError(
             f"expected an eager module, got the scripted {type(model).__name__}. Patch and fuse the eager "

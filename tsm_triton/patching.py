@@ -106,7 +106,9 @@ def patch(
         chosen, may_skip = _checked_sites(model, sites), True
         backbones = _around(model, chosen, place, example_input) if verify else []
     else:
-        raise ValueError("expected either sites, or stages and filter_fn to choose among them, got both")
+        raise ValueError(
+            "expected either sites, or stages and filter_fn to choose among them, got both: pass one"
+        )
     chosen = _wide_enough(chosen, shift_div, direction, may_skip)
     try:
         _add_hooks(model, chosen, num_segments, shift_div, direction)
@@ -155,12 +157,16 @@ def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSi
                 f"at {site.name!r}. Find sites with tsm_triton.find_sites(model)."
             )
         if site.channel_dim not in (1, -1):
-            raise ValueError(f"channel_dim must be 1 or -1, got {site.channel_dim} at {site.name!r}")
+            raise ValueError(
+                f"channel_dim must be 1 or -1, got {site.channel_dim} at {site.name!r}: choose one"
+            )
     if not sites:
-        raise ValueError("expected at least one site, got none")
+        raise ValueError("expected at least one site, got none: find some with tsm_triton.find_sites(model)")
     twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
     if twice:
-        raise ValueError(f"expected each site once, got {', '.join(map(repr, twice))} more than once")
+        raise ValueError(
+            f"expected each site once, got {', '.join(map(repr, twice))} more than once: drop the others"
+        )
     return list(sites)
 
 

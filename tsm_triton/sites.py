@@ -57,14 +57,15 @@ class ShiftSite:
         missing = {"name", "channels", "channel_dim"} - values.keys()
         if missing:
             raise ValueError(
-                f"expected a site as to_dict gives it, got one without {', '.join(sorted(missing))}"
+                f"expected a site as to_dict gives it, got one without {', '.join(sorted(missing))}: write "
+                "them with ShiftSite.to_dict"
             )
         try:
             module = model.get_submodule(values["name"])
         except AttributeError:
             raise ValueError(
                 f"expected a module of {type(model).__name__}, got {values['name']!r}, which it does not "
-                "have. Sites belong to the model they were found in."
+                "have. Pass the model that the sites were found in."
             ) from None
         return cls(
             values["name"], module, values["channels"], values["channel_dim"], values.get("frames_from")

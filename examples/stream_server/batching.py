@@ -22,6 +22,8 @@ __all__ = ["Batcher", "Client"]
 class Batcher:
     """Predictions for the frames of up to `capacity` streams; an async context manager.
 
+    At its end, frames that still wait are cancelled.
+
     Args:
         model: patched with `direction="causal"`, in evaluation mode.
         frame_shape: `(3, H, W)`, of every stream.
@@ -61,16 +63,20 @@ class Batcher:
         self.batches: Counter[int] = Counter()
         self._state = [torch.cat([cache] * capacity) for cache in self.step.init_state((1, *frame_shape))]
         self._free = list(range(capacity))
+        self._dtype = next(model.parameters()).dtype
         self._waiting: list[_Request] = []
+        self._open = False
         # one thread owns model and caches, so that the event loop goes on taking frames while it computes
         self._worker = ThreadPoolExecutor(max_workers=1)
 
     async def __aenter__(self) -> "Batcher":
         self._arrived = asyncio.Event()
         self._ticking = asyncio.create_task(self._tick_forever())
+        self._open = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._open = False
         self._ticking.cancel()
         await asyncio.gather(self._ticking, return_exceptions=True)
         for request in self._waiting:
@@ -86,13 +92,20 @@ class Batcher:
         """Connect a stream that has seen nothing.
 
         Raises:
-            RuntimeError: `capacity` streams are connected.
+            RuntimeError: `capacity` streams are connected, or the batcher is closed.
         """
+        self._check_open()
         if not self._free:
             raise RuntimeError(
                 f"expected at most {self.capacity} streams, got one more. Let one leave, or raise capacity."
             )
         return Client(self, self._free.pop())
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError(
+                "expected an open Batcher, got one that is closed: use it within its `async with` block"
+            )
 
     async def _tick_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -105,6 +118,10 @@ class Batcher:
                 continue
             try:
                 logits = await loop.run_in_executor(self._worker, self._compute, tick)
+            except asyncio.CancelledError:  # the batcher closes
+                for request in tick:
+                    request.reply.cancel()
+                raise
             except Exception as error:
                 # the caches are as they were: these streams may send the frame again
                 for request in tick:
@@ -167,13 +184,20 @@ class Client:
             frame: `[3, H, W]`, in the dtype of the model.
 
         Raises:
-            RuntimeError: the stream has left.
-            ValueError: a frame of another size.
+            RuntimeError: the stream has left, or the batcher is closed.
+            ValueError: a frame of another size or dtype.
         """
         batcher = self._batcher
         if tuple(frame.shape) != batcher.frame_shape:
-            raise ValueError(f"frame must have shape {batcher.frame_shape}, got {tuple(frame.shape)}")
+            raise ValueError(
+                f"frame must have shape {batcher.frame_shape}, got {tuple(frame.shape)}: resize it first"
+            )
+        if frame.dtype != batcher._dtype:
+            raise ValueError(
+                f"frame must be {batcher._dtype}, as the model is, got {frame.dtype}: convert it first"
+            )
         async with self._turn:
+            batcher._check_open()
             if self._slot is None:
                 raise RuntimeError("expected a connected stream, got one that has left. Join again.")
             self._reply = asyncio.get_running_loop().create_future()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -103,8 +103,10 @@ def _decoded(data: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return pil_to_tensor(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a picture, got {len(data)} bytes that are none ({error})") from error
+    except Exception as error:  # each of Pillow's formats fails in its own ways
+        raise ValueError(
+            f"expected a picture, got {len(data)} bytes that are none ({error}): send a JPEG or PNG"
+        ) from error
 
 
 class Camera:

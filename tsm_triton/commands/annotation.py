@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnnotatedVideo", "annotated_video", "save_timeline"]
 
-MIN_HEIGHT, MAX_HEIGHT = 240, 1080  # of the picture in the annotated video, in pixels
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 240, 1080, 3840  # of the picture in the annotated video, in pixels
 TICKS = 1000  # a second
 SHOWN = 8  # classes in the timeline
 
@@ -66,7 +66,7 @@ class AnnotatedVideo:
 
     def _fix_size(self, width: int, height: int) -> None:
         # small pictures are enlarged until letters can be read on them; MP4 wants even sides
-        scale = min(max(1.0, MIN_HEIGHT / height), MAX_HEIGHT / height)
+        scale = min(max(1.0, MIN_HEIGHT / height), MAX_HEIGHT / height, MAX_WIDTH / width)
         self.size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
         self.bar = max(24, self.size[1] // 12 // 2 * 2)
         self.stream.width, self.stream.height = self.size[0], self.size[1] + self.bar
@@ -78,23 +78,31 @@ def annotated_video(path: Path, fps: float) -> Iterator[AnnotatedVideo]:
 
     Raises:
         ImportError: PyAV is not installed.
+        ValueError: FFmpeg cannot write these frames, or their times.
     """
     from fractions import Fraction
 
     import av
+    from av.error import FFmpegError
 
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"crf": "20", "preset": "veryfast"}
     else:
         codec, options = "mpeg4", {"qmin": "2", "qmax": "5"}
-    with replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=max(1, round(fps)), options=options)
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, TICKS)
-        video = AnnotatedVideo(container, stream)
-        yield video
-        if video.pts >= 0:
-            container.mux(stream.encode(None))
+    try:
+        with replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+            stream = container.add_stream(codec, rate=min(max(1, round(fps)), TICKS), options=options)
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.time_base = Fraction(1, TICKS)
+            video = AnnotatedVideo(container, stream)
+            yield video
+            if video.pts >= 0:
+                container.mux(stream.encode(None))
+    except (FFmpegError, OverflowError) as error:  # OverflowError: a time beyond 64 bits
+        raise ValueError(
+            f"expected frames that FFmpeg writes to {str(path)!r} with {codec}, got {error}: is there room, and "
+            "are the source's size and times sound? Encode it again at a common size and a constant rate."
+        ) from error
 
 
 def save_timeline(

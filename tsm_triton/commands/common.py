@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["create_model", "pick_device", "printable", "replacing"]
+__all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing"]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -57,6 +57,20 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def make_folder(path: Path) -> None:
+    """A folder for results, with those around it; it may be there already.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected a folder for results, got {str(path)!r} ({error.strerror}): pass another --out"
+        ) from error
+
+
 def printable(text: str) -> str:
     """What may go to a terminal or a picture: other characters, undecodable bytes of a name among them, become U+FFFD.
 
@@ -97,5 +111,8 @@ def _check_name(given: str, name: str, known: list[str], library: str) -> None:
         return
     prefix = "torchvision/" if library == "torchvision" else ""
     close = [prefix + match for match in difflib.get_close_matches(name, known, n=4)]
-    hint = f"Did you mean {', '.join(close)}?" if close else "Names are timm's, or torchvision/NAME."
-    raise ValueError(f"expected the name of a {library} model, got {given!r}. {hint}")
+    raise ValueError(
+        f"expected the name of a {library} model, got {given!r}. "
+        + (f"Did you mean {', '.join(close)}? " if close else "")
+        + "Pass a name of timm's, or torchvision/NAME."
+    )

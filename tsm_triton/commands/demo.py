@@ -22,7 +22,7 @@ from ..streaming import Streaming
 from ..video.classifier import VideoClassifier
 from ..video.decoding import read_clip
 from ..video.transforms import eval_transform
-from .common import create_model, pick_device
+from .common import create_model, make_folder, pick_device
 from .motion_clips import CLASSES, render, sample_textures, write_clip
 from .report import check_extras, save_plot, save_results, versions
 from .weights import save_trained
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.clips < 2 * TEST_PART or args.epochs < 1:
         raise ValueError(
             f"expected at least {2 * TEST_PART} clips and 1 epoch, "
-            f"got --clips {args.clips} --epochs {args.epochs}"
+            f"got --clips {args.clips} --epochs {args.epochs}: give more"
         )
     # fails early where it must
     patch(create_model(args.model, num_classes=len(CLASSES)), NUM_SEGMENTS, direction=args.direction)
@@ -158,7 +158,7 @@ def make_clips(folder: Path, num_clips: int, seed: int) -> tuple[Clips, Clips]:
     labels = {"train": torch.arange(num_clips - num_test), "test": torch.arange(num_test)}
     with tqdm(total=num_clips, desc="Writing clips", unit="clip", disable=None) as progress:
         for split in files:
-            (folder / split).mkdir(parents=True, exist_ok=True)
+            make_folder(folder / split)
             labels[split] %= len(CLASSES)
             for chunk in labels[split].split(BATCH_SIZE):
                 textures = sample_textures(len(chunk), generator)

@@ -1,5 +1,6 @@
 """Where live frames come from: a video file, a folder of images or a camera, all read in order."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..video.decoding import Orientation, decode, demux, open_video, probe
+from .common import printable
 
 __all__ = ["Source", "open_source"]
 
@@ -60,7 +62,9 @@ def _video(path: str, fps: float) -> Iterator[tuple[Tensor, float]]:
                 start, orientation, size = frame.time, Orientation.of(frame), (frame.width, frame.height)
             # a stream may change its size half-way: every frame takes the size of the first
             rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-            time = number / fps if start is None or frame.time is None else frame.time - start
+            time = None if start is None or frame.time is None else frame.time - start
+            if time is None or not math.isfinite(time):  # a damaged time base
+                time = number / fps
             yield orientation.apply(torch.from_numpy(rgb).permute(2, 0, 1)), time
 
 
@@ -77,14 +81,17 @@ def _folder(folder: Path) -> Source:
 
 
 def _image(path: Path) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
         with Image.open(path) as image:
             return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"expected an image, got {str(path)!r}, which cannot be read: {error}") from error
+    except Exception as error:  # each of Pillow's formats fails in its own ways
+        raise ValueError(
+            f"expected an image, got {str(path)!r}, which cannot be read ({printable(str(error))}): "
+            "save it again, or take it out of the folder"
+        ) from error
 
 
 def _camera(index: int) -> Source:
@@ -103,7 +110,7 @@ def _camera(index: int) -> Source:
     except (FFmpegError, ValueError) as error:  # ValueError: FFmpeg was built without the format
         raise ValueError(
             f"expected a camera at {name.format(index)!r}, got none that {kind} can open ({error}). "
-            "Is it plugged in, free, and may you read it?"
+            "Check that it is plugged in, free and yours to read, or pass a video file."
         ) from error
     stream = container.streams.video[0]
 

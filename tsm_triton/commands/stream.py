@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ..streaming import Streaming
 from .annotation import annotated_video, save_timeline
-from .common import pick_device, printable
+from .common import make_folder, pick_device, printable
 from .sources import Source, open_source
-from .weights import Trained, load_trained
+from .weights import load_trained
 
 __all__ = ["add_arguments", "run"]
 
@@ -49,15 +49,16 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise ImportError(f"stream needs {' and '.join(missing)}: pip install 'tsm-triton[video,plot]'")
     if args.max_frames is not None and args.max_frames < 1:
-        raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}")
+        raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}: leave it out for all")
     device = pick_device(args.device)
-    trained = _trained(args)
+    weights = _weights(args.weights)
+    trained = load_trained(weights, args.model)
     model = trained.model.to(device)
-    labels = _labels(args.labels, trained.classes)
+    labels = trained.classes if args.labels is None else _labels(args.labels)
     stream = Streaming(model, consensus=args.consensus, every=args.every)
     preprocess = trained.transform()
     source = open_source(args.source)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     video, timeline = args.out / "annotated.mp4", args.out / "timeline.png"
 
     total = (
@@ -83,13 +84,19 @@ def run(args: argparse.Namespace) -> int:
                 logits = stream(preprocess(frame[None]).to(device))[0]
                 scores = logits.float().softmax(-1).cpu()
                 latency = time.perf_counter() - started
-                labels = labels or [f"class {i}" for i in range(len(scores))]
+                if labels is None:
+                    labels = [f"class {i}" for i in range(len(scores))]
                 if len(labels) != len(scores):
                     raise ValueError(
-                        f"expected {len(scores)} labels, one a class, got {len(labels)} in {args.labels}: "
-                        "write one on each line"
+                        f"expected {len(scores)} labels, one a class, got {len(labels)} in "
+                        f"{str(args.labels or weights)!r}: pass --labels with one on each line"
                     )
                 confidence, best = scores.max(-1)
+                if not confidence.isfinite():
+                    raise ValueError(
+                        f"expected finite scores, got {confidence} for the frame at {at:.2f} s: train the model of "
+                        f"{str(weights)!r} again, its weights or this frame's activations are no numbers"
+                    )
                 writer.write(frame, at, labels[int(best)], confidence.item(), meter.tick())
                 times.append(at)
                 probabilities.append(scores)
@@ -98,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
                     + (f", {pace.dropped} dropped" if pace.dropped else "")
                 )
             if not times:
-                raise ValueError(f"expected frames, got none from {args.source!r}: does it play?")
+                raise ValueError(
+                    f"expected frames, got none from {args.source!r}: does it play? Encode it again."
+                )
         elapsed = time.perf_counter() - began
         save_timeline(
             timeline, times, probabilities, labels or [], f"{trained.name} on {printable(args.source)}"
@@ -161,19 +170,22 @@ class _Meter:
         return self.fps
 
 
-def _trained(args: argparse.Namespace) -> Trained:
-    if args.weights is None and not DEMO_WEIGHTS.exists():
+def _weights(path: Path | None) -> Path:
+    if path is None and not DEMO_WEIGHTS.exists():
         raise FileNotFoundError(
             f"expected the demo's trained weights at {str(DEMO_WEIGHTS)!r}, which does not exist. Run "
             "`tsm-triton demo --direction causal` in this folder first, or pass --model and --weights."
         )
-    return load_trained(args.weights or DEMO_WEIGHTS, args.model)
+    return path or DEMO_WEIGHTS
 
 
-def _labels(path: Path | None, classes: list[str] | None) -> list[str] | None:
-    if path is None:
-        return classes
-    lines = path.read_text("utf-8", errors="replace").splitlines()
+def _labels(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"expected a file of labels, got {str(path)!r} ({error.strerror}): check the path"
+        ) from error
     return [printable(line.strip()) for line in lines if line.strip()]
 
 

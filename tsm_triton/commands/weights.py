@@ -1,6 +1,5 @@
 """Trained weights in a file: those of the demo, which say what they are, and plain state dicts."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from torchvision.transforms import v2
 
 from ..patching import patch
 from ..video.transforms import eval_transform, transform_for
-from .common import create_model, replacing
+from .common import create_model, printable, replacing
 
 __all__ = ["Trained", "load_trained", "save_trained"]
 
 NAMED = 6  # keys in an error
+MAX_SIZE = 4096  # of a picture's side
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,69 @@ def load_trained(path: Path, name: str | None) -> Trained:
         raise FileNotFoundError(
             f"expected weights at {str(path)!r}, which does not exist: check the path"
         ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged pickle fails in any way
+        reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
         raise ValueError(
-            f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} "
-            f"({str(error).partition(chr(10))[0]}). Save a plain model.state_dict()."
+            f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} ({reason}). "
+            "Save a plain model.state_dict()."
         ) from error
     about = held if isinstance(held, dict) and isinstance(held.get("state_dict"), dict) else {}
     state = about.get("state_dict", held)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(_is_entry(*item) for item in state.items()):
         raise ValueError(
-            f"expected a state dict in {str(path)!r}, got {type(state).__name__}: save model.state_dict()"
+            f"expected a state dict of dense tensors in {str(path)!r}, got {type(state).__name__}: "
+            "save model.state_dict()"
         )
-    if name is not None and name != about.get("model", name):
+    named, classes, size = _about(about, path)
+    if None not in (name, named) and name != named:
         raise ValueError(
-            f"expected weights of {name!r}, got weights of {about['model']!r} in {str(path)!r}: drop --model"
+            f"expected weights of {name!r}, got weights of {named!r} in {str(path)!r}: drop --model"
         )
-    name = name or about.get("model")
+    name = name or named
     if name is None:
         raise ValueError(
             f"expected weights that name their model, got none named in {str(path)!r}: pass --model"
         )
-    model = create_model(name, **_head(name, state))
-    _load(model, state, name)
+    head = _head(name, state)
+    if classes is not None and len(classes) != head.get("num_classes", len(classes)):
+        raise ValueError(
+            f"expected {head['num_classes']} classes, as many as outputs, got {len(classes)} in {str(path)!r}: "
+            "save them again, one a class"
+        )
+    model = create_model(name, **head)
+    _load(model, state, name, path)
     patch(model.eval(), direction="causal")
-    return Trained(model, name, about.get("classes"), about.get("size"))
+    return Trained(model, name, classes, size)
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout is torch.strided
+    )
+
+
+def _about(about: dict[str, Any], path: Path) -> tuple[str | None, list[str] | None, int | None]:
+    """The model, the classes and the size that a file names, each None where it names none."""
+    kinds = {
+        "model": ("a string", lambda value: isinstance(value, str)),
+        "classes": (
+            "a list of strings",
+            lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        ),
+        "size": (f"from 1 to {MAX_SIZE} pixels", lambda value: type(value) is int and 1 <= value <= MAX_SIZE),
+    }
+    for key, (kind, holds) in kinds.items():
+        value = about.get(key)
+        if value is not None and not holds(value):
+            raise ValueError(
+                f"expected {key} to be {kind} in {str(path)!r}, got {value!r:.40}: "
+                "save the weights again, or a plain model.state_dict()"
+            )
+    classes = about.get("classes")
+    return about.get("model"), classes and [printable(name) for name in classes], about.get("size")
 
 
 def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
@@ -97,10 +136,10 @@ def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
         model = create_model(name)
     layers = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
     weight = state.get(f"{layers[-1]}.weight") if layers else None
-    return {} if weight is None else {"num_classes": weight.shape[0]}
+    return {} if weight is None or not weight.dim() else {"num_classes": weight.shape[0]}
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+def _load(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
     expected = model.state_dict()
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
@@ -109,7 +148,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
     ]
     wrong = {
         "missing": [key for key in expected if key not in state],
-        "unexpected": [key for key in state if key not in expected],
+        "unexpected": [printable(key) for key in state if key not in expected],
         "of another shape": shapes,
     }
     if any(wrong.values()):
@@ -118,5 +157,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
             for what, keys in wrong.items()
             if keys
         )
-        raise ValueError(f"expected the state dict of {name}, got one with keys {listed}. Check --model.")
+        raise ValueError(
+            f"expected the state dict of {name}, got one with keys {listed} in {str(path)!r}. Check --model."
+        )
     model.load_state_dict(state)

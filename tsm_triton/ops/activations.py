@@ -40,7 +40,9 @@ _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def check_activation(activation: str) -> None:
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+        raise ValueError(
+            f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}: choose one"
+        )
 
 
 def activate(z: Tensor, activation: str) -> Tensor:

@@ -37,14 +37,16 @@ shift_conv1x1 = torch.ops.tsm_triton.shift_conv1x1.default
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> None:
     if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x must be floats of shape [N*T, C, H, W], got {tuple(x.shape)} {x.dtype}")
+        raise ValueError(
+            f"x must be floats of shape [N*T, C, H, W], got {tuple(x.shape)} {x.dtype}: reshape it"
+        )
     num_segments, n_future, n_past, _, activation = shift
     check_clips(x, num_segments, n_future, n_past, 1)
     check_activation(activation)
     if weight.shape[1:2] != x.shape[1:2] or weight.shape[2:] not in ((), (1, 1)):
         raise ValueError(
             f"weight must have shape [C_out, {x.shape[1]}] or [C_out, {x.shape[1]}, 1, 1], "
-            f"got {tuple(weight.shape)}"
+            f"got {tuple(weight.shape)}: reshape it"
         )
     out_shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     expected = {"weight": weight.shape, "bias": weight.shape[:1], "identity": out_shape}
@@ -52,10 +54,12 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | Non
         if value is None:
             continue
         if tuple(value.shape) != tuple(expected[name]):
-            raise ValueError(f"{name} must have shape {tuple(expected[name])}, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must have shape {tuple(expected[name])}, got {tuple(value.shape)}: reshape it"
+            )
         if (value.dtype, value.device) != (x.dtype, x.device):
             raise ValueError(
-                f"{name} must be {x.dtype} on {x.device} as x is, got {value.dtype} on {value.device}"
+                f"{name} must be {x.dtype} on {x.device} as x is, got {value.dtype} on {value.device}: convert it"
             )
 
 

@@ -64,11 +64,14 @@ def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channe
 def check_channels(x: Tensor, n_future: int, n_past: int, channel_dim: int) -> None:
     """That the two groups of channels are there."""
     if channel_dim % x.dim() == 0:
-        raise ValueError(f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}")
+        raise ValueError(
+            f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}: pass "
+            "that of the channels"
+        )
     if min(n_future, n_past) < 0 or n_future + n_past > x.shape[channel_dim]:
         raise ValueError(
             f"expected n_future + n_past between 0 and the {x.shape[channel_dim]} channels of axis "
-            f"{channel_dim}, got {n_future} + {n_past}"
+            f"{channel_dim}, got {n_future} + {n_past}: shift fewer"
         )
 
 

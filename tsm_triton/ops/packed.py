@@ -22,10 +22,13 @@ def _check(x: Tensor, boundaries: Tensor, n_future: int, n_past: int, channel_di
     if boundaries.shape != (x.shape[0] + 1,) or boundaries.dtype != torch.bool:
         raise ValueError(
             f"boundaries must be a bool tensor [{x.shape[0] + 1}], one more than the frames of x, true where a "
-            f"clip begins and at the end; got {boundaries.dtype} {tuple(boundaries.shape)}"
+            f"clip begins and at the end; got {boundaries.dtype} {tuple(boundaries.shape)}. "
+            "Use tsm_triton.temporal_shift(clip_lengths=...), which makes them."
         )
     if boundaries.device != x.device:
-        raise ValueError(f"expected boundaries on the device of x, {x.device}, got {boundaries.device}")
+        raise ValueError(
+            f"expected boundaries on the device of x, {x.device}, got {boundaries.device}: convert them"
+        )
     check_channels(x, n_future, n_past, channel_dim)
 
 

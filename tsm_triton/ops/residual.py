@@ -46,12 +46,12 @@ residual_shift_backward = torch.ops.tsm_triton.residual_shift_backward.default
 
 def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any) -> None:
     if not branch.is_floating_point():
-        raise TypeError(f"branch must be a tensor of floats, got {branch.dtype}")
+        raise TypeError(f"branch must be a tensor of floats, got {branch.dtype}: convert it")
     if (branch.shape, branch.dtype, branch.device) != (identity.shape, identity.dtype, identity.device):
         raise ValueError(
             "expected branch and identity of one shape, dtype and device, got "
             f"{tuple(branch.shape)} {branch.dtype} {branch.device} and "
-            f"{tuple(identity.shape)} {identity.dtype} {identity.device}"
+            f"{tuple(identity.shape)} {identity.dtype} {identity.device}: convert one"
         )
     num_segments, n_future, n_past, _, activation = shift
     check_clips(branch, num_segments, n_future, n_past, 1)
@@ -60,7 +60,7 @@ def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: 
         if value is not None and (value.shape != branch.shape[1:2] or value.device != branch.device):
             raise ValueError(
                 f"{name} must have shape [C] = [{branch.shape[1]}] on {branch.device}, "
-                f"got {tuple(value.shape)} on {value.device}"
+                f"got {tuple(value.shape)} on {value.device}: convert it"
             )
 
 

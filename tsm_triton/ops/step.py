@@ -21,7 +21,10 @@ shift_step_into = torch.ops.tsm_triton.shift_step_into.default
 def check_cache(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory."""
     if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
-        raise ValueError(f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}")
+        raise ValueError(
+            f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}: pass "
+            "that of the channels"
+        )
     dim = channel_dim % x.dim()
     shape, expected = list(cache.shape), list(x.shape)
     if len(shape) == len(expected):
@@ -70,7 +73,8 @@ def _into(form: Any) -> Any:
         check_cache(x, kept, "kept", channel_dim)
         if kept.shape != cache.shape:
             raise ValueError(
-                f"kept must have the shape of cache, {list(cache.shape)}, got {list(kept.shape)}"
+                f"kept must have the shape of cache, {list(cache.shape)}, got {list(kept.shape)}: "
+                "make it with torch.empty_like"
             )
         return form(x, cache, kept, channel_dim)
 

@@ -54,7 +54,9 @@ class VideoClassifier(nn.Module):
             ("view_average", view_average, VIEW_AVERAGE),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}: choose one"
+                )
         self.model = model
         self.num_segments = num_segments
         self.consensus = consensus
@@ -74,7 +76,7 @@ class VideoClassifier(nn.Module):
             return self._scores(video.unflatten(0, (-1, self.num_segments)))
         raise ValueError(
             f"video must have shape [N, T, 3, H, W], [N, V, T, 3, H, W], or [N*T, 3, H, W] with "
-            f"T = num_segments = {self.num_segments}, got {tuple(video.shape)}"
+            f"T = num_segments = {self.num_segments}, got {tuple(video.shape)}: reshape it"
         )
 
     def _scores(self, video: Tensor) -> Tensor:
@@ -89,7 +91,8 @@ class VideoClassifier(nn.Module):
         if video.dim() != 4 or min(clip_lengths, default=0) < 1 or sum(clip_lengths) != len(video):
             raise ValueError(
                 "with clip_lengths, video must have shape [T1 + T2 + ..., 3, H, W] for lengths of at least 1, "
-                f"got {tuple(video.shape)} for {clip_lengths}, together {sum(clip_lengths)}"
+                f"got {tuple(video.shape)} for {clip_lengths}, together {sum(clip_lengths)}. "
+                "Pass the lengths the frames were joined with."
             )
         self._check_fixed_length(clip_lengths)
         with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():

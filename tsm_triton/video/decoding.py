@@ -109,7 +109,10 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | Tensor) -
     """
     if isinstance(indices, Tensor):
         if indices.dim() != 1:
-            raise TypeError(f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}")
+            raise TypeError(
+                f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}: "
+                "flatten it first"
+            )
         indices = indices.tolist()
     wanted = [operator.index(i) for i in indices]
     return _read(_index(path), wanted)
@@ -217,7 +220,8 @@ def _index(path: str | os.PathLike[str]) -> _Index:
         first = next(frames, None)
         if first is None:
             raise ValueError(
-                f"expected a video that can be decoded, got no frame from {path!r}: is it damaged?"
+                f"expected a video that can be decoded, got no frame from {path!r}: is it damaged? "
+                "Copy or encode it again."
             )
         num_frames = len(packets) or 1 + sum(1 for _ in frames)
     orientation = Orientation.of(first)
@@ -267,7 +271,8 @@ def _read(index: _Index, indices: list[int]) -> Tensor:
     for wanted in missing:
         if earlier is None:
             raise ValueError(
-                f"expected a video that can be decoded, got no frame from {index.path!r}: is it damaged?"
+                f"expected a video that can be decoded, got no frame from {index.path!r}: is it damaged? "
+                "Copy or encode it again."
             )
         stood_in.append(wanted)
         put(wanted, earlier)
@@ -369,7 +374,7 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
     if os.path.isdir(path):
         raise ValueError(f"expected a video file, got the directory {path!r}: pass one of its files")
     if os.path.getsize(path) == 0:
-        raise ValueError(f"expected a video file, got {path!r}, which is empty: was it copied completely?")
+        raise ValueError(f"expected a video file, got {path!r}, which is empty: copy it again")
     try:
         # An absolute path, or FFmpeg reads "a:b.mp4" as a URL; tags in an unknown encoding must not raise.
         # A file may be a playlist in disguise: it may name other files, but fetch nothing.
@@ -378,19 +383,21 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
     except FFmpegError as error:
         raise ValueError(
             f"expected a video file, got {path!r}, which FFmpeg cannot read ({error.strerror}): "
-            "is it complete, and a video?"
+            "is it a video? Copy it again, completely."
         ) from error
     with container:
         # The cover picture of a song is a video stream to FFmpeg.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"})) or "no streams"
-            raise ValueError(f"expected a file with a video stream, got {path!r} with {kinds} only")
+            raise ValueError(
+                f"expected a file with a video stream, got {path!r} with {kinds} only: pass another file"
+            )
         stream = streams[0]
         if stream.codec_context is None:
             raise ValueError(
                 f"expected a video that can be decoded, got {path!r} in a codec that FFmpeg does not know: is it "
-                "damaged?"
+                "damaged? Copy or encode it again."
             )
         if stream.width * stream.height > MAX_PIXELS:
             raise ValueError(

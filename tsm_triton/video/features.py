@@ -55,7 +55,7 @@ class VideoFeatures(nn.Module):
         if video.dim() != 5:
             raise ValueError(
                 f"video must have shape [N, T, 3, H, W], or [N*T, 3, H, W] with T = num_segments = "
-                f"{self.num_segments}, got {tuple(video.shape)}"
+                f"{self.num_segments}, got {tuple(video.shape)}: reshape it"
             )
         num_segments = video.shape[1]
         if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:

@@ -150,7 +150,7 @@ def sample_frames(
     """
     if strategy not in get_args(Strategy):
         raise ValueError(
-            f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}, got {strategy!r}"
+            f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}, got {strategy!r}: choose one"
         )
     if strategy == "dense":
         frames = sample_dense(num_frames, num_segments, train=train, generator=generator)
@@ -163,7 +163,9 @@ def sample_frames(
 def _counts(**counts: int) -> list[int]:
     for name, value in counts.items():
         if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+            raise TypeError(
+                f"{name} must be an integer, got {value!r} of type {type(value).__name__}: convert it"
+            )
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
     return [operator.index(value) for value in counts.values()]

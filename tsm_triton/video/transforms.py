@@ -53,11 +53,14 @@ class MultiScaleCrop(v2.Transform):
     ) -> None:
         super().__init__()
         if size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {size}")
+            raise ValueError(f"size must be at least 1 pixel, got {size}: pass the side of the output")
         if not scales or not all(0 < scale <= 1 for scale in scales):
-            raise ValueError(f"scales must be fractions of the short side in (0, 1], got {tuple(scales)}")
+            raise ValueError(
+                f"scales must be fractions of the short side in (0, 1], got {tuple(scales)}: "
+                "divide them by the largest"
+            )
         if max_distort < 0:
-            raise ValueError(f"max_distort must be at least 0, got {max_distort}")
+            raise ValueError(f"max_distort must be at least 0, got {max_distort}: pass 0 for squares only")
         self.size = size
         self.scales = tuple(scales)
         self.max_distort = max_distort
@@ -110,11 +113,11 @@ class ViewCrops(v2.Transform):
     def __init__(self, size: int, short_side: int, views: int = 1) -> None:
         super().__init__()
         if views not in (1, 3, 10):
-            raise ValueError(f"views must be 1, 3 or 10, got {views}")
+            raise ValueError(f"views must be 1, 3 or 10, got {views}: choose one")
         if not 1 <= size <= short_side:
             raise ValueError(
                 f"expected 1 <= size <= short_side, got size={size}, short_side={short_side}: "
-                "a crop cannot be larger than the frame"
+                "a crop cannot be larger than the frame. Lower size."
             )
         self.size = size
         self.short_side = short_side
@@ -250,7 +253,10 @@ def _choice(items: Sequence[Any]) -> Any:
 def _check_clip(flat_inputs: list[Any]) -> None:
     clip = next((x for x in flat_inputs if isinstance(x, Tensor)), None)
     if clip is None:
-        raise TypeError(f"expected a clip as a tensor, got {[type(x).__name__ for x in flat_inputs]}")
+        raise TypeError(
+            f"expected a clip as a tensor, got {[type(x).__name__ for x in flat_inputs]}: "
+            "pass frames as read_frames returns them"
+        )
     if clip.dim() < 4 or clip.shape[-3] != 3 or clip.dtype != torch.uint8:
         raise ValueError(
             f"expected a uint8 clip [..., T, 3, H, W], got {clip.dtype} {tuple(clip.shape)}: "

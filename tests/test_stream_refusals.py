@@ -1,0 +1,235 @@
+"""`tsm-triton stream` on odd and damaged sources, weights and labels: one clear line, and no half-written file."""
+
+import math
+import random
+import struct
+import types
+import zlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tsm_triton.cli import main
+from tsm_triton.commands import sources
+from tsm_triton.commands.annotation import MAX_WIDTH, annotated_video
+from tsm_triton.commands.common import create_model
+from tsm_triton.commands.sources import open_source
+from tsm_triton.commands.weights import load_trained, save_trained
+from tsm_triton.video import probe
+
+from .video_files import write_video
+
+CLASSES = ("left", "right", "still")
+
+
+@pytest.fixture(scope="module")
+def state():
+    return create_model("test_resnet", num_classes=3).state_dict()
+
+
+@pytest.fixture
+def weights(state, tmp_path):
+    model = create_model("test_resnet", num_classes=3)
+    save_trained(tmp_path / "weights.pt", model, "test_resnet", CLASSES, 32)
+    return tmp_path / "weights.pt"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A folder with one image."""
+    (tmp_path / "picture").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "picture" / "a.png")
+    return tmp_path / "picture"
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """The one line with which the command ends."""
+
+    def refused(source, weights, *options):
+        out = tmp_path / "out"
+        assert main(["stream", str(source), "--weights", str(weights), "--out", str(out), *options]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("tsm-triton: error: expected ")
+        assert error.isprintable()
+        assert not (out.exists() and list(out.iterdir()))
+        return error
+
+    return refused
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, *between):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(between) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png(60000, 60000), png(8, 4, chunk(b"\xd1h\xc4b", b"")), png(8, 8)[:40], b"no image"],
+    ids=["bomb", "unknown chunk", "truncated", "text"],
+)
+def test_an_image_that_cannot_be_read_is_refused(data, weights, tmp_path, refused):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(data)
+    assert "which cannot be read" in refused(tmp_path / "images", weights)
+
+
+@pytest.mark.parametrize("size", [(2000, 16), (9000, 30), (1, 3000), (4001, 3001)])
+def test_a_picture_of_any_shape_fits_the_annotated_video(size, weights, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", size).save(tmp_path / "images" / "a.png")
+    argv = ["stream", str(tmp_path / "images"), "--weights", str(weights), "--device", "cpu"]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    info = probe(tmp_path / "out" / "annotated.mp4")
+    assert info.width <= MAX_WIDTH
+    assert info.height <= 1200
+
+
+def test_frames_a_month_apart_are_refused(weights, tmp_path, refused):
+    with av.open(tmp_path / "gap.mkv", "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in (0, 1000, 2000, 3 * 10**9):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert "expected frames that FFmpeg writes" in refused(tmp_path / "gap.mkv", weights)
+
+
+@pytest.mark.parametrize("times", [(math.nan,) * 3, (0.0, math.inf, 0.08)])
+def test_times_that_are_no_numbers_are_counted(times, weights, tmp_path, monkeypatch):
+    class Frame(types.SimpleNamespace):
+        def to_ndarray(self, **_):
+            return np.zeros((64, 64, 3), np.uint8)
+
+    path = write_video(tmp_path / "video.mp4", 3)
+    frames = [Frame(time=time, width=64, height=64, side_data={}) for time in times]
+    monkeypatch.setattr(sources, "decode", lambda *_: iter(frames))
+    assert [time for _, time in open_source(str(path)).frames] == pytest.approx([0, 0.04, 0.08])
+
+
+@pytest.mark.parametrize("fps", [1e-9, 1e12])
+@pytest.mark.parametrize("time", [0.04, 1e17])
+def test_times_and_rates_of_any_size_are_written_or_refused(time, fps, tmp_path):
+    frame = torch.zeros(3, 48, 64, dtype=torch.uint8)
+
+    def write():
+        with annotated_video(tmp_path / "a.mp4", fps) as video:
+            for at in (0.0, time):
+                video.write(frame, at, "left", 0.5, 25.0)
+
+    if time < 1e9:
+        write()
+        assert probe(tmp_path / "a.mp4").num_frames == 2
+    else:
+        with pytest.raises(ValueError, match="expected frames that FFmpeg writes"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_that_are_no_numbers_are_refused(state, picture, tmp_path, refused):
+    torch.save(
+        {key: value * torch.nan if value.is_floating_point() else value for key, value in state.items()},
+        tmp_path / "nan.pt",
+    )
+    error = refused(picture, tmp_path / "nan.pt", "--model", "test_resnet")
+    assert "expected finite scores" in error
+    assert "nan.pt" in error
+
+
+def test_labels_that_are_not_there_or_too_few_are_refused(weights, picture, tmp_path, refused):
+    assert "check the path" in refused(picture, weights, "--labels", str(tmp_path / "none.txt"))
+    assert "expected a file of labels" in refused(picture, weights, "--labels", str(tmp_path))
+    (tmp_path / "labels.txt").write_text("\n")
+    assert "got 0 in" in refused(picture, weights, "--labels", str(tmp_path / "labels.txt"))
+
+
+def test_a_file_is_no_folder_for_results(weights, picture, capsys):
+    argv = ["stream", str(picture), "--weights", str(weights), "--out", str(weights)]
+    assert main(argv) == 2
+    assert "expected a folder for results" in capsys.readouterr().err
+    assert load_trained(weights, None).classes == list(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"model": 7}, "expected model to be a string"),
+        ({"model": "test_resnet", "classes": 5}, "expected classes to be a list of strings"),
+        ({"model": "test_resnet", "classes": ["a", 1, "c"]}, "expected classes to be a list of strings"),
+        ({"model": "test_resnet", "classes": ["a", "b"]}, "expected 3 classes, as many as outputs, got 2"),
+        ({"model": "test_resnet", "size": "x"}, "expected size to be"),
+        ({"model": "test_resnet", "size": 10**6}, "expected size to be"),
+        ({"model": "test_resnet", "size": True}, "expected size to be"),
+        ({}, "expected weights that name their model"),
+        ({"model": "\x1b[31mred"}, "expected the name of a timm model"),
+    ],
+)
+def test_weights_that_say_odd_things_of_themselves_are_refused(
+    about, message, state, picture, tmp_path, refused
+):
+    torch.save({"state_dict": state, **about}, tmp_path / "odd.pt")
+    assert message in refused(picture, tmp_path / "odd.pt")
+
+
+def test_keys_and_values_that_no_model_has_are_refused(state, picture, tmp_path, refused):
+    last = next(key for key in reversed(state) if key.endswith(".weight"))
+    for changed in (
+        {1: torch.ones(1)},
+        {"\x1b[31mred": torch.ones(1)},
+        {last: torch.tensor(1.0)},
+        {last: state[last].to("meta")},
+        {last: state[last].to_sparse()},
+    ):
+        torch.save({**state, **changed}, tmp_path / "odd.pt")
+        assert "odd.pt" in refused(picture, tmp_path / "odd.pt", "--model", "test_resnet")
+
+
+def test_classes_are_made_printable(state, tmp_path):
+    about = {"state_dict": state, "model": "test_resnet", "classes": ["a", "\x1b[31mred", "c"], "size": 32}
+    torch.save(about, tmp_path / "w.pt")
+    assert load_trained(tmp_path / "w.pt", None).classes == ["a", "\N{REPLACEMENT CHARACTER}[31mred", "c"]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_weights_are_refused(zipped, state, tmp_path):
+    path, rng = tmp_path / "w.pt", random.Random(0)
+    torch.save(dict(list(state.items())[:4]), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 4, 16))):
+            data[rng.randrange(min(len(data), 800))] = rng.randrange(256)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="expected .*got"):
+            load_trained(path, "test_resnet")
+
+
+@pytest.mark.parametrize("kind", ["bmp", "jpeg", "png", "ppm", "tiff", "webp"])
+def test_damaged_images_are_read_or_refused(kind, tmp_path):
+    path, rng, errors = tmp_path / f"a.{kind}", random.Random(0), []
+    Image.effect_noise((40, 30), 50).convert("RGB").save(path)
+    whole = path.read_bytes()
+    for _ in range(100):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 4, 16))):
+            data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            next(open_source(str(tmp_path)).frames)
+        except ValueError as error:
+            errors.append(str(error))
+    assert errors
+    assert all("which cannot be read" in error for error in errors)
