@@ -1,7 +1,5 @@
 """`tsm-triton verify`: what it reaches, prints and returns, of right ops and of wrong ones."""
 
-import pkgutil
-import sys
 from collections.abc import Callable
 from unittest import mock
 
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tsm_triton import kernels, ops
+from tsm_triton import ops
 from tsm_triton.cli import main
 from tsm_triton.commands import checks
 from tsm_triton.testing import ShiftCase
@@ -74,7 +72,9 @@ def test_a_wrong_op_is_status_1_with_its_smallest_case(verify):
     assert f"\nFAIL  shift     {EXACT} " in report
     assert f"\nFailure 1: shift {EXACT} (copies)\n    AssertionError: expected the same bits, got " in report
     line = reproducer(report).splitlines()[1]
-    case = eval(line[line.index("ShiftCase(") : line.rindex(", device=")], vars(sys.modules[__name__]))
+    case = eval(
+        line[line.index("ShiftCase(") : line.rindex(", device=")], {"ShiftCase": ShiftCase, "torch": torch}
+    )
     assert (case.channels, case.clips, case.num_segments, case.height, case.width) == (6, 1, 1, 1, 1)
     assert (case.n_future, case.n_past, case.layout) == (0, 0, "contiguous")
 
@@ -111,20 +111,21 @@ def test_the_seed_chooses_the_cases(verify):
 
     for seed in "001":
         seen.append([])
-        assert verify("--seed", seed, op=recording)[0] == 0
+        assert verify("--seed", seed, "--examples", "5", op=recording)[0] == 0
     assert seen[0] == seen[1] != seen[2]
-    assert len(seen[0]) >= 20
+    assert len(seen[0]) >= 5 * 7
 
 
 def test_what_it_cannot_do_is_said(capsys):
     for argv, message in (
         (("--examples", "0"), "--examples must be at least 1, got 0"),
-        (("--device", "meta"), "expected cpu or cuda, got 'meta'"),
+        (("--device", "meta"), "expected a device that torch can use here, got 'meta'"),
     ):
         assert main(["verify", "--device", "cpu", *argv]) == 2
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 @pytest.mark.parametrize("form", checks.FORMS["cpu"])
 def test_every_op_is_run(form):
     if form == "interpreter" and torch.cuda.is_available():
@@ -138,25 +139,7 @@ def test_every_op_is_run(form):
 
     with Recording():
         for check in checks.checks("cpu", examples=3, start=0):
-            if check.form == form and check.amount_is_drawn:
+            if check.form == form and check.run.func is checks._hold:
                 check.run()
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tsm_triton::")}
     assert {name for name in run if name.startswith("tsm_triton::")} == registered
-
-
-def test_a_case_is_its_repr():
-    case = ShiftCase(clips=3, channels=6, layout="tokens", dtype=torch.int8)
-    assert eval(repr(case), {"ShiftCase": ShiftCase, "torch": torch}) == case
-
-
-def test_every_kernel_is_imported_for_the_interpreter():
-    names = {module.name for module in pkgutil.iter_modules(kernels.__path__)}
-    assert {"conv1x1_shift_conv1x1", "shift_step", "temporal_shift"} <= names
-    code = (
-        "import sys, torch; from tsm_triton.commands import verify; verify._import_checks(torch.device('cpu'));"
-        "print(*(name for name in sys.modules if name.startswith('tsm_triton.kernels.')))"
-    )
-    import subprocess
-
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {name.removeprefix("tsm_triton.kernels.") for name in found.stdout.split()} == names

@@ -138,7 +138,7 @@ def _hold(form: str, call: str, arguments: dict[str, Any], device: str, examples
         database=None,
         deadline=None,
         report_multiple_bugs=False,
-        suppress_health_check=[*HealthCheck.__members__.values()],
+        suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
     @given(**arguments)
@@ -176,11 +176,11 @@ def _in_form(form: str, function: Callable[[str], str], device: str) -> str:
 
 
 _OF_EACH_FORM = (
-    ("ops", "100 repeats give the same bits", op_checks.repeats),
     ("ops", "torch.library.opcheck", op_checks.opcheck),
     ("shift", "gradients of both orders", op_checks.gradcheck),
     ("fuse", "a fused copy computes the same", model_checks.fused_model),
     ("fuse", "a fused stream computes the same", model_checks.fused_stream),
+    ("ops", "100 repeats give the same bits", op_checks.repeats),
 )
 _OF_KERNELS = (("shift", "frames beyond 2**31 elements", op_checks.frames_beyond_32_bits),)
 _ONCE = (
