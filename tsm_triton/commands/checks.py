@@ -138,7 +138,7 @@ def _hold(form: str, call: str, arguments: dict[str, Any], device: str, examples
         database=None,
         deadline=None,
         report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list[Any](HealthCheck),  # its members that are not deprecated
         phases=(Phase.generate, Phase.shrink),
     )
     @given(**arguments)

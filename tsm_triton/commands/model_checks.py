@@ -121,10 +121,11 @@ def _small_model() -> nn.Module:
     for norm in model.modules():
         # as built, a branch is zero and the statistics are none: here both must be seen
         if isinstance(norm, nn.BatchNorm2d):
-            for values in (norm.weight, norm.running_var):
-                nn.init.uniform_(values, 0.5, 1.5)
-            for values in (norm.bias, norm.running_mean):
-                nn.init.normal_(values, std=0.2)
+            for name, values in norm.state_dict().items():
+                if name in ("weight", "running_var"):
+                    nn.init.uniform_(values, 0.5, 1.5)
+                elif name in ("bias", "running_mean"):
+                    nn.init.normal_(values, std=0.2)
     return model
 
 

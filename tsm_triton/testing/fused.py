@@ -158,11 +158,12 @@ def step_conv_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[A
 def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
     """The result is the reference's of `x` behind its cache, and the new cache is `x`'s first channels."""
     arguments = step_conv_arguments(case, c_out, activation)
-    x, cache, *operands = arguments
+    x, cache, weight, bias, identity, _ = arguments
     before = x.clone(), cache.clone()
     out, kept = op(*_on(device, arguments))
     shifted = torch.cat([cache, x[:, case.n_past :]], 1)
-    assert_close(out, reference.shift_conv1x1(shifted, *operands[:3], 1, 0, 0, True, activation), roundings=2)
+    expected = reference.shift_conv1x1(shifted, weight, bias, identity, 1, 0, 0, True, activation)
+    assert_close(out, expected, roundings=2)
     assert_same_bits(kept.cpu(), x[:, : case.n_past])
     for value, old in zip((x, cache), before, strict=True):
         assert_same_bits(value, old)
