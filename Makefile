@@ -19,7 +19,8 @@ test-slow: .venv/installed
 test-oldest: .venv-oldest/installed
 	$(OLDEST)/python -m pytest -n 2
 
-# Break the kernels and the patching on purpose: tsm-triton verify must find each.
+# Break the kernels and the patching on purpose: tsm-triton verify must find each, within the two minutes that it
+# needs on two idle cores.
 mutations: .venv/installed
 	$(BIN)/python -m tests.mutations
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import pkgutil
 import platform
 import shutil
 import subprocess
@@ -12,12 +13,10 @@ from types import ModuleType
 
 import torch
 
-from .. import __version__
+from .. import __version__, kernels
 from .common import pick_device
 
 __all__ = ["add_arguments", "run"]
-
-KERNELS = ("temporal_shift", "residual_shift", "shift_conv1x1", "shift_step")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +96,8 @@ def _import_checks(device: torch.device) -> ModuleType:
             f"pip install 'tsm-triton[test]' ({error})"
         ) from error
     with checks.interpreted("interpreter" if device.type == "cpu" else "triton"):
-        for name in KERNELS:
-            importlib.import_module(f"tsm_triton.kernels.{name}")
+        for module in pkgutil.iter_modules(kernels.__path__):
+            importlib.import_module(f"{kernels.__name__}.{module.name}")
     return checks
 
 
@@ -106,7 +105,7 @@ def _imports(form: str) -> str:
     interpret = "import os; os.environ['TRITON_INTERPRET'] = '1'; " if form == "interpreter" else ""
     return (
         f"{interpret}import torch; from tsm_triton import ops; "
-        "from tsm_triton.testing import ShiftCase, fused, properties"
+        "from tsm_triton.testing import ShiftCase, fused, guarded_memory, properties"
     )
 
 

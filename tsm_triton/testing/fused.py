@@ -1,4 +1,4 @@
-"""What is true of the ops that compute: the end of a residual block, and the 1x1 convolution."""
+"""What is true of the ops that compute: the end of a residual block, and 1x1 convolutions."""
 
 from typing import Any
 
@@ -13,9 +13,13 @@ __all__ = [
     "conv_arguments",
     "conv_gradients_match",
     "conv_matches",
+    "conv_pair_arguments",
+    "conv_pair_matches",
     "residual_arguments",
     "residual_gradients_match",
     "residual_matches",
+    "step_conv_arguments",
+    "step_conv_matches",
 ]
 
 # a gradient is the sum of thousands of terms
@@ -102,6 +106,70 @@ def conv_gradients_match(op: Any, case: ShiftCase, c_out: int, activation: str, 
         return (y * weights.to(y)).sum()
 
     _same_gradients(loss, op, reference.shift_conv1x1, arguments, device)
+
+
+def conv_pair_arguments(
+    case: ShiftCase, c_in: int, c_out: int, activation: str, next_activation: str
+) -> tuple[Any, ...]:
+    """Arguments of `conv1x1_shift_conv1x1` whose identity is as `case.x`, on the CPU.
+
+    Bits of the case's seed decide which of the two biases there are.
+    """
+    generator = case.generator()
+    identity = torch.nan_to_num(case.x, nan=1.0, posinf=2.0, neginf=-3.0) / 64
+    frames, channels, height, width = case.shape
+    x = torch.randn(frames, c_in, height, width, generator=generator).to(case.dtype)
+    weight = torch.randn(channels, c_in, generator=generator).div(c_in**0.5).to(case.dtype)
+    next_weight = torch.randn(c_out, channels, generator=generator).div(channels**0.5).to(case.dtype)
+    bias = torch.randn(channels, generator=generator).to(case.dtype) if case.seed & 1 else None
+    next_bias = torch.randn(c_out, generator=generator).to(case.dtype) if case.seed & 2 else None
+    operands = (x, weight, bias, identity, next_weight, next_bias)
+    return (*operands, *case.shift[:4], activation, next_activation)
+
+
+def conv_pair_matches(
+    op: Any,
+    case: ShiftCase,
+    c_in: int,
+    c_out: int,
+    activation: str,
+    next_activation: str,
+    device: str = "cpu",
+) -> None:
+    """`y` is the reference's within two roundings, and `z` that of this very `y`; both are channels_last."""
+    arguments = conv_pair_arguments(case, c_in, c_out, activation, next_activation)
+    next_weight, next_bias = arguments[4:6]
+    y, z = op(*_on(device, arguments))
+    assert_close(y, reference.conv1x1_shift_conv1x1(*arguments)[0], roundings=2)
+    shift = (*case.shift[:4], next_activation)
+    assert_close(z, reference.shift_conv1x1(y.cpu(), next_weight, next_bias, None, *shift), roundings=2)
+    for out in (y, z):
+        assert out.is_contiguous(memory_format=torch.channels_last), (
+            f"expected channels_last, got strides {out.stride()}"
+        )
+
+
+def step_conv_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
+    """Arguments of `shift_step_conv1x1` on `case.x`, with a cache of `case.n_past` channels, on the CPU."""
+    x, weight, bias, identity, *_ = conv_arguments(case, c_out, activation)
+    return x, x[:, : case.n_past].flip(0), weight, bias, identity, activation
+
+
+def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
+    """The result is the reference's of `x` behind its cache, and the new cache is `x`'s first channels."""
+    arguments = step_conv_arguments(case, c_out, activation)
+    x, cache, weight, bias, identity, _ = arguments
+    before = x.clone(), cache.clone()
+    out, kept = op(*_on(device, arguments))
+    shifted = torch.cat([cache, x[:, case.n_past :]], 1)
+    expected = reference.shift_conv1x1(shifted, weight, bias, identity, 1, 0, 0, True, activation)
+    assert_close(out, expected, roundings=2)
+    assert_same_bits(kept.cpu(), x[:, : case.n_past])
+    for value, old in zip((x, cache), before, strict=True):
+        assert_same_bits(value, old)
+    assert out.is_contiguous(memory_format=torch.channels_last), (
+        f"expected channels_last, got strides {out.stride()}"
+    )
 
 
 def _on(device: str, arguments: tuple[Any, ...]) -> list[Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "packed_clips_are_each_clip_alone",
     "poison_reaches_only_its_readers",
     "step_exchanges_channels_with_the_cache",
+    "step_writes_the_cache_in_place",
     "the_adjoint_undoes_the_inner_product",
     "untouched_channels_are_untouched",
 ]
@@ -108,8 +109,8 @@ def poison_reaches_only_its_readers(
             )
 
 
-def is_deterministic(shift: Shift, case: ShiftCase, device: str = "cpu", repeats: int = 3) -> None:
-    """Repeated calls give the same bits; on CUDA on streams of their own, side by side."""
+def is_deterministic(shift: Any, case: ShiftCase, device: str = "cpu", repeats: int = 3) -> None:
+    """Repeated calls give the same bits, in one tensor or in several; on CUDA on streams of their own, side by side."""
     x = moved_to(case.x, device)
     expected = shift(x, *case.shift)
     results = []
@@ -124,7 +125,9 @@ def is_deterministic(shift: Shift, case: ShiftCase, device: str = "cpu", repeats
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     for result in results:
-        assert_same_bits(result, expected)
+        pairs = [(result, expected)] if isinstance(result, Tensor) else zip(result, expected, strict=True)
+        for actual, wanted in pairs:
+            assert_same_bits(actual, wanted)
 
 
 def packed_clips_are_each_clip_alone(packed: Shift, case: ShiftCase, device: str = "cpu") -> None:
@@ -147,6 +150,18 @@ def step_exchanges_channels_with_the_cache(step: Any, case: ShiftCase, device: s
     assert_same_bits(out.cpu().narrow(case.axis, 0, case.n_past), cache)
     assert_same_bits(out.cpu().narrow(*rest), case.x.narrow(*rest))
     assert_same_bits(kept.cpu(), case.x.narrow(case.axis, 0, case.n_past))
+
+
+def step_writes_the_cache_in_place(step_into: Any, case: ShiftCase, device: str = "cpu") -> None:
+    """Of `step_into(x, cache, kept, channel_dim) -> out`: `kept` may be `cache`, and nothing else changes."""
+    x = moved_to(case.x, device)
+    before = case.x.narrow(case.axis, 0, case.n_past).flip(0).contiguous()
+    cache = moved_to(before, device).clone()
+    out = step_into(x, cache, cache, case.axis)
+    rest = (case.axis, case.n_past, case.channels - case.n_past)
+    assert_same_bits(out.cpu().narrow(case.axis, 0, case.n_past), before)
+    assert_same_bits(out.cpu().narrow(*rest), case.x.narrow(*rest))
+    assert_same_bits(cache.cpu(), case.x.narrow(case.axis, 0, case.n_past))
 
 
 def _finite(x: Tensor) -> Tensor:

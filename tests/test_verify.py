@@ -1,0 +1,145 @@
+"""`tsm-triton verify`: what it reaches, prints and returns, of right ops and of wrong ones."""
+
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tsm_triton import ops
+from tsm_triton.cli import main
+from tsm_triton.commands import checks
+from tsm_triton.testing import ShiftCase
+
+EXACT = "matches the reference, writes nowhere else"
+right = ops.temporal_shift
+
+
+def wrong_beyond_five_channels(x: Tensor, *shift) -> Tensor:
+    out = right(x, *shift)
+    return torch.zeros_like(out) if x.shape[shift[-1]] > 5 else out
+
+
+def behind_its_end(x: Tensor, *shift) -> Tensor:
+    out = right(x, *shift)
+    if out.numel():
+        end = (
+            out.storage_offset() + sum((n - 1) * s for n, s in zip(out.shape, out.stride(), strict=True)) + 1
+        )
+        if out.untyped_storage().nbytes() > end * out.itemsize:  # only where there is a guard band
+            out.as_strided((1,), (1,), end).fill_(1)
+    return out
+
+
+@pytest.fixture
+def verify(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run the command on the checks of a subject that need no kernel, with `op` in the place of the shift."""
+    every = checks.checks
+
+    def run(*argv: str, op: Callable[..., Tensor] = right, subject: str = "shift") -> tuple[int, str]:
+        def chosen(*arguments) -> list[checks.Check]:
+            return [c for c in every(*arguments) if (c.subject, c.form) == (subject, "copies")]
+
+        monkeypatch.setattr(checks, "checks", chosen)
+        monkeypatch.setattr(ops, "temporal_shift", op)
+        status = main(["verify", "--device", "cpu", "--examples", "20", *argv])
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def reproducer(report: str) -> str:
+    """The lines that a report gives of its first failure."""
+    lines = report.split("Reproduce it with\n", 1)[1].splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines[:2])
+
+
+def test_ops_that_hold_are_status_0(verify):
+    status, report = verify(subject="packed")
+    assert status == 0
+    assert f"torch {torch.__version__}, triton " in report
+    assert "CPU, Triton interpreted\n20 cases a property, seed 0\n" in report
+    assert "\nok    packed    clips of any length stay apart " in report
+    assert "\n1 checks passed, 0 failed, in " in report
+    assert "Reproduce" not in report
+
+
+def test_a_wrong_op_is_status_1_with_its_smallest_case(verify):
+    status, report = verify(op=wrong_beyond_five_channels)
+    assert status == 1
+    assert f"\nFAIL  shift     {EXACT} " in report
+    assert f"\nFailure 1: shift {EXACT} (copies)\n    AssertionError: expected the same bits, got " in report
+    line = reproducer(report).splitlines()[1]
+    case = eval(
+        line[line.index("ShiftCase(") : line.rindex(", device=")], {"ShiftCase": ShiftCase, "torch": torch}
+    )
+    assert (case.channels, case.clips, case.num_segments, case.height, case.width) == (6, 1, 1, 1, 1)
+    assert (case.n_future, case.n_past, case.layout) == (0, 0, "contiguous")
+
+
+@pytest.mark.parametrize("op", [wrong_beyond_five_channels, behind_its_end])
+def test_the_reproducer_fails_as_the_check_did(verify, op):
+    _, report = verify("--fail-fast", op=op)
+    said = report.split("(copies)\n    AssertionError: ", 1)[1].splitlines()[0]
+    lines = reproducer(report)
+    with pytest.raises(AssertionError) as failure:
+        exec(lines, {})
+    assert str(failure.value) == said
+    with mock.patch.object(ops, "temporal_shift", right):
+        exec(lines, {})
+
+
+def test_fail_fast_stops_at_the_first_failure(verify):
+    status, report = verify("--fail-fast", op=wrong_beyond_five_channels)
+    assert status == 1
+    assert report.count("\nFAIL ") == 1
+    assert "\n0 checks passed, 1 failed, in " in report
+    assert " checks were not run." in report
+    _, report = verify(op=wrong_beyond_five_channels)
+    assert report.count("\nFAIL ") > 1
+    assert "not run" not in report
+
+
+def test_the_seed_chooses_the_cases(verify):
+    seen: list[list[tuple[int, ...]]] = []
+
+    def recording(x: Tensor, *shift) -> Tensor:
+        seen[-1].append((*x.shape, *shift))
+        return right(x, *shift)
+
+    for seed in "001":
+        seen.append([])
+        assert verify("--seed", seed, "--examples", "5", op=recording)[0] == 0
+    assert seen[0] == seen[1] != seen[2]
+    assert len(seen[0]) >= 5 * 7
+
+
+def test_what_it_cannot_do_is_said(capsys):
+    for argv, message in (
+        (("--examples", "0"), "--examples must be at least 1, got 0"),
+        (("--device", "meta"), "expected a device that torch can use here, got 'meta'"),
+    ):
+        assert main(["verify", "--device", "cpu", *argv]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize("form", checks.FORMS["cpu"])
+def test_every_op_is_run(form):
+    if form == "interpreter" and torch.cuda.is_available():
+        pytest.skip("the kernels were compiled")
+    run = set()
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            run.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Recording():
+        for check in checks.checks("cpu", examples=3, start=0):
+            if check.form == form and check.run.func is checks._hold:
+                check.run()
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tsm_triton::")}
+    assert {name for name in run if name.startswith("tsm_triton::")} == registered
