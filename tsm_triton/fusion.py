@@ -46,7 +46,7 @@ class FusedModel(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"x must be a tensor of frames [N*T, {', '.join(map(str, self.input_size))}], got "
-                f"{type(x).__name__}."
+                f"{type(x).__name__}. Pass torch.stack(frames)."
             )
         if x.dim() != 4 or tuple(x.shape[1:]) != self.input_size:
             raise ValueError(

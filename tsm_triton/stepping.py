@@ -105,8 +105,8 @@ class StreamStep(nn.Module):
         state = [frame.new_zeros(0) if probe.cache is None else probe.cache for probe in probes]
         if not any(cache.numel() for cache in state):
             raise RuntimeError(
-                "expected the model to run a shifted module, got none. Was it unpatched, or is the shift "
-                "disabled?"
+                "expected the model to run a shifted module, got none: it was unpatched, or the "
+                "shift is disabled. Call step outside of tsm_triton.shift_disabled, or patch the model anew."
             )
         return state
 
@@ -124,8 +124,8 @@ class StreamStep(nn.Module):
         for site, hook in zip(exchanges, self.hooks, strict=True):
             if site.kept is None and site.cache.numel() and hook.enabled:
                 raise RuntimeError(
-                    f"expected the model to run {site.name!r} with its shift, got a frame without it. Was the "
-                    "model unpatched, or patched anew? Then make a new stream of it."
+                    f"expected the model to run {site.name!r} with its shift, got a frame without it: the "
+                    "model was unpatched, or patched anew. Make a new stream of it."
                 )
         return output, [site.cache if site.kept is None else site.kept for site in exchanges]
 
@@ -145,11 +145,14 @@ class StreamStep(nn.Module):
     def check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
         """Raise unless this frame, and state, can be run now."""
         if not isinstance(frame, Tensor):
-            raise TypeError(f"frame must be a torch.Tensor, got {type(frame).__name__}")
+            raise TypeError(
+                f"frame must be a torch.Tensor [B, 3, H, W], got {type(frame).__name__}. Call torch.from_numpy on "
+                "an array, and put the channels first."
+            )
         if frame.dim() != 4 or frame.shape[0] == 0:
             raise ValueError(
                 "frame must have shape [B, 3, H, W], one frame of each of B streams, "
-                f"got {tuple(frame.shape)}"
+                f"got {tuple(frame.shape)}. Call frame.unsqueeze(0) for a single stream."
             )
         if self.model.training:
             raise RuntimeError(
@@ -161,7 +164,7 @@ class StreamStep(nn.Module):
         if len(state) != len(self.hooks):
             raise ValueError(
                 f"state must hold one tensor for each of the {len(self.hooks)} sites, got {len(state)}. "
-                "init_state(frame) makes one."
+                "Call init_state(frame) for a new one."
             )
         for name, cache in zip(self.names, state, strict=True):
             if cache.shape[0] % frame.shape[0]:

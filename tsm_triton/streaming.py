@@ -76,9 +76,14 @@ class Streaming:
     ) -> None:
         for name, value in (("consensus", 1 if consensus is None else consensus), ("every", every)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+                raise TypeError(
+                    f"{name} must be an int, a count of frames, got {value!r} of type {type(value).__name__}. Pass 1 "
+                    "for every frame by itself."
+                )
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ValueError(
+                    f"{name} must be at least 1 frame, got {value}. Pass 1 for every frame by itself."
+                )
         self.step = (FusedStep if fused else StreamStep)(model, features=features)
         self.consensus = consensus
         self.every = every
@@ -298,7 +303,8 @@ class Streaming:
         if (self.consensus is not None or self.every > 1) and not isinstance(logits, Tensor):
             raise TypeError(
                 f"expected a model that returns logits, got {type(logits).__name__} from "
-                f"{type(self.model).__name__}. consensus and every take a model with one output."
+                f"{type(self.model).__name__}. Pass a model with one output, or leave "
+                "consensus and every out."
             )
 
     def _averaged(self, output: Any, rows: Tensor | None) -> tuple[Any, list[Tensor]]:
@@ -332,8 +338,8 @@ class Streaming:
             chosen.append(operator.index(i))
             if not 0 <= chosen[-1] < self.num_streams:
                 raise ValueError(
-                    f"expected streams from 0 to {self.num_streams - 1}, got {i}. They are numbered as the rows "
-                    "of a frame."
+                    f"expected streams from 0 to {self.num_streams - 1}, got {i}. Pass "
+                    "numbers of a frame's rows."
                     if self.num_streams
                     else f"expected a stream that has seen a frame, got reset of {i} before the first. Streams "
                     "are new then: call reset after it."

@@ -42,10 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.examples < 1:
-        raise ValueError(f"--examples must be at least 1, got {args.examples}")
+        raise ValueError(f"--examples must be at least 1, got {args.examples}. Leave it out for the default.")
     device = pick_device(args.device)
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected cpu or cuda, got {str(device)!r}: the ops have no other form")
+        raise ValueError(
+            f"expected cpu or cuda, got {str(device)!r}: the ops have no other form. Pass --device cpu."
+        )
     checks = _import_checks(device)
 
     print(f"tsm-triton verify, {_environment(device)}")
