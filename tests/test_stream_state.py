@@ -287,7 +287,7 @@ def test_a_model_that_lost_its_shift_on_the_way_is_refused(small):
     before = stream.state_dict()
     unpatch(small)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"with its shift, got a frame without it.*make a new stream"):
+        with pytest.raises(RuntimeError, match=r"with its shift, got a frame without it.*Make a new stream"):
             stream(frames[:, 1])
         if not tsm_triton.is_patched(small):
             patch(small, 1, direction="causal")  # other hooks than the stream's
@@ -339,9 +339,9 @@ def test_what_is_not_a_frame_is_refused(small, frame, error, message):
 
 
 def test_bad_arguments_say_what_was_expected(small):
-    with pytest.raises(ValueError, match="consensus must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="consensus must be at least 1 frame, got 0"):
         Streaming(small, consensus=0)
-    with pytest.raises(TypeError, match=r"every must be an int, got 1\.5 of type float"):
+    with pytest.raises(TypeError, match=r"every must be an int, a count of frames, got 1\.5 of type float"):
         Streaming(small, every=1.5)  # type: ignore[arg-type]
     stream = Streaming(small)
     frame = frames_of(2, 1)[:, 0]
