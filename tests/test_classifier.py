@@ -7,6 +7,7 @@ import torch
 import tsm_triton
 from tsm_triton import VideoClassifier
 from tsm_triton.hooks import shift_hooks
+from tsm_triton.video.features import VideoFeatures
 
 T = 4
 
@@ -30,6 +31,16 @@ def test_the_clip_length_is_read_from_the_shape(model):
         each = torch.cat([classifier(clip[None]) for clip in video])
         torch.testing.assert_close(classifier(video), each)
         assert {hook.num_segments for hook in shift_hooks(model)} == {num_segments}
+
+
+@pytest.mark.parametrize(
+    ("reader", "options"), [(VideoClassifier, {}), (VideoFeatures, {"features_only": True})]
+)
+def test_a_part_set_to_another_length_follows_the_video(reader, options):
+    model = tsm_triton.patch(timm.create_model("test_resnet", **options).eval(), T)
+    tsm_triton.set_num_segments(model.layer4, 2 * T)
+    reader(model, T)(torch.randn(2, T, 3, 48, 48))
+    assert {hook.num_segments for hook in shift_hooks(model)} == {T}
 
 
 def test_a_folded_input_is_unfolded_by_num_segments(model):

@@ -79,7 +79,9 @@ class VideoClassifier(nn.Module):
 
     def _scores(self, video: Tensor) -> Tensor:
         num_segments = video.shape[1]
-        if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
+        if is_patched(self.model) and any(
+            hook.num_segments != num_segments for hook in shift_hooks(self.model)
+        ):
             set_num_segments(self.model, num_segments)
         self._check_fixed_length([num_segments])
         logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])

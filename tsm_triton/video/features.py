@@ -58,7 +58,9 @@ class VideoFeatures(nn.Module):
                 f"{self.num_segments}, got {tuple(video.shape)}"
             )
         num_segments = video.shape[1]
-        if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
+        if is_patched(self.model) and any(
+            hook.num_segments != num_segments for hook in shift_hooks(self.model)
+        ):
             set_num_segments(self.model, num_segments)
         maps = self.model(video.flatten(0, 1))
         if not isinstance(maps, Sequence):
