@@ -238,7 +238,7 @@ def test_the_package_imports_neither_av_nor_timm_and_says_which_extra_is_missing
         try:
             tsm_triton.video.probe("a.mp4")
         except ImportError as error:
-            assert "pip install 'tsm-triton[video]'" in str(error)
+            assert "pip install 'av>=14.1'" in str(error)
         else:
             raise AssertionError
     """

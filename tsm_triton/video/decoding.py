@@ -361,9 +361,7 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
         from av.error import FFmpegError
         from av.stream import Disposition
     except ImportError as error:
-        raise ImportError(
-            "reading videos needs PyAV (module 'av'): pip install 'tsm-triton[video]'"
-        ) from error
+        raise ImportError("reading videos needs PyAV (module 'av'): pip install 'av>=14.1'") from error
     if not os.path.exists(path):
         raise FileNotFoundError(f"expected a video file, got {path!r}, which does not exist: check the path")
     if os.path.isdir(path):
