@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -298,6 +299,12 @@ def test_stages_choose_by_index_and_by_name(resnet):
 def test_an_unknown_stage_is_named_with_the_known_ones(resnet, stage):
     with pytest.raises(ValueError, match=r"stages among 0 ... 3 or layer1, layer2, layer3, layer4, got"):
         patch(resnet, stages=[stage])
+
+
+def test_integers_of_other_libraries_are_stored_as_pythons(resnet):
+    hook = shift_hooks(patch(resnet, np.int64(T), shift_div=np.int32(4)))[0]
+    assert (hook.num_segments, hook.shift_div) == (T, 4)
+    assert type(hook.num_segments) is type(hook.shift_div) is int
 
 
 def test_filter_fn_sees_modules_and_names(resnet):

@@ -86,7 +86,7 @@ def patch(
 
     Source: the authors' release for which sites, `place` and ResNet-101's every second block.
     """
-    check_shift(num_segments, shift_div, direction)
+    num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     check_model(model)
     if is_patched(model):
         raise RuntimeError(

@@ -48,7 +48,7 @@ class VideoClassifier(nn.Module):
         self, model: nn.Module, num_segments: int = 8, consensus: str = "avg", *, view_average: str = "logits"
     ) -> None:
         super().__init__()
-        check_shift(num_segments, 8, "causal")
+        num_segments, _ = check_shift(num_segments, 8, "causal")
         for name, value, known in (
             ("consensus", consensus, CONSENSUS),
             ("view_average", view_average, VIEW_AVERAGE),

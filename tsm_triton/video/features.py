@@ -42,9 +42,8 @@ class VideoFeatures(nn.Module):
 
     def __init__(self, model: nn.Module, num_segments: int = 8) -> None:
         super().__init__()
-        check_shift(num_segments, 8, "causal")
         self.model = model
-        self.num_segments = num_segments
+        self.num_segments, _ = check_shift(num_segments, 8, "causal")
         info = getattr(model, "feature_info", None)
         self.channels: list[int] = info.channels() if info is not None else []
         self.reductions: list[int] = info.reduction() if info is not None else []
