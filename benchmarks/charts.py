@@ -11,7 +11,7 @@ def save(folder: Path, results: dict[str, Any]) -> str:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        return "No charts: matplotlib is not installed (pip install 'tsm-triton[plot]')."
+        return "No charts: matplotlib is not installed (pip install 'matplotlib>=3.8')."
     written = []
     if results["shift"]:
         _ratios(results["shift"]).savefig(folder / "shift.png", dpi=120)

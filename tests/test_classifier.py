@@ -1,5 +1,6 @@
 """VideoClassifier: clips in, one prediction a video out."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -7,6 +8,7 @@ import torch
 import tsm_triton
 from tsm_triton import VideoClassifier
 from tsm_triton.hooks import shift_hooks
+from tsm_triton.video.features import VideoFeatures
 
 T = 4
 
@@ -30,6 +32,16 @@ def test_the_clip_length_is_read_from_the_shape(model):
         each = torch.cat([classifier(clip[None]) for clip in video])
         torch.testing.assert_close(classifier(video), each)
         assert {hook.num_segments for hook in shift_hooks(model)} == {num_segments}
+
+
+@pytest.mark.parametrize(
+    ("reader", "options"), [(VideoClassifier, {}), (VideoFeatures, {"features_only": True})]
+)
+def test_a_part_set_to_another_length_follows_the_video(reader, options):
+    model = tsm_triton.patch(timm.create_model("test_resnet", **options).eval(), T)
+    tsm_triton.set_num_segments(model.layer4, 2 * T)
+    reader(model, T)(torch.randn(2, T, 3, 48, 48))
+    assert {hook.num_segments for hook in shift_hooks(model)} == {T}
 
 
 def test_a_folded_input_is_unfolded_by_num_segments(model):
@@ -64,6 +76,33 @@ def test_it_compiles_in_full_for_two_clip_lengths(model):
 @pytest.mark.parametrize("shape", [(T + 1, 3, 48, 48), (3, 48, 48), (1, 1, 1, T, 3, 48, 48)])
 def test_other_shapes_are_refused(model, shape):
     with pytest.raises(ValueError, match=r"video must have shape \[N, T, 3, H, W\].* got \("):
+        VideoClassifier(model, T)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("wrong", [[3.7, 8.2, 5.1], "88", 16, [True] * 16, torch.ones(16)])
+def test_clip_lengths_that_are_no_integers_are_refused(model, wrong):
+    with pytest.raises(TypeError, match="clip_lengths must .*got "):
+        VideoClassifier(model, T)(torch.randn(16, 3, 48, 48), clip_lengths=wrong)
+
+
+@pytest.mark.parametrize("clip_lengths", [None, [8]])
+@pytest.mark.parametrize("wrong", [None, np.zeros((1, 8, 3, 48, 48))])
+def test_what_is_no_tensor_is_refused(model, wrong, clip_lengths):
+    got = type(wrong).__name__
+    with pytest.raises(TypeError, match=rf"video must be a torch.Tensor, got {got}. .*torch.from_numpy"):
+        VideoClassifier(model, T)(wrong, clip_lengths)
+
+
+def test_a_model_by_its_name_is_refused():
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
+        VideoClassifier("resnet18")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3, 48, 48), (2, 3, 0, 3, 48, 48)])
+@pytest.mark.parametrize("patched", [True, False])
+def test_videos_of_no_frames_are_refused(model, shape, patched):
+    model = model if patched else tsm_triton.unpatch(model)
+    with pytest.raises(ValueError, match=r"at least one frame .*got \("):
         VideoClassifier(model, T)(torch.randn(shape))
 
 

@@ -67,6 +67,15 @@ def test_an_unaligned_tensor_still_compiles_to_plain_accesses(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_rows_that_are_no_whole_vectors_are_moved_by_their_largest_part(target):
+    # of 4 elements here, with folds that end inside one
+    arguments = shift_arguments("*i16", 4, False, False, False)
+    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
+    assert set(code.loads) == set(code.stores) == {64}
+    assert code.spills == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("folds_aligned", [True, False], ids=["aligned", "straddling"])
 def test_frames_above_two_to_the_31_elements_compile_to_wide_accesses(target, folds_aligned):
     arguments = shift_arguments("*i16", 8, False, folds_aligned, False, int64=True)

@@ -210,9 +210,26 @@ def test_wrong_frame_numbers_are_refused(tmp_path):
     for wrong in ([60], [-1]):
         with pytest.raises(IndexError, match=rf"expected frame numbers from 0 to 59, got {wrong[0]}"):
             read_frames(path, wrong)
-    for wrong in ([0.5], torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)):
-        with pytest.raises(TypeError):
+    for wrong, got in (
+        ([0.5], "0.5 of type float"),
+        (torch.zeros(2), "0.0 of type float"),
+        (torch.ones(60, dtype=torch.bool), "a mask of bools"),
+        ([3, True], "True of type bool"),
+        (["3"], "'3' of type str"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"shape \(2, 2\)"),
+        (3, "3 of type int"),
+        ("33", "'3' of type str"),
+    ):
+        with pytest.raises(TypeError, match=f" must .*got {got}"):
             read_frames(path, wrong)  # pyright: ignore[reportArgumentType]
+    assert numbers(read_frames(path, np.array([3, 1]))) == [3, 1]
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    path = write_video(tmp_path / "a.mp4")
+    assert probe(os.fsencode(path)).num_frames == 60
+    with pytest.raises(FileNotFoundError, match="got 'none.mp4'"):
+        probe(b"none.mp4")
 
 
 def test_huge_frames_are_refused(tmp_path, monkeypatch):
@@ -238,7 +255,7 @@ def test_the_package_imports_neither_av_nor_timm_and_says_which_extra_is_missing
         try:
             tsm_triton.video.probe("a.mp4")
         except ImportError as error:
-            assert "pip install 'tsm-triton[video]'" in str(error)
+            assert "pip install 'av>=14.1'" in str(error)
         else:
             raise AssertionError
     """

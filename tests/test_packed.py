@@ -68,7 +68,7 @@ def test_opcheck(device, layout):
     [
         (dict(clip_lengths=[3, 4]), ValueError, r"add up to the 8 frames of x, got \[3, 4\], together 7"),
         (dict(clip_lengths=[9, -1]), ValueError, "must be non-negative"),
-        (dict(clip_lengths=[4.0, 4.0]), TypeError, "integer"),
+        (dict(clip_lengths=[4.0, 4.0]), TypeError, "must be an int, got 4.0"),
         (dict(), ValueError, "either num_segments or clip_lengths, got neither"),
         (dict(clip_lengths=[8], num_segments=8), ValueError, r"got both \(8 and \[8\]\)"),
     ],

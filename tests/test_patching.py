@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -300,6 +301,36 @@ def test_an_unknown_stage_is_named_with_the_known_ones(resnet, stage):
         patch(resnet, stages=[stage])
 
 
+def test_integers_of_other_libraries_are_stored_as_pythons(resnet):
+    hook = shift_hooks(patch(resnet, np.int64(T), shift_div=np.int32(4)))[0]
+    assert (hook.num_segments, hook.shift_div) == (T, 4)
+    assert type(hook.num_segments) is type(hook.shift_div) is int
+
+
+def test_stages_count_those_of_the_backbone_in_a_list():
+    model = nn.ModuleDict({"nets": nn.ModuleList([timm.create_model("test_resnet") for _ in range(2)])})
+    assert names(model, stages=[2]) == ["nets.0.layer3.0.conv1", "nets.1.layer3.0.conv1"]
+    assert names(model, stages=["nets.1.layer3"]) == ["nets.1.layer3.0.conv1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(stages=[1.5]), r"stages must be .*got 1.5 of type float"),
+        (dict(stages=[None]), r"stages must be .*got None of type NoneType"),
+        (dict(stages=[True]), r"stages must be .*got True of type bool"),
+        (dict(stages=1.5), r"stages must be .*got 1.5 of type float"),
+        (dict(filter_fn="layer1"), r"filter_fn must be .*got 'layer1' of type str"),
+        (dict(example_input=(1, 3, 64, 64)), r"example_input must be a torch.Tensor, got \(1, 3, 64, 64\)"),
+    ],
+)
+def test_choices_of_another_type_are_refused(resnet, options, message):
+    for call in (find_sites, patch):
+        with pytest.raises(TypeError, match=message):
+            call(resnet, **options)
+    assert not is_patched(resnet)
+
+
 def test_filter_fn_sees_modules_and_names(resnet):
     patch(resnet, filter_fn=lambda module, name: module.stride == (2, 2) and name.startswith("layer"))
     assert len(shift_hooks(resnet)) == 3
@@ -364,15 +395,18 @@ def test_what_needs_a_patched_model_says_so(resnet, call):
         call(resnet)
 
 
-@pytest.mark.parametrize("how", ["torch.compile", "model.compile", "inside"])
+@pytest.mark.parametrize("how", ["torch.compile", "model.compile", "inside", "forward"])
 def test_a_compiled_model_is_refused(resnet, how):
     if how == "torch.compile":
         compiled = torch.compile(resnet)
     elif how == "model.compile":
         resnet.compile()
         compiled = resnet
-    else:
+    elif how == "inside":
         resnet.layer1 = torch.compile(resnet.layer1)
+        compiled = resnet
+    else:
+        resnet.layer1.forward = torch.compile(resnet.layer1.forward)
         compiled = resnet
     with pytest.raises(RuntimeError, match="not compiled, got a compiled one"):
         patch(compiled)  # type: ignore[type-var]

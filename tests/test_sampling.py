@@ -106,8 +106,8 @@ def test_numpy_integers_are_counts():
     [
         (lambda: sample_frames(0, 8), ValueError, "num_frames must be at least 1, got 0"),
         (lambda: sample_frames(10, 0), ValueError, "num_segments must be at least 1, got 0"),
-        (lambda: sample_frames(10, 8.0), TypeError, "num_segments must be an integer, got 8.0"),  # pyright: ignore
-        (lambda: sample_frames(True, 8), TypeError, "num_frames must be an integer, got True"),
+        (lambda: sample_frames(10, 8.0), TypeError, "num_segments must be an int, got 8.0"),  # pyright: ignore
+        (lambda: sample_frames(True, 8), TypeError, "num_frames must be an int, got True"),
         (lambda: sample_frames(10, 8, "random"), ValueError, "'uniform', 'dense', 'twice', got 'random'"),  # pyright: ignore
         (lambda: sample_frames(100, 65, "dense"), ValueError, "num_segments <= window=64, got 65"),
         (lambda: sample_dense(100, 8, num_clips=0), ValueError, "num_clips must be at least 1, got 0"),

@@ -1,11 +1,13 @@
 """Every implementation of the shift against the reference, and the properties that define it."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
 from tsm_triton import ops, temporal_shift
 from tsm_triton.kernels import temporal_shift as kernel
+from tsm_triton.modules import TemporalShift
 from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
 
 # the `device` fixture stays the same for all examples of a test
@@ -110,6 +112,19 @@ def test_one_frame_clips_keep_only_the_rest(device):
         (dict(channel_dim=0), ValueError, "channel_dim must name an axis of x behind the frames, got 0"),
         (dict(channel_dim=4), ValueError, "got 4 for shape"),
         (dict(channel_dim=-4), ValueError, "got -4 for shape"),
+        *[
+            (dict(channel_dim=wrong), TypeError, f"channel_dim must be an int, got {wrong!r}")
+            for wrong in (None, "1", 1.0, True)
+        ],
+        *[
+            (
+                dict(num_segments=None, clip_lengths=wrong),
+                TypeError,
+                f"clip_lengths must hold .*got {wrong!r}",
+            )
+            for wrong in (8, "8")
+        ],
+        (dict(num_segments=None, clip_lengths=[3.0, 5]), TypeError, "clip_lengths must be an int, got 3.0"),
         (dict(x=torch.zeros(8)), ValueError, r"shape \[N\*T, C, ...\] or \[N\*T, ..., C\], got \(8,\)"),
     ],
 )
@@ -117,6 +132,24 @@ def test_bad_arguments_say_what_was_expected_and_got(arguments, error, message):
     good = dict(x=torch.zeros(8, 16, 2, 2), num_segments=4)
     with pytest.raises(error, match=message):
         temporal_shift(**(good | arguments))
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, torch.tensor])
+def test_integers_of_other_libraries_are_integers(integer):
+    x = torch.randn(8, 16, 2, 2)
+    expected = temporal_shift(x, 4, shift_div=4, channel_dim=1)
+    assert torch.equal(temporal_shift(x, integer(4), shift_div=integer(4), channel_dim=integer(1)), expected)
+    layer = TemporalShift(integer(4), shift_div=integer(4), channel_dim=integer(1))
+    assert torch.equal(layer(x), expected)
+    assert {type(layer.num_segments), type(layer.shift_div), type(layer.channel_dim)} == {int}
+
+
+@pytest.mark.parametrize(
+    "integer", [np.bool_, lambda value: torch.tensor(bool(value)), np.float32, torch.ones]
+)
+def test_what_only_looks_like_an_integer_is_refused(integer):
+    with pytest.raises(TypeError, match="num_segments must be an int, got "):
+        temporal_shift(torch.zeros(8, 16), integer(2))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .functional import as_int
 from .integrations.dataflow import analyse
 from .integrations.merges import Merge, Skipped
 from .integrations.tracing import Trace
@@ -32,7 +34,7 @@ def find_sites(
     Args:
         model: a timm or torchvision model, or a module that holds one.
         place: `"blockres"` shifts the residual branch and leaves the identity, `"block"` shifts both.
-        stages: which stages of the backbone to keep, by index from 0 or by module name (`"layer3"`,
+        stages: which stages of each backbone to keep, by index from 0 or by module name (`"layer3"`,
             `"blocks.2"`). A stage is `layer1` ... `layer4` of a ResNet, `blocks.i` of timm's MobileNets,
             EfficientNets and ViTs, `features.i` of torchvision's.
         filter_fn: called with each site's module and name; keeps those it returns true for. It also says
@@ -40,7 +42,7 @@ def find_sites(
         example_input: gives the shape of the model's input, where its `pretrained_cfg` does not.
 
     Raises:
-        TypeError: not a module, or a scripted one.
+        TypeError: not a module, or a scripted one; an argument of another type.
         ValueError: the model cannot be traced, has no residual branch, or a family is refused; no site is
             left; an unknown place or stage.
 
@@ -110,6 +112,11 @@ def choose_sites(
         raise ValueError(
             f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}: choose one of them"
         )
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(
+            f"filter_fn must be called with a module and its name, got {filter_fn!r} of type "
+            f"{type(filter_fn).__name__}. Pass lambda module, name: ..., or choose with stages."
+        )
     backbones = backbones_of(model, place, example_input, forced=filter_fn is not None)
     found = [
         replace(
@@ -131,7 +138,7 @@ def choose_sites(
             )
             + " by hand, with tsm_triton.temporal_shift in its forward."
         )
-    kept = found if stages is None else _in_stages(model, found, stages)
+    kept = found if stages is None else _in_stages(backbones, found, stages)
     if filter_fn is not None:
         kept = [site for site in kept if filter_fn(site.module, site.name)]
     if not kept:
@@ -151,6 +158,10 @@ def backbones_of(
     model: nn.Module, place: str, example_input: Tensor | None, forced: bool = True
 ) -> list[Backbone]:
     """The libraries' models that `model` is or holds, else the model itself, with their sites."""
+    if example_input is not None and not isinstance(example_input, Tensor):
+        raise TypeError(
+            f"example_input must be a torch.Tensor, got {example_input!r}. Pass torch.empty of the input's shape."
+        )
     backbones: list[Backbone] = []
     for prefix, module in model.named_modules():
         if any(f"{prefix}.".startswith(outer.prefix) for outer in backbones):
@@ -188,24 +199,35 @@ def _by_dataflow(prefix: str, module: nn.Module, place: str, example_input: Tens
     )
 
 
-def _in_stages(model: nn.Module, sites: Sequence[ShiftSite], stages: Iterable[int | str]) -> list[ShiftSite]:
-    """The sites that stand in the given stages."""
+def _in_stages(
+    backbones: Sequence[Backbone], sites: Sequence[ShiftSite], stages: Iterable[int | str]
+) -> list[ShiftSite]:
+    """The sites that stand in the given stages; an index is counted in each backbone."""
+    names = [_stage_names(backbone) for backbone in backbones if backbone.sites]
+    wanted: list[str] = []
+    for stage in [stages] if isinstance(stages, str) or not isinstance(stages, Iterable) else stages:
+        if isinstance(stage, str):
+            chosen = [stage] if stage in chain(*names) else []
+        else:
+            index = as_int(stage, "an index of stages")
+            chosen = [of_one[index] for of_one in names if 0 <= index < len(of_one)]
+        if not chosen:
+            raise ValueError(
+                f"expected stages among 0 ... {max(map(len, names)) - 1} or {', '.join(chain(*names))}, "
+                f"got {stage!r}: choose among them"
+            )
+        wanted += chosen
+    return [site for site in sites if any(f"{site.name}.".startswith(f"{name}.") for name in wanted)]
+
+
+def _stage_names(backbone: Backbone) -> list[str]:
     # The outermost containers are the stages where several hold sites (layer1 ... layer4), their children
     # where there is one (blocks.0 ...).
-    containers = list(dict.fromkeys(_container(model, site.name) for site in sites))
-    if len(containers) > 1:
-        names = containers
-    else:
-        names = [f"{containers[0]}.{name}" for name, _ in model.get_submodule(containers[0]).named_children()]
-    wanted: list[str] = []
-    for stage in [stages] if isinstance(stages, (int, str)) else stages:
-        known = stage in names if isinstance(stage, str) else 0 <= stage < len(names)
-        if not known:
-            raise ValueError(
-                f"expected stages among 0 ... {len(names) - 1} or {', '.join(names)}, got {stage!r}: choose among them"
-            )
-        wanted.append(stage if isinstance(stage, str) else names[stage])
-    return [site for site in sites if any(f"{site.name}.".startswith(f"{name}.") for name in wanted)]
+    names = list(dict.fromkeys(_container(backbone.module, site.name) for site in backbone.sites))
+    if len(names) == 1:
+        inside = backbone.module.get_submodule(names[0]).named_children()
+        names = [f"{names[0]}.{name}" for name, _ in inside]
+    return [backbone.prefix + name for name in names]
 
 
 def _container(model: nn.Module, name: str) -> str:

@@ -2,7 +2,9 @@
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +16,24 @@ __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
 DIRECTIONS = ("bidirectional", "causal")
 
 
-def check_shift(num_segments: int, shift_div: int, direction: str) -> None:
-    """Raise unless the three describe a shift."""
+def as_int(value: Any, name: str) -> int:
+    """An integer of Python's, NumPy's or torch's as a plain one.
+
+    Raises:
+        TypeError: another type; bool is one.
+    """
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # pyright: ignore[reportReturnType]
+    if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
+        with suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}: convert it")
+
+
+def check_shift(num_segments: Any, shift_div: Any, direction: str) -> tuple[int, int]:
+    """Both numbers as plain integers; raise unless the three describe a shift."""
+    num_segments, shift_div = as_int(num_segments, "num_segments"), as_int(shift_div, "shift_div")
     for name, value in (("num_segments", num_segments), ("shift_div", shift_div)):
-        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(
-                f"{name} must be an int, got {value!r} of type {type(value).__name__}: convert it"
-            )
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
     if direction not in DIRECTIONS:
@@ -32,6 +45,22 @@ def check_shift(num_segments: int, shift_div: int, direction: str) -> None:
             "a bidirectional shift moves C // shift_div channels each way, so shift_div must be at least 2, "
             f"got {shift_div}: raise it, or pass direction='causal'"
         )
+    return num_segments, shift_div
+
+
+def as_lengths(clip_lengths: Any) -> list[int]:
+    """The lengths of packed clips as plain integers.
+
+    Raises:
+        TypeError: not a sequence, or one of something else than integers.
+    """
+    if isinstance(clip_lengths, Tensor):
+        clip_lengths = clip_lengths.tolist()
+    if isinstance(clip_lengths, str) or not isinstance(clip_lengths, Iterable):
+        raise TypeError(
+            f"clip_lengths must hold an int for each clip, as [3, 5], got {clip_lengths!r}: pass a list"
+        )
+    return [as_int(length, "each of clip_lengths") for length in clip_lengths]
 
 
 def fold_counts(channels: int, shift_div: int, direction: str) -> tuple[int, int]:
@@ -53,9 +82,7 @@ def clip_boundaries(
         >>> clip_boundaries([2, 1], num_frames=3).tolist()
         [True, False, True, True]
     """
-    if isinstance(clip_lengths, Tensor):
-        clip_lengths = clip_lengths.tolist()
-    lengths = [operator.index(length) for length in clip_lengths]
+    lengths = as_lengths(clip_lengths)
     if any(length < 0 for length in lengths) or sum(lengths) != num_frames:
         raise ValueError(
             f"clip_lengths must be non-negative and add up to the {num_frames} frames of x, "
@@ -122,7 +149,8 @@ def temporal_shift(
             + ("neither" if clip_lengths is None else f"both ({num_segments} and {clip_lengths})")
             + ": pass one of the two"
         )
-    check_shift(1 if num_segments is None else num_segments, shift_div, direction)
+    segments, shift_div = check_shift(1 if num_segments is None else num_segments, shift_div, direction)
+    channel_dim = as_int(channel_dim, "channel_dim")
     if x.dim() < 2:
         raise ValueError(
             f"x must have shape [N*T, C, ...] or [N*T, ..., C], got {tuple(x.shape)}: reshape it"
@@ -132,9 +160,9 @@ def temporal_shift(
             f"channel_dim must name an axis of x behind the frames, got {channel_dim} for shape "
             f"{tuple(x.shape)}: pass that of the channels"
         )
-    if num_segments is not None and x.shape[0] % num_segments:
+    if x.shape[0] % segments:
         raise ValueError(
-            f"x must hold whole clips: expected a first axis divisible by num_segments={num_segments}, "
+            f"x must hold whole clips: expected a first axis divisible by num_segments={segments}, "
             f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
         )
     n_future, n_past = fold_counts(x.shape[channel_dim], shift_div, direction)
@@ -144,11 +172,10 @@ def temporal_shift(
             f"{x.shape[channel_dim]}: nothing would move. Lower shift_div, or call "
             "torch.ops.tsm_triton.temporal_shift with explicit counts."
         )
-    if num_segments is None:
-        assert clip_lengths is not None
+    if clip_lengths is not None:
         boundaries = clip_boundaries(clip_lengths, x.shape[0], x.device)
         return ops.temporal_shift_packed(x, boundaries, n_future, n_past, True, channel_dim)
-    return ops.temporal_shift(x, num_segments, n_future, n_past, True, channel_dim)
+    return ops.temporal_shift(x, segments, n_future, n_past, True, channel_dim)
 
 
 def residual_shift(
@@ -201,7 +228,7 @@ def residual_shift(
     Source: arXiv 1811.08383, section 3, between two blocks of a residual network.
     """
     _check_floats(branch, "branch", "[N*T, C, *spatial]", range(2, 6))
-    check_shift(num_segments, shift_div, direction)
+    num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     _check_match(identity, "identity", branch.shape, (branch.dtype,), branch.device)
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None:
@@ -256,7 +283,7 @@ def shift_conv1x1(
     Source: arXiv 1811.08383, section 3: the shift and the 1x1 convolution that follows it.
     """
     _check_floats(x, "x", "[N*T, C_in, H, W]", range(4, 5))
-    check_shift(num_segments, shift_div, direction)
+    num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}: convert it")
     c_in, (c_out, *kernel) = x.shape[1], weight.shape or (0,)

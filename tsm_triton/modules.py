@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .functional import check_shift, temporal_shift
+from .functional import as_int, check_shift, temporal_shift
 
 __all__ = ["TemporalShift"]
 
@@ -44,11 +44,9 @@ class TemporalShift(nn.Module):
         channel_dim: int = 1,
     ) -> None:
         super().__init__()
-        check_shift(num_segments, shift_div, direction)
-        self.num_segments = num_segments
-        self.shift_div = shift_div
+        self.num_segments, self.shift_div = check_shift(num_segments, shift_div, direction)
         self.direction = direction
-        self.channel_dim = channel_dim
+        self.channel_dim = as_int(channel_dim, "channel_dim")
 
     def forward(self, x: Tensor) -> Tensor:
         return temporal_shift(

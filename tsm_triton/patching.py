@@ -86,14 +86,14 @@ def patch(
 
     Source: the authors' release for which sites, `place` and ResNet-101's every second block.
     """
-    check_shift(num_segments, shift_div, direction)
+    num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     check_model(model)
     if is_patched(model):
         raise RuntimeError(
             "expected an unpatched model, got one that is patched already. Call tsm_triton.unpatch(model) "
             "first, or tsm_triton.set_num_segments(model, T) to change the clip length."
         )
-    if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in model.modules()):
+    if any(map(_is_compiled, model.modules())):
         raise RuntimeError(
             "expected a model that is not compiled, got a compiled one, which would silently ignore the "
             "shift. Patch first, then torch.compile."
@@ -141,6 +141,16 @@ def unpatch(model: Model) -> Model:
     _remove_hooks(model)
     _forget_compiled_graphs()
     return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or module._compiled_call_impl is not None
+        # torch.compiler.disable wraps too
+        or (hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable"))
+    )
 
 
 def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSite]:

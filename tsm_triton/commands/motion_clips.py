@@ -122,9 +122,7 @@ def write_clip(path: Path, frames: Tensor, fps: int = 8) -> None:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
-            "writing clips needs PyAV (module 'av'): pip install 'tsm-triton[video]'"
-        ) from error
+        raise ImportError("writing clips needs PyAV (module 'av'): pip install 'av>=14.1'") from error
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"qp": "10", "preset": "veryfast", "tune": "zerolatency"}
     else:

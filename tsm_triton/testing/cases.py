@@ -11,7 +11,7 @@ try:
     from hypothesis import strategies as st
 except ImportError as error:
     raise ImportError(
-        "tsm_triton.testing needs Hypothesis, which is not installed: pip install 'tsm-triton[test]'"
+        "tsm_triton.testing needs Hypothesis, which is not installed: pip install 'hypothesis>=6.100'"
     ) from error
 
 __all__ = ["DTYPES", "LAYOUTS", "ShiftCase", "laid_out", "moved_to", "ragged_cases", "shift_cases"]

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..functional import check_shift
+from ..functional import as_lengths, check_shift
 from ..hooks import is_patched, packed_clips, set_num_segments, shift_hooks
 
 __all__ = ["VideoClassifier"]
@@ -48,7 +48,11 @@ class VideoClassifier(nn.Module):
         self, model: nn.Module, num_segments: int = 8, consensus: str = "avg", *, view_average: str = "logits"
     ) -> None:
         super().__init__()
-        check_shift(num_segments, 8, "causal")
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model must be a torch.nn.Module, got {type(model).__name__}. Pass timm.create_model(name)."
+            )
+        num_segments, _ = check_shift(num_segments, 8, "causal")
         for name, value, known in (
             ("consensus", consensus, CONSENSUS),
             ("view_average", view_average, VIEW_AVERAGE),
@@ -63,8 +67,17 @@ class VideoClassifier(nn.Module):
         self.view_average = view_average
 
     def forward(self, video: Tensor, clip_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        if not isinstance(video, Tensor):
+            raise TypeError(
+                f"video must be a torch.Tensor, got {type(video).__name__}. Convert an array with "
+                "torch.from_numpy, read a file with tsm_triton.video.read_clip."
+            )
         if clip_lengths is not None:
-            return self._packed_scores(video, [int(length) for length in clip_lengths])
+            return self._packed_scores(video, as_lengths(clip_lengths))
+        if any(size == 0 for size in video.shape[1:-3]):
+            raise ValueError(
+                f"video must have at least one frame and view, got {tuple(video.shape)}. Leave empty videos out."
+            )
         if video.dim() == 6:
             scores = self._scores(video.flatten(0, 1))
             if self.view_average == "softmax":
@@ -81,7 +94,9 @@ class VideoClassifier(nn.Module):
 
     def _scores(self, video: Tensor) -> Tensor:
         num_segments = video.shape[1]
-        if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
+        if is_patched(self.model) and any(
+            hook.num_segments != num_segments for hook in shift_hooks(self.model)
+        ):
             set_num_segments(self.model, num_segments)
         self._check_fixed_length([num_segments])
         logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])

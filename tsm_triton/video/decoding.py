@@ -5,7 +5,6 @@ frames. Reading seeks to the keyframe before a wanted frame where that saves wor
 pts, never by counting after a seek. What a seek does not deliver is read again from the start of the file.
 """
 
-import operator
 import os
 import warnings
 from bisect import bisect_right
@@ -14,11 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..functional import as_int
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ MAX_PIXELS = 8192 * 8192
 # A seek throws away the frames the decoder has in flight, about as many as it has threads.
 SEEK_GAIN = 8
 MAX_THREADS = 8
+
+AnyPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,11 @@ class VideoInfo:
     rotation: int
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
+def probe(path: AnyPath) -> VideoInfo:
     """Describe a video file: one pass over its packets, and its first frame decoded.
 
     Args:
-        path: a local file in any format that FFmpeg reads.
+        path: a local file in any format that FFmpeg reads; bytes are decoded as `os.fsdecode` does.
 
     Returns:
         The `VideoInfo`. Frames are counted, not taken from the container's header.
@@ -81,7 +83,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     return _index(path).info
 
 
-def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | Tensor) -> Tensor:
+def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
     """Decode chosen frames of a video file.
 
     A frame that cannot be decoded is replaced by the nearest earlier one that can (or by the first that can,
@@ -113,13 +115,21 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | Tensor) -
                 f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}: "
                 "flatten it first"
             )
+        if indices.dtype == torch.bool:
+            raise TypeError(
+                "indices must be frame numbers, got a mask of bools: pass mask.nonzero().flatten()"
+            )
         indices = indices.tolist()
-    wanted = [operator.index(i) for i in indices]
-    return _read(_index(path), wanted)
+    if not isinstance(indices, Iterable):
+        raise TypeError(
+            f"indices must be a list of frame numbers, got {indices!r} of type {type(indices).__name__}: "
+            "pass [number] for one frame"
+        )
+    return _read(_index(path), [as_int(i, "each of indices") for i in indices])
 
 
 def read_clip(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     num_segments: int,
     strategy: Strategy = "uniform",
     *,
@@ -206,8 +216,8 @@ class _Index:
     keys: list[int]  # the frame numbers of the keyframes
 
 
-def _index(path: str | os.PathLike[str]) -> _Index:
-    path = os.fspath(path)
+def _index(path: AnyPath) -> _Index:
+    path = os.fsdecode(path)
     with open_video(path) as (container, stream):
         shown = list(_shown(demux(container, stream), stream))
         time_base, rate = stream.time_base or 0, stream.average_rate or 0
@@ -366,9 +376,7 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
         from av.error import FFmpegError
         from av.stream import Disposition
     except ImportError as error:
-        raise ImportError(
-            "reading videos needs PyAV (module 'av'): pip install 'tsm-triton[video]'"
-        ) from error
+        raise ImportError("reading videos needs PyAV (module 'av'): pip install 'av>=14.1'") from error
     if not os.path.exists(path):
         raise FileNotFoundError(f"expected a video file, got {path!r}, which does not exist: check the path")
     if os.path.isdir(path):

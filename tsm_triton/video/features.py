@@ -42,9 +42,8 @@ class VideoFeatures(nn.Module):
 
     def __init__(self, model: nn.Module, num_segments: int = 8) -> None:
         super().__init__()
-        check_shift(num_segments, 8, "causal")
         self.model = model
-        self.num_segments = num_segments
+        self.num_segments, _ = check_shift(num_segments, 8, "causal")
         info = getattr(model, "feature_info", None)
         self.channels: list[int] = info.channels() if info is not None else []
         self.reductions: list[int] = info.reduction() if info is not None else []
@@ -58,7 +57,9 @@ class VideoFeatures(nn.Module):
                 f"{self.num_segments}, got {tuple(video.shape)}: reshape it"
             )
         num_segments = video.shape[1]
-        if is_patched(self.model) and shift_hooks(self.model)[0].num_segments != num_segments:
+        if is_patched(self.model) and any(
+            hook.num_segments != num_segments for hook in shift_hooks(self.model)
+        ):
             set_num_segments(self.model, num_segments)
         maps = self.model(video.flatten(0, 1))
         if not isinstance(maps, Sequence):

@@ -1,10 +1,11 @@
 """Which frames of a video to read: 0-based frame numbers, from the frame count alone."""
 
-import operator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from ..functional import as_int
 
 __all__ = ["Strategy", "sample_dense", "sample_frames", "sample_uniform"]
 
@@ -162,10 +163,7 @@ def sample_frames(
 
 def _counts(**counts: int) -> list[int]:
     for name, value in counts.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(
-                f"{name} must be an integer, got {value!r} of type {type(value).__name__}: convert it"
-            )
+        counts[name] = as_int(value, name)
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
-    return [operator.index(value) for value in counts.values()]
+    return list(counts.values())

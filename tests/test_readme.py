@@ -1,0 +1,28 @@
+"""The README's Python runs as it stands, from top to bottom."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from tsm_triton import ops
+
+from .video_files import write_video
+
+README = Path(__file__).parent.parent / "README.md"
+# the same calls without a download, on a smaller model and smaller frames
+SMALLER = {"pretrained=True": "pretrained=False", "resnet50": "test_resnet", "224, 224": "64, 64"}
+
+
+def test_the_blocks_of_the_readme_run_in_order(tmp_path, monkeypatch):
+    write_video(tmp_path / "video.mp4", 10)
+    monkeypatch.chdir(tmp_path)
+    names = {"my_shift": ops.temporal_shift}
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) == 7
+    with torch.no_grad():
+        for block in blocks:
+            for ours, small in SMALLER.items():
+                block = block.replace(ours, small)
+            exec(block, names)
+    names["test_my_shift_matches_the_reference"]()  # pyright: ignore[reportCallIssue]
