@@ -160,11 +160,18 @@ def test_what_only_looks_like_an_integer_is_refused(integer):
         ((4, 9, 8, True, 1), "between 0 and the 16 channels of axis 1, got 9 \\+ 8"),
         ((4, -1, 8, True, 1), "got -1 \\+ 8"),
         ((4, 1, 1, True, 0), "channel_dim must name an axis behind the frames, got 0 of 4"),
+        ((4, 1, 1, True, 9), "channel_dim must name an axis behind the frames, got 9 of 4"),
+        ((4, 1, 1, True, -5), "channel_dim must name an axis behind the frames, got -5 of 4"),
     ],
 )
 def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
     with pytest.raises(ValueError, match=message):
         ops.temporal_shift(torch.zeros(8, 16, 2, 2, device=device), *shift)
+
+
+def test_the_op_refuses_a_number(device):
+    with pytest.raises(ValueError, match="channel_dim must name an axis behind the frames, got 1 of 0"):
+        ops.temporal_shift(torch.zeros((), device=device), 1, 1, 1, True, 1)
 
 
 def test_a_fold_of_nothing_is_a_copy_when_asked_for_by_count(device):

@@ -53,17 +53,17 @@ def let_inductor_decompose() -> None:
 
 def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory; `functional` says the rest to the user."""
+    check_channels(x, n_future, n_past, channel_dim)
     if num_segments < 1 or x.shape[0] % num_segments:
         raise ValueError(
             f"x must hold whole clips: expected a first axis divisible by num_segments={num_segments}, "
             f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
         )
-    check_channels(x, n_future, n_past, channel_dim)
 
 
 def check_channels(x: Tensor, n_future: int, n_past: int, channel_dim: int) -> None:
     """That the two groups of channels are there."""
-    if channel_dim % x.dim() == 0:
+    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
         raise ValueError(
             f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}: pass "
             "that of the channels"
