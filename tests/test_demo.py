@@ -176,7 +176,15 @@ def test_the_verdict_is_honest(tsn, tsm, words):
     assert all(word in verdict for word in words)
 
 
-@pytest.mark.parametrize("argv", [["--clips", "3"], ["--epochs", "0"], ["--model", "test_resnt"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--clips", "3"],
+        ["--epochs", "0"],
+        ["--model", "test_resnt"],
+        ["--model", "vit_tiny_patch16_224"],  # takes frames of its own size only
+    ],
+)
 def test_bad_arguments_fail_before_any_clip_is_written(argv, tmp_path, capsys):
     assert main(["demo", *argv, "--out", str(tmp_path / "demo")]) == 2
     assert "tsm-triton: error: expected" in capsys.readouterr().err

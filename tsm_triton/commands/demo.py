@@ -72,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="causal trains a model for live video, and tests it frame by frame too (default: %(default)s)",
     )
     add("--device", help="where to train (default: cuda where there is one, else cpu)")
-    add("--model", default="test_resnet", help="any timm model that patch takes (default: %(default)s)")
+    add(
+        "--model",
+        default="test_resnet",
+        help="any timm model that patch takes and that runs on small frames (default: %(default)s)",
+    )
     add("--out", type=Path, default=Path("demo"), help="folder for clips and results (default: demo/)")
     add("--seed", type=int, default=0, help="of clips, weights and order (default: %(default)s)")
     several = ", ".join(f"{clips} if {direction}" for direction, (clips, _) in TRAINING.items())
@@ -97,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
             f"expected at least {2 * TEST_PART} clips and 1 epoch, "
             f"got --clips {args.clips} --epochs {args.epochs}: give more"
         )
-    # fails early where it must
-    patch(create_model(args.model, num_classes=len(CLASSES)), NUM_SEGMENTS, direction=args.direction)
+    _check_model(args.model, args.direction)
 
     train_clips, test_clips = make_clips(args.out / "clips", args.clips, args.seed)
     trainings: dict[str, Training] = {}
@@ -148,6 +151,20 @@ def run(args: argparse.Namespace) -> int:
     *others, last = map(str, written)
     print(f"{verdict}\nWrote {', '.join(others)} and {last} in {results['seconds']:.0f} s.")
     return 0
+
+
+@torch.no_grad()
+def _check_model(name: str, direction: str) -> None:
+    """Raise `ValueError` now, and not after the clips are written, if the model cannot be shifted and run."""
+    model = create_model(name, num_classes=len(CLASSES)).eval()
+    try:
+        patch(model, NUM_SEGMENTS, direction=direction)(torch.zeros(NUM_SEGMENTS, 3, SIZE, SIZE))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"expected a model that patch takes and that runs on frames of {SIZE} x {SIZE} pixels, got "
+            f"{name!r} ({type(error).__name__}: {reason}). Choose another --model."
+        ) from error
 
 
 def make_clips(folder: Path, num_clips: int, seed: int) -> tuple[Clips, Clips]:
