@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .functional import check_shift, clip_boundaries, fold_counts, temporal_shift
+from .functional import as_lengths, check_shift, clip_boundaries, fold_counts, temporal_shift
 
 __all__ = [
     "FrameCounter",
@@ -172,7 +172,7 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
         >>> model(torch.randn(4, 3, 64, 64)).shape
         torch.Size([4, 1000])
     """
-    check_shift(num_segments, 8, "causal")
+    num_segments, _ = check_shift(num_segments, 8, "causal")
     for hook in shift_hooks(model):
         hook.num_segments = num_segments
     return model
@@ -226,7 +226,8 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
     """
     hooks = shift_hooks(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    boundaries = clip_boundaries(clip_lengths, int(sum(clip_lengths)), device)
+    lengths = as_lengths(clip_lengths)
+    boundaries = clip_boundaries(lengths, sum(lengths), device)
     before = [(hook, hook.boundaries) for hook in hooks]
     try:
         for hook in hooks:
