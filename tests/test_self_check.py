@@ -124,6 +124,15 @@ def test_each_site_is_given_once():
         patch(model, T, sites=find_sites(model) * 2)
 
 
+def test_sites_may_come_from_a_generator():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))
+    found = find_sites(model)
+    assert len(shift_hooks(patch(model, T, sites=(site for site in found)))) == len(found)
+    with pytest.raises(ValueError, match="at least one site, got none"):
+        patch(unpatch(model), T, sites=iter(()))
+    assert not is_patched(model)
+
+
 def test_given_sites_need_no_trace_without_the_check():
     class Untraceable(nn.Sequential):
         def forward(self, x):

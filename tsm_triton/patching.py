@@ -51,7 +51,7 @@ def patch(
     stages: Iterable[int | str] | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_input: Tensor | None = None,
-    sites: Sequence[ShiftSite] | None = None,
+    sites: Iterable[ShiftSite] | None = None,
     verify: bool = True,
 ) -> Model:
     """Shift a 2D model in time, in place: it then takes folded clips `[N*T, 3, H, W]`.
@@ -141,7 +141,8 @@ def unpatch(model: Model) -> Model:
     return model
 
 
-def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSite]:
+def _checked_sites(model: nn.Module, sites: Iterable[ShiftSite]) -> list[ShiftSite]:
+    sites = list(sites)
     modules = dict(model.named_modules())
     for site in sites:
         if modules.get(site.name) is not site.module:
@@ -161,7 +162,7 @@ def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSi
     twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]
     if twice:
         raise ValueError(f"expected each site once, got {', '.join(map(repr, twice))} more than once")
-    return list(sites)
+    return sites
 
 
 def _around(
