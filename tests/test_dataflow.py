@@ -75,7 +75,7 @@ TIMM = {
     "mvitv2_tiny": 20,
     "naflexvit_base_patch16_gap": 24,
     "nest_tiny": 24,
-    "nextvit_small": 44,
+    "nextvit_small": 20,
     "nfnet_f0": 12,
     "pit_ti_224": 24,
     "poolformer_s12": 24,
@@ -103,7 +103,7 @@ TIMM = {
     "swinv2_cr_tiny_224": 24,
     "swinv2_tiny_window8_256": 24,
     "test_vit_relpos": 18,
-    "tiny_vit_5m_224": 22,
+    "tiny_vit_5m_224": 20,
     "tnt_s_patch16_224": 48,
     "tresnet_m": 21,
     "twins_svt_small": 36,
@@ -179,7 +179,7 @@ def test_features_only_wrappers_are_shifted_as_the_model_is(name):
 )
 def test_without_residual_branches_blocks_are_shifted_on_request(name):
     with pytest.raises(
-        ValueError, match='expected a model with residual branches, .* place="block" shifts the input'
+        ValueError, match='expected a model with residual branches, .* place="block", which shifts the input'
     ):
         patch(on_meta(name))
     model = patch(on_meta(name), T, place="block")

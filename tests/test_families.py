@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import T, reached, visible
+from networks import T, on_meta, reached, visible
 from timm.utils.model import reparameterize_model
+from torch import nn
 
 import tsm_triton
 from tsm_triton import ShiftSite, find_sites, patch, shift_disabled, unpatch
@@ -144,16 +145,30 @@ def test_gradient_checkpointing_changes_no_gradient(name):
     torch.testing.assert_close(*grads)
 
 
-def test_a_patch_survives_reparameterisation():
-    model = visible(timm.create_model("repvit_m0_9", num_classes=5))
+@pytest.mark.parametrize("name", ["repvit_m0_9", "nextvit_small", "tiny_vit_5m_224"])
+def test_a_patch_survives_reparameterisation(name):
+    model = visible(timm.create_model(name, num_classes=5))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as trained: zeros before a norm are no zeros behind it
+            module.running_mean.normal_(std=0.3)
+            nn.init.normal_(module.bias, std=0.3)
     frames = torch.randn(2 * T, 3, 64, 64)
-    patch(model, T)
+    patch(model, T, example_input=frames)
     count = len(shift_hooks(model))
     with torch.no_grad():
         before = model(frames)
         model = reparameterize_model(model)
         assert len(shift_hooks(model)) == count
         torch.testing.assert_close(model(frames), before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "chosen"), [("nextvit_small", 20, 44), ("tiny_vit_5m_224", 20, 22)]
+)
+def test_what_reparameterisation_would_lose_is_shifted_on_request_only(name, sites, chosen):
+    model = on_meta(name)
+    assert len(find_sites(model)) == sites
+    assert len(find_sites(model, filter_fn=lambda module, name: True)) == chosen
 
 
 def test_blocks_of_a_model_without_residuals_see_their_neighbours():

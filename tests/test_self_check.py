@@ -124,6 +124,24 @@ def test_each_site_is_given_once():
         patch(model, T, sites=find_sites(model) * 2)
 
 
+def test_a_shift_across_the_windows_of_one_frame_is_taken_back():
+    model = on_meta("mobilevit_xxs")
+    window = next(site for site in find_sites(model) if site.frames_from is not None)
+    with pytest.raises(RuntimeError, match=r"holds 44 rows for 11 frames: give frames_from"):
+        patch(model, T, sites=[replace(window, frames_from=None)])
+    assert not is_patched(model)
+    assert is_patched(patch(model, T, sites=[window]))
+
+
+def test_sites_may_come_from_a_generator():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))
+    found = find_sites(model)
+    assert len(shift_hooks(patch(model, T, sites=(site for site in found)))) == len(found)
+    with pytest.raises(ValueError, match="at least one site, got none"):
+        patch(unpatch(model), T, sites=iter(()))
+    assert not is_patched(model)
+
+
 def test_given_sites_need_no_trace_without_the_check():
     class Untraceable(nn.Sequential):
         def forward(self, x):

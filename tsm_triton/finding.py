@@ -38,7 +38,8 @@ def find_sites(
             `"blocks.2"`). A stage is `layer1` ... `layer4` of a ResNet, `blocks.i` of timm's MobileNets,
             EfficientNets and ViTs, `features.i` of torchvision's.
         filter_fn: called with each site's module and name; keeps those it returns true for. It also says
-            that sites of a family that is refused otherwise (NASNet, LCNetV2) are wanted.
+            that sites are wanted which are left out otherwise: of a refused family (NASNet, LCNetV2), or
+            where timm's `reparameterize_model` would lose the shift (some of NextViT and TinyViT).
         example_input: gives the shape of the model's input, where its `pretrained_cfg` does not.
 
     Raises:
@@ -180,7 +181,13 @@ def backbones_of(
                         f"{type(module).__name__}: {reason}. Choose sites with filter_fn, which is called with "
                         "each module and its name."
                     )
-                backbones.append(_by_dataflow(outer, module, place, example_input))
+                backbone = _by_dataflow(outer, module, place, example_input)
+                if not forced and backbone.graph is not None:
+                    fused = integration.fused_sites(backbone.sites, backbone.graph)
+                    lost = {skip.name for skip in fused}
+                    backbone.sites = [site for site in backbone.sites if site.name not in lost]
+                    backbone.skipped = [*backbone.skipped, *fused]
+                backbones.append(backbone)
                 break
     return backbones or [_by_dataflow("", model, place, example_input)]
 

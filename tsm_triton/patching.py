@@ -51,7 +51,7 @@ def patch(
     stages: Iterable[int | str] | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_input: Tensor | None = None,
-    sites: Sequence[ShiftSite] | None = None,
+    sites: Iterable[ShiftSite] | None = None,
     verify: bool = True,
 ) -> Model:
     """Shift a 2D model in time, in place: it then takes folded clips `[N*T, 3, H, W]`.
@@ -153,7 +153,8 @@ def _is_compiled(module: nn.Module) -> bool:
     )
 
 
-def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSite]:
+def _checked_sites(model: nn.Module, sites: Iterable[ShiftSite]) -> list[ShiftSite]:
+    sites = list(sites)
     modules = dict(model.named_modules())
     for site in sites:
         if modules.get(site.name) is not site.module:
@@ -177,7 +178,7 @@ def _checked_sites(model: nn.Module, sites: Sequence[ShiftSite]) -> list[ShiftSi
         raise ValueError(
             f"expected each site once, got {', '.join(map(repr, twice))} more than once: drop the others"
         )
-    return list(sites)
+    return sites
 
 
 def _around(

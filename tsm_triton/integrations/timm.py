@@ -1,9 +1,14 @@
 """What is known about timm's models beyond their dataflow: the authors' rule, and families to refuse."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ..sites import ShiftSite
+from .kinds import BATCH_NORMS, VIEWS
+from .merges import Skipped
 from .residual import STAGES, resnet_sites
+from .tracing import Call, Trace
 
 REFUSED = {
     "nasnet": "its cells add up many operations of two inputs, so that no branch is the residual one",
@@ -32,6 +37,32 @@ def refusal(model: nn.Module) -> str | None:
         reason = REFUSED.get(type(module).__module__.rpartition(".")[2])
         if reason is not None:
             return reason
+    return None
+
+
+def fused_sites(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
+    """The sites that `reparameterize_model` would lose, or whose shift it would let past a batch norm."""
+    calls = {call.name: call for call in graph.calls}
+    return [
+        Skipped(site.name, reason)
+        for site in sites
+        if (reason := _reparameterised(calls[site.name], graph)) is not None
+    ]
+
+
+def _reparameterised(call: Call, graph: Trace) -> str | None:
+    if hasattr(call.module, "fuse"):
+        return "reparameterize_model replaces this module, and would lose the shift"
+    value = call.first
+    while value is not None and value.op in VIEWS and len(value.parents) == 1:
+        value = value.parents[0]
+    made = [value] if value is not None and value.op in BATCH_NORMS else []
+    if isinstance(call.module, nn.BatchNorm2d):
+        made += [inner for inner in graph.values[call.start : call.end] if inner.op in BATCH_NORMS]
+    for norm in made:
+        if norm.call.parent is not None and hasattr(norm.call.parent.module, "reparameterize"):
+            # the zeros at a clip's ends are no zeros on the norm's other side
+            return f"reparameterize_model merges the batch norm {norm.call.name} into what follows the shift"
     return None
 
 

@@ -1,12 +1,14 @@
 """What is known about torchvision's models beyond their dataflow: the authors' rules."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from ..sites import ShiftSite
+from .merges import Skipped
 from .residual import first_conv, resnet_sites
+from .tracing import Trace
 
 
 def is_model(module: nn.Module) -> bool:
@@ -31,6 +33,10 @@ def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
 
 def refusal(model: nn.Module) -> str | None:
     return None
+
+
+def fused_sites(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
+    return []
 
 
 def _mobilenet_v2_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:

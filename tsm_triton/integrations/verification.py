@@ -7,7 +7,7 @@ from itertools import pairwise
 from ..sites import ShiftSite
 from .kinds import VIEWS
 from .merges import Merge, place_of
-from .tracing import Call, Trace, Value
+from .tracing import BATCH, Call, Trace, Value
 
 __all__ = ["verify_shifts"]
 
@@ -41,6 +41,11 @@ def verify_shifts(
             channels = value.shape[value.arguments[-1]]
             if channels != expected.get(value.call.name, channels):
                 return f"expected {expected[value.call.name]} channels at {value.call.name!r}, got {channels}"
+            if value.call.name not in folded and value.shape[0] != BATCH:
+                return (
+                    f"the first axis at {value.call.name!r} holds {value.shape[0]} rows for {BATCH} frames: "
+                    "give frames_from, the name of a module around it whose input has a row for each frame"
+                )
             shifted[value.call] = value.index
             image[value.index] = image[value.parents[0].index][0], value.call
             continue
