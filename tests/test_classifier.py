@@ -73,6 +73,17 @@ def test_it_compiles_in_full_for_two_clip_lengths(model):
             torch.testing.assert_close(compiled(video), classifier(video))
 
 
+def test_packed_clips_stands_around_a_checkpointed_backward(model):
+    video, grads = torch.randn(2 * T, 3, 48, 48), []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        model.zero_grad()
+        with tsm_triton.packed_clips(model, [3, 2 * T - 3]):
+            VideoClassifier(model)(video, [3, 2 * T - 3]).square().sum().backward()
+        grads.append(next(model.parameters()).grad)
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("shape", [(T + 1, 3, 48, 48), (3, 48, 48), (1, 1, 1, T, 3, 48, 48)])
 def test_other_shapes_are_refused(model, shape):
     with pytest.raises(ValueError, match=r"video must have shape \[N, T, 3, H, W\].* got \("):

@@ -1,5 +1,6 @@
 """Patched models of every layout with numbers: who reaches whom, through every entrance and compiler."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -141,6 +142,22 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         model.set_grad_checkpointing(enabled)
         model.zero_grad()
         model(frames).square().sum().backward()
+        grads.append(next(model.parameters()).grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_checkpointed_blocks_run_again_on_another_thread():
+    # as on a GPU; TNT counts the frames outside of its checkpointed blocks
+    model = visible(timm.create_model("tnt_s_legacy_patch16_224", num_classes=5, img_size=32, depth=2))
+    frames = torch.randn(2 * T, 3, 32, 32)
+    patch(model, T, example_input=frames)
+    grads = []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        model.zero_grad()
+        loss = model(frames).square().sum()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(loss.backward).result()
         grads.append(next(model.parameters()).grad)
     torch.testing.assert_close(*grads)
 

@@ -119,23 +119,28 @@ class ShiftHook:
 class FrameCounter:
     """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
 
-    Threads may run one model side by side, each with a batch of its own size.
+    Threads may run one model side by side, each with a batch of its own size. A thread that has not counted
+    takes the last number of any: a GPU's backward runs again, on a thread of its own, what gradient
+    checkpointing wraps, and the counter may stand outside of that.
     """
 
     def __init__(self) -> None:
-        self._eager = _OfThread(1)
+        self._eager = _OfThread(None)
+        self._latest = 1
         self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
 
     @property
     def frames(self) -> int:
-        return self._traced if torch.compiler.is_compiling() else self._eager.value
+        if torch.compiler.is_compiling():
+            return self._traced
+        return self._latest if self._eager.value is None else self._eager.value
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         if torch.compiler.is_compiling():
             self._traced = x.shape[0]
         else:
-            self._eager.value = x.shape[0]
+            self._eager.value = self._latest = x.shape[0]
 
 
 def is_patched(model: nn.Module) -> bool:
@@ -161,6 +166,9 @@ def shift_hooks(model: nn.Module) -> list[ShiftHook]:
 def set_num_segments(model: Model, num_segments: int) -> Model:
     """Tell a patched model that clips now have `num_segments` frames; compiled graphs follow.
 
+    Gradient checkpointing runs blocks again in the backward, with the number of that time: change it after
+    the backward only.
+
     Raises:
         RuntimeError: the model is not patched.
         TypeError, ValueError: not a positive int.
@@ -181,6 +189,8 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
 @contextmanager
 def shift_disabled(model: nn.Module) -> Iterator[None]:
     """Run a patched model as the 2D network it was, bit for bit; contexts nest.
+
+    With gradient checkpointing the backward belongs inside too: it runs blocks again.
 
     Raises:
         RuntimeError: the model is not patched.
@@ -206,6 +216,8 @@ def shift_disabled(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
     """Run a patched model on clips of different lengths, packed along the frame axis without padding.
+
+    With gradient checkpointing the backward belongs inside too: it runs blocks again.
 
     Args:
         model: a patched model.

@@ -32,6 +32,9 @@ class VideoClassifier(nn.Module):
         `[T1 + T2 + ..., 3, H, W]` with `clip_lengths=[T1, T2, ...]`, clips of different lengths packed
         without padding -> the same; `[T1 + T2 + ..., num_classes]` with `"identity"`.
 
+    With gradient checkpointing, which runs blocks again in the backward, one T's backward comes before the
+    next T's forward, and `with packed_clips(model, clip_lengths):` stands around a packed forward and backward.
+
     Raises:
         TypeError, ValueError: bad arguments, or an input of another shape.
 
@@ -98,7 +101,7 @@ class VideoClassifier(nn.Module):
             hook.num_segments != num_segments for hook in shift_hooks(self.model)
         ):
             set_num_segments(self.model, num_segments)
-        self._check_fixed_length([num_segments])
+        check_fixed_length(self.model, [num_segments])
         logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return logits.mean(1) if self.consensus == "avg" else logits
 
@@ -109,22 +112,23 @@ class VideoClassifier(nn.Module):
                 f"got {tuple(video.shape)} for {clip_lengths}, together {sum(clip_lengths)}. "
                 "Pass the lengths the frames were joined with."
             )
-        self._check_fixed_length(clip_lengths)
+        check_fixed_length(self.model, clip_lengths)
         with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():
             logits = self.model(video)
         if self.consensus == "identity":
             return logits
         return torch.stack([clip.mean(0) for clip in logits.split(clip_lengths)])
 
-    def _check_fixed_length(self, clip_lengths: list[int]) -> None:
-        """Raise where a fused model, whose clip length is fixed, would mix clips."""
-        fixed = None if is_patched(self.model) else getattr(self.model, "num_segments", None)
-        if fixed is not None and any(length != fixed for length in clip_lengths):
-            got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
-            raise ValueError(
-                f"expected clips of {fixed} frames, the length {type(self.model).__name__} was fused for, "
-                f"got {got}. Call tsm_triton.set_num_segments on the patched model and fuse it again."
-            )
-
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, consensus={self.consensus!r}"
+
+
+def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:
+    """Raise where a fused model, whose clip length is fixed, would mix clips."""
+    fixed = None if is_patched(model) else getattr(model, "num_segments", None)
+    if fixed is not None and any(length != fixed for length in clip_lengths):
+        got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
+        raise ValueError(
+            f"expected clips of {fixed} frames, the length {type(model).__name__} was fused for, got {got}. "
+            "Call tsm_triton.set_num_segments on the patched model and fuse it again."
+        )

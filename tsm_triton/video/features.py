@@ -1,11 +1,12 @@
 """Per-frame feature maps of a patched backbone, for dense tasks: action spotting, detection, segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ..functional import check_shift
 from ..hooks import is_patched, set_num_segments, shift_hooks
+from .classifier import check_fixed_length
 
 __all__ = ["VideoFeatures"]
 
@@ -14,7 +15,7 @@ class VideoFeatures(nn.Module):
     """Fold clips into frames, run a backbone that returns feature maps, and unfold the maps.
 
     Args:
-        model: a model of frames that returns a list of maps, shallow to deep; timm's
+        model: a model of frames that returns a list (or a dict) of maps, shallow to deep; timm's
             `create_model(name, features_only=True, out_indices=...)`, patched or not.
         num_segments: T of a folded input; T of an unfolded one is read from its shape.
 
@@ -27,7 +28,7 @@ class VideoFeatures(nn.Module):
         Backbones that return NHWC maps (Swin) give `[N, T, H / reduction, W / reduction, C]`.
 
     Raises:
-        TypeError: the model does not return a list or tuple of maps.
+        TypeError: the model does not return a list, tuple or dict of maps.
         ValueError: bad arguments, or an input of another shape.
 
     Example:
@@ -61,7 +62,10 @@ class VideoFeatures(nn.Module):
             hook.num_segments != num_segments for hook in shift_hooks(self.model)
         ):
             set_num_segments(self.model, num_segments)
+        check_fixed_length(self.model, [num_segments])
         maps = self.model(video.flatten(0, 1))
+        if isinstance(maps, Mapping):
+            maps = list(maps.values())
         if not isinstance(maps, Sequence):
             raise TypeError(
                 f"expected a model that returns a list of feature maps, got {type(maps).__name__} from "
