@@ -297,3 +297,33 @@ def test_the_trace_knows_what_in_place_ops_write():
         seen.add(value.op)
         pending.extend(value.parents)
     assert {"mul", "add", "clone", "input"} <= seen
+
+
+def test_the_first_convolution_says_how_many_channels_the_input_has():
+    assert input_shape(on_meta("resnet18", in_chans=10)) == (BATCH, 10, 224, 224)
+    assert input_shape(on_meta("tresnet_m")) == (BATCH, 3, 224, 224)  # its first one stands behind a reshape
+    assert is_patched(patch(on_meta("resnet18", in_chans=10), T))
+
+
+def test_a_getter_of_features_is_built_for_its_models_own_size():
+    model = on_meta("vit_tiny_patch16_224", img_size=64, features_only=True)
+    assert input_shape(model) == (BATCH, 3, 64, 64)
+    assert is_patched(patch(model, T))
+
+
+@pytest.mark.parametrize("out_indices", [(1, 2), (4,)])
+def test_a_getter_of_features_is_shifted_by_the_authors_rule(out_indices):
+    model = on_meta("resnet101", features_only=True, feature_cls="getter", out_indices=out_indices)
+    names = [site.name.removeprefix("model.") for site in find_sites(model)]
+    listed = on_meta("resnet101", features_only=True, feature_cls="list", out_indices=out_indices)
+    assert names == [site.name for site in find_sites(listed)]
+    assert is_patched(patch(model, T))
+
+
+def test_a_model_is_traced_whatever_the_default_dtype_is():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = timm.create_model("test_vit")
+        assert len(find_sites(model)) == len(find_sites(patch(model, T)))
+    finally:
+        torch.set_default_dtype(torch.float32)
