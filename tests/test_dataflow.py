@@ -186,6 +186,15 @@ def test_without_residual_branches_blocks_are_shifted_on_request(name):
     assert len(shift_hooks(model)) >= 5
 
 
+def test_a_model_beside_others_is_not_left_unshifted_silently():
+    model = nn.ModuleDict({"rgb": on_meta("resnet18"), "flow": on_meta("vgg11")})
+    with pytest.raises(ValueError, match="every model inside ModuleDict, got none in 'flow', which would"):
+        patch(model, T)
+    assert not is_patched(model)
+    patch(model, T, filter_fn=lambda module, name: True)
+    assert len(shift_hooks(model)) == len(shift_hooks(model["rgb"])) == 8
+
+
 def test_place_block_shifts_each_blocks_own_input():
     found = [site.name for site in find_sites(on_meta("vit_tiny_patch16_224"), place="block")]
     assert found == [f"blocks.{i}" for i in range(12)]

@@ -130,6 +130,13 @@ def choose_sites(
             f"{type(model).__name__} with none. {instead} by hand, with tsm_triton.temporal_shift in its "
             "forward."
         )
+    without = [backbone.prefix.rstrip(".") for backbone in backbones if not backbone.sites]
+    if without and filter_fn is None:
+        raise ValueError(
+            f"expected residual branches in every model inside {type(model).__name__}, got none in "
+            f"{', '.join(map(repr, without))}, which would stay unshifted. Patch the others by themselves, or "
+            "say with filter_fn that their sites are all that is wanted."
+        )
     kept = found if stages is None else _in_stages(model, found, stages)
     if filter_fn is not None:
         kept = [site for site in kept if filter_fn(site.module, site.name)]
