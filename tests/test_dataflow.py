@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from networks import Block, T, on_meta, reached
 from torch import nn
 
@@ -184,6 +185,30 @@ def test_without_residual_branches_blocks_are_shifted_on_request(name):
         patch(on_meta(name))
     model = patch(on_meta(name), T, place="block")
     assert len(shift_hooks(model)) >= 5
+
+
+LCNET = {0: 1, 1: 2, 2: 2, 3: 2, 4: 4, 5: 2}
+MOBILEONE = {0: 4, 1: 16, 2: 20, 3: 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vgg11", [f"features.{i}" for i in (3, 6, 8, 11, 13, 16, 18)]),
+        ("vgg11_bn", [f"features.{i}" for i in (4, 8, 11, 15, 18, 22, 25)]),
+        ("lcnet_035", [f"blocks.{i}.{j}" for i, count in LCNET.items() for j in range(count)]),
+        ("mobileone_s0", [f"stages.{i}.{j}" for i, count in MOBILEONE.items() for j in range(count)]),
+        ("test_efficientnet", [f"blocks.{i}.0" for i in range(5)]),
+    ],
+)
+def test_blocks_are_neither_the_stem_nor_norms_nor_the_head(name, expected):
+    found = [site.name for site in find_sites(on_meta(name), place="block")]
+    assert found == expected
+
+
+def test_squeezenets_classifier_is_no_block():
+    found = [site.name for site in find_sites(torchvision.models.squeezenet1_1(), place="block")]
+    assert found == [f"features.{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)]
 
 
 def test_a_model_beside_others_is_not_left_unshifted_silently():
