@@ -12,7 +12,7 @@ import torchvision
 from networks import Block, T, on_meta, reached
 from torch import nn
 
-from tsm_triton import ShiftSite, find_sites, is_patched, patch
+from tsm_triton import ShiftSite, find_sites, is_patched, patch, skipped_sites
 from tsm_triton.hooks import ShiftHook, shift_hooks
 from tsm_triton.integrations.dataflow import analyse
 from tsm_triton.integrations.tracing import BATCH, input_shape, trace
@@ -245,6 +245,12 @@ def test_narrow_sites_are_left_out_and_named():
 def test_what_is_left_out_has_a_reason():
     skipped = analyse(on_meta("coat_tiny")).skipped
     assert any("its branch is linear" in skip.reason for skip in skipped)
+    wrapped = skipped_sites(nn.ModuleDict({"frames": on_meta("coat_tiny")}))
+    assert [(skip.name, skip.reason) for skip in wrapped] == list(
+        dict.fromkeys((f"frames.{skip.name}", skip.reason) for skip in skipped)
+    )
+    with pytest.raises(ValueError, match="place must be one of"):
+        skipped_sites(on_meta("test_vit"), place="stage")
 
 
 class Untraceable(nn.Module):

@@ -179,7 +179,9 @@ def test_a_patch_survives_reparameterisation(name):
         torch.testing.assert_close(model(frames), before, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "sites", "chosen"), [("nextvit_small", 20, 44), ("tiny_vit_5m_224", 20, 22)])
+@pytest.mark.parametrize(
+    ("name", "sites", "chosen"), [("nextvit_small", 20, 44), ("tiny_vit_5m_224", 20, 22)]
+)
 def test_what_reparameterisation_would_lose_is_shifted_on_request_only(name, sites, chosen):
     model = on_meta(name)
     assert len(find_sites(model)) == sites

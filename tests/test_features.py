@@ -13,7 +13,9 @@ def test_maps_may_come_as_a_dict():
     maps = []
     for options in ({}, {"feature_cls": "dict"}):
         torch.manual_seed(0)
-        backbone = visible(timm.create_model("test_resnet", features_only=True, out_indices=(1, 3), **options))
+        backbone = visible(
+            timm.create_model("test_resnet", features_only=True, out_indices=(1, 3), **options)
+        )
         features = VideoFeatures(patch(backbone, T))
         maps.append(features(torch.ones(1, T, 3, 32, 32)))
     assert [tuple(one.shape[:2]) for one in maps[1]] == [(1, T)] * 2
