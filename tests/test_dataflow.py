@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from networks import Block, T, on_meta, reached
 from torch import nn
 
-from tsm_triton import ShiftSite, find_sites, is_patched, patch
+from tsm_triton import ShiftSite, find_sites, is_patched, patch, skipped_sites
 from tsm_triton.hooks import ShiftHook, shift_hooks
 from tsm_triton.integrations.dataflow import analyse
 from tsm_triton.integrations.tracing import BATCH, input_shape, trace
@@ -186,6 +187,39 @@ def test_without_residual_branches_blocks_are_shifted_on_request(name):
     assert len(shift_hooks(model)) >= 5
 
 
+LCNET = {0: 1, 1: 2, 2: 2, 3: 2, 4: 4, 5: 2}
+MOBILEONE = {0: 4, 1: 16, 2: 20, 3: 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vgg11", [f"features.{i}" for i in (3, 6, 8, 11, 13, 16, 18)]),
+        ("vgg11_bn", [f"features.{i}" for i in (4, 8, 11, 15, 18, 22, 25)]),
+        ("lcnet_035", [f"blocks.{i}.{j}" for i, count in LCNET.items() for j in range(count)]),
+        ("mobileone_s0", [f"stages.{i}.{j}" for i, count in MOBILEONE.items() for j in range(count)]),
+        ("test_efficientnet", [f"blocks.{i}.0" for i in range(5)]),
+    ],
+)
+def test_blocks_are_neither_the_stem_nor_norms_nor_the_head(name, expected):
+    found = [site.name for site in find_sites(on_meta(name), place="block")]
+    assert found == expected
+
+
+def test_squeezenets_classifier_is_no_block():
+    found = [site.name for site in find_sites(torchvision.models.squeezenet1_1(), place="block")]
+    assert found == [f"features.{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)]
+
+
+def test_a_model_beside_others_is_not_left_unshifted_silently():
+    model = nn.ModuleDict({"rgb": on_meta("resnet18"), "flow": on_meta("vgg11")})
+    with pytest.raises(ValueError, match="every model inside ModuleDict, got none in 'flow', which would"):
+        patch(model, T)
+    assert not is_patched(model)
+    patch(model, T, filter_fn=lambda module, name: True)
+    assert len(shift_hooks(model)) == len(shift_hooks(model["rgb"])) == 8
+
+
 def test_place_block_shifts_each_blocks_own_input():
     found = [site.name for site in find_sites(on_meta("vit_tiny_patch16_224"), place="block")]
     assert found == [f"blocks.{i}" for i in range(12)]
@@ -211,6 +245,12 @@ def test_narrow_sites_are_left_out_and_named():
 def test_what_is_left_out_has_a_reason():
     skipped = analyse(on_meta("coat_tiny")).skipped
     assert any("its branch is linear" in skip.reason for skip in skipped)
+    wrapped = skipped_sites(nn.ModuleDict({"frames": on_meta("coat_tiny")}))
+    assert [(skip.name, skip.reason) for skip in wrapped] == list(
+        dict.fromkeys((f"frames.{skip.name}", skip.reason) for skip in skipped)
+    )
+    with pytest.raises(ValueError, match="place must be one of"):
+        skipped_sites(on_meta("test_vit"), place="stage")
 
 
 class Untraceable(nn.Module):
@@ -297,3 +337,33 @@ def test_the_trace_knows_what_in_place_ops_write():
         seen.add(value.op)
         pending.extend(value.parents)
     assert {"mul", "add", "clone", "input"} <= seen
+
+
+def test_the_first_convolution_says_how_many_channels_the_input_has():
+    assert input_shape(on_meta("resnet18", in_chans=10)) == (BATCH, 10, 224, 224)
+    assert input_shape(on_meta("tresnet_m")) == (BATCH, 3, 224, 224)  # its first one stands behind a reshape
+    assert is_patched(patch(on_meta("resnet18", in_chans=10), T))
+
+
+def test_a_getter_of_features_is_built_for_its_models_own_size():
+    model = on_meta("vit_tiny_patch16_224", img_size=64, features_only=True)
+    assert input_shape(model) == (BATCH, 3, 64, 64)
+    assert is_patched(patch(model, T))
+
+
+@pytest.mark.parametrize("out_indices", [(1, 2), (4,)])
+def test_a_getter_of_features_is_shifted_by_the_authors_rule(out_indices):
+    model = on_meta("resnet101", features_only=True, feature_cls="getter", out_indices=out_indices)
+    names = [site.name.removeprefix("model.") for site in find_sites(model)]
+    listed = on_meta("resnet101", features_only=True, feature_cls="list", out_indices=out_indices)
+    assert names == [site.name for site in find_sites(listed)]
+    assert is_patched(patch(model, T))
+
+
+def test_a_model_is_traced_whatever_the_default_dtype_is():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = timm.create_model("test_vit")
+        assert len(find_sites(model)) == len(find_sites(patch(model, T)))
+    finally:
+        torch.set_default_dtype(torch.float32)

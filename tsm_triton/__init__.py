@@ -1,6 +1,6 @@
 """The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
 
-from .finding import find_sites
+from .finding import find_sites, skipped_sites
 from .functional import temporal_shift
 from .fusion import fuse
 from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
@@ -20,6 +20,7 @@ __all__ = [
     "patch",
     "set_num_segments",
     "shift_disabled",
+    "skipped_sites",
     "temporal_shift",
     "unpatch",
 ]

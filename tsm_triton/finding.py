@@ -15,7 +15,16 @@ from .integrations.merges import Merge, Skipped
 from .integrations.tracing import Trace
 from .sites import ShiftSite
 
-__all__ = ["PLACES", "Backbone", "Found", "backbones_of", "check_model", "choose_sites", "find_sites"]
+__all__ = [
+    "PLACES",
+    "Backbone",
+    "Found",
+    "backbones_of",
+    "check_model",
+    "choose_sites",
+    "find_sites",
+    "skipped_sites",
+]
 
 PLACES = ("blockres", "block")
 INTEGRATIONS = ("timm", "torchvision")
@@ -53,6 +62,30 @@ def find_sites(
         ShiftSite('layer1.0.conv1', Conv2d, channels=64, channel_dim=1)
     """
     return choose_sites(model, place, stages, filter_fn, example_input).sites
+
+
+def skipped_sites(
+    model: nn.Module, *, place: str = "blockres", example_input: Tensor | None = None
+) -> list[Skipped]:
+    """What looks like a residual branch, or a module that begins one, and gets no shift; nothing is changed.
+
+    Args:
+        model, place, example_input: as for `find_sites`.
+
+    Returns:
+        A record with the `name` of a module and the `reason` for each.
+
+    Raises:
+        TypeError, ValueError: as `find_sites`, but for a model without a site.
+
+    Example:
+        >>> import timm
+        >>> skipped = skipped_sites(timm.create_model("tiny_vit_5m_224"))
+        >>> skipped[0].name, skipped[0].reason
+        ('stages.0.blocks.0.conv1', 'reparameterize_model replaces this module, and would lose the shift')
+    """
+    check_model(model)
+    return _skipped(backbones_of(model, _known(place), example_input, forced=False))
 
 
 def check_model(model: nn.Module) -> None:
@@ -109,16 +142,12 @@ def choose_sites(
 ) -> Found:
     """What `find_sites` finds, with all that was learned on the way."""
     check_model(model)
-    if place not in PLACES:
-        raise ValueError(
-            f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}: choose one of them"
-        )
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(
             f"filter_fn must be called with a module and its name, got {filter_fn!r} of type "
             f"{type(filter_fn).__name__}. Pass lambda module, name: ..., or choose with stages."
         )
-    backbones = backbones_of(model, place, example_input, forced=filter_fn is not None)
+    backbones = backbones_of(model, _known(place), example_input, forced=filter_fn is not None)
     found = [
         replace(
             site,
@@ -139,6 +168,13 @@ def choose_sites(
             )
             + " by hand, with tsm_triton.temporal_shift in its forward."
         )
+    without = [backbone.prefix.rstrip(".") for backbone in backbones if not backbone.sites]
+    if without and filter_fn is None:
+        raise ValueError(
+            f"expected residual branches in every model inside {type(model).__name__}, got none in "
+            f"{', '.join(map(repr, without))}, which would stay unshifted. Patch the others by themselves, or "
+            "say with filter_fn that their sites are all that is wanted."
+        )
     kept = found if stages is None else _in_stages(backbones, found, stages)
     if filter_fn is not None:
         kept = [site for site in kept if filter_fn(site.module, site.name)]
@@ -147,12 +183,25 @@ def choose_sites(
             f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
             f"{type(model).__name__}, got none. Choose among {', '.join(site.name for site in found)}."
         )
+    return Found(kept, _skipped(backbones), backbones)
+
+
+def _skipped(backbones: Sequence[Backbone]) -> list[Skipped]:
     skipped = [
         Skipped(backbone.prefix + skip.name, skip.reason)
         for backbone in backbones
         for skip in backbone.skipped
     ]
-    return Found(kept, skipped, backbones)
+    return list(dict.fromkeys(skipped))
+
+
+def _known(place: str) -> str:
+    if place not in PLACES:
+        raise ValueError(
+            f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}: choose the first to shift "
+            "residual branches, the second for whole blocks"
+        )
+    return place
 
 
 def backbones_of(

@@ -19,6 +19,8 @@ from .tracing import BATCH, Call, Trace, Value, input_shape, trace
 
 __all__ = ["Analysis", "analyse"]
 
+HEADS = ("classifier", "head")
+
 
 @dataclass
 class Analysis:
@@ -178,8 +180,17 @@ def _blocks(merge: Merge) -> dict[Call, Value]:
 def _stages(model: nn.Module, graph: Trace) -> dict[Call, Value]:
     """For models without residuals: each block of the outermost containers but the stem, and not the head."""
     names = set(_flat_children(model))
-    calls = [call for call in graph.calls if call.name in names and call.first and len(call.first.shape) > 2]
-    return {call: call.first for call in calls[1:] if call.first and prod(call.first.shape[2:]) > 1}
+    mixing = [
+        call
+        for call in graph.calls
+        if call.name in names
+        and any(value.op in PROJECTIONS and value.weights for value in graph.values[call.start : call.end])
+    ]
+    blocks = [call for call in mixing[1:] if call.name.partition(".")[0] not in HEADS]
+    # where most stand in containers, the others are layers of the stem and the head
+    inside = [call for call in blocks if "." in call.name]
+    blocks = inside if 2 * len(inside) > len(blocks) else blocks
+    return {call: call.first for call in blocks if call.first and prod(call.first.shape[2:]) > 1}
 
 
 def _flat_children(module: nn.Module, prefix: str = "") -> Iterator[str]:

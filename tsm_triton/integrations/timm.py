@@ -1,6 +1,7 @@
 """What is known about timm's models beyond their dataflow: the authors' rule, and families to refuse."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -24,8 +25,12 @@ def is_model(module: nn.Module) -> bool:
 
 def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
     """The sites of a ResNet, named relative to it; None for what the dataflow decides."""
+    from timm.models._features import FeatureGetterNet
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
+    if isinstance(model, FeatureGetterNet):
+        sites = find_sites(model.model, place)
+        return sites and [replace(site, name=f"model.{site.name}") for site in sites]
     if isinstance(model, ResNet) or _has_blocks(model, (BasicBlock, Bottleneck)):
         return list(resnet_sites(model, place))
     return None

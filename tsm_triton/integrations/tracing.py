@@ -100,14 +100,29 @@ def input_shape(model: nn.Module, example_input: Tensor | None = None) -> tuple[
     get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
     channels, *size = get("input_size") or (3, 224, 224)
     # the model's own word on both counts more than its pretrained weights'
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(
-        model, "image_size", None
-    )
+    built_for = None
+    for holder in (model, getattr(model, "model", None)):  # timm's FeatureGetterNet holds one
+        built_for = built_for or getattr(getattr(holder, "patch_embed", None), "img_size", None)
+        built_for = built_for or getattr(holder, "image_size", None)
     if isinstance(built_for, int):
         built_for = (built_for, built_for)
+    size = built_for or size
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
-    channels = first if first < 8 else channels
-    return (BATCH, channels, *(built_for or size))
+    if first >= 8:  # the input has these, or they are made of it
+        first = _channels_of_input(model, (BATCH, channels, *size))
+    return (BATCH, first, *size)
+
+
+def _channels_of_input(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """What a convolution wants that is called with the input itself and refuses its channels."""
+    recorder = _Recorder(_meta_twin(model).float())
+    try:
+        _run(recorder, shape)
+    except Exception:  # whatever else is wrong, `trace` will tell
+        call = recorder.current
+        if isinstance(call.module, nn.Conv2d) and call.first is not None and call.first.op == "input":
+            return call.module.in_channels
+    return shape[1]
 
 
 def trace(
@@ -132,11 +147,7 @@ def trace(
                     hook.num_segments = num_segments or hook.num_segments  # type: ignore[attr-defined]
                     hook.enabled = hook.enabled and shifted  # type: ignore[attr-defined]
         recorder = _Recorder(twin)
-        x = torch.empty(shape, device="meta")
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), recorder:
-            warnings.simplefilter("ignore")
-            recorder.see_input(x)
-            output = twin(x)
+        output = _run(recorder, shape)
     except Exception as error:
         raise ValueError(
             f"expected a model that runs on a meta tensor of shape {shape}, got {type(model).__name__}, "
@@ -145,6 +156,14 @@ def trace(
             "tsm_triton.temporal_shift in its forward."
         ) from error
     return Trace(recorder.values, recorder.calls, output)
+
+
+def _run(recorder: "_Recorder", shape: tuple[int, ...]) -> object:
+    x = torch.empty(shape, dtype=torch.float32, device="meta")
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), recorder:
+        warnings.simplefilter("ignore")
+        recorder.see_input(x)
+        return recorder.model(x)
 
 
 def _meta_twin(model: nn.Module) -> nn.Module:
@@ -184,6 +203,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.model = model
         self.values: list[Value] = []
         self.calls: list[Call] = []
         self.current = Call("", model, None)
