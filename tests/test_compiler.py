@@ -164,6 +164,7 @@ def test_the_rule_follows_the_bytes():
     for kind in (ABSORBED, SUMMED, ALONE):
         assert is_faster(kind, fake(8, 64, 56, 56))
         assert not is_faster(kind, fake(8, 64, 56, 56, layout=torch.contiguous_format))
+        assert is_faster(kind, fake(8, 64, 56, 56, device="cpu", layout=torch.contiguous_format))
     assert is_faster(BOTH, fake(8, 64, 56, 56, layout=torch.contiguous_format))
     assert not is_faster(ALONE, fake(8, 64, 1, 1))
     assert takes_norm(fake(8, 64, 56, 56))

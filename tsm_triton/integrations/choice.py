@@ -11,7 +11,7 @@ and activations in place: `python -m benchmarks` times whole models, patched and
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["is_faster", "takes_norm"]
+__all__ = ["is_channels_last", "is_faster", "takes_norm"]
 
 
 def is_faster(kind: str, x: Tensor) -> bool:
@@ -25,8 +25,7 @@ def is_faster(kind: str, x: Tensor) -> bool:
         return True
     if kind == "conv1x1" and statically_known_true(x.shape[2] * x.shape[3] == 1):
         return False  # a pooled vector: no traffic to save, and one more shape to tune
-    # The op's output is channels_last: a convolution of NCHW maps keeps to NCHW, and views behind it rely on that.
-    return _is_channels_last(x)
+    return x.device.type == "cpu" or is_channels_last(x)
 
 
 def takes_norm(x: Tensor) -> bool:
@@ -37,7 +36,7 @@ def takes_norm(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """The question of `is_contiguous`, of which symbolic sizes make no guard."""
     channels, width = x.shape[1], x.shape[3]
     strides = ((1, 1), (3, channels), (2, channels * width))

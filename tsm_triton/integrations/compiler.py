@@ -137,9 +137,10 @@ class _Rewriting:
         dtype = conv.meta["val"].dtype
         if (kind == "conv1x1" and activation == "none") or x.meta["val"].dtype != dtype:
             return
-        if not self.written.isdisjoint({x, cache, weight, bias, identity}) or not choice.is_faster(
-            kind, x.meta["val"]
-        ):
+        if not self.written.isdisjoint({x, cache, weight, bias, identity}):
+            return
+        # The op writes channels_last; where the graph has another layout, views behind it rely on that.
+        if not choice.is_channels_last(end.meta["val"]) or not choice.is_faster(kind, x.meta["val"]):
             return
         with self.graph.inserting_before(end):
             if norm is not None:
