@@ -82,5 +82,3 @@ def _carried(value: Value, parent: Value, axis: int) -> int | None:
                 return to
         return None
     return axis if len(value.shape) == dims and value.op not in PROJECTIONS else None
-
-

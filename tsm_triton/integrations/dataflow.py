@@ -230,5 +230,3 @@ def _make_sites(model: nn.Module, entries: dict[Call, Value], found: Analysis) -
                 frame_counter(call, found.graph) if folded else None,
             )
         )
-
-

@@ -103,7 +103,9 @@ def _written(node: Node) -> list[Node]:
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return []
     values = arguments(node)
-    names = [a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    names = [
+        a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    ]
     found: list[Node] = []
     for name in names:
         value = values.get(name)

@@ -220,5 +220,3 @@ def concatenations(values: list[Value], lineage: Lineage, merges: Sequence[Merge
 def place_of(value: Value) -> str:
     """Where a value is made, in words."""
     return value.call.name or "the model's own forward"
-
-

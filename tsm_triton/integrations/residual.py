@@ -14,8 +14,10 @@ def first_conv(name: str, module: nn.Module) -> tuple[str, nn.Conv2d]:
     for inner, child in module.named_modules(prefix=name):
         if isinstance(child, nn.Conv2d):
             return inner, child
-    raise ValueError(f"expected a convolution inside {name!r}, got {type(module).__name__} with none: "
-        "leave the site out with filter_fn")
+    raise ValueError(
+        f"expected a convolution inside {name!r}, got {type(module).__name__} with none: "
+        "leave the site out with filter_fn"
+    )
 
 
 def resnet_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:

@@ -59,9 +59,7 @@ def convolved_step(
         The convolution's output; the step itself is still there.
     """
     x, cache = step.args[:2]
-    both = graph.call_function(
-        ops.shift_step_conv1x1, (x, cache, weight, bias, identity, activation)
-    )
+    both = graph.call_function(ops.shift_step_conv1x1, (x, cache, weight, bias, identity, activation))
     out, kept = [graph.call_function(operator.getitem, (both, i)) for i in (0, 1)]
     old = _output(step, 1)
     if old is not None:

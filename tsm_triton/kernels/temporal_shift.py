@@ -14,6 +14,7 @@ of the input may stand apart or repeat (chunks of channels, expanded frames).
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -195,7 +196,7 @@ def _layout(
     # Inside a run the input must be as dense as the output; the rows must stand one stride apart.
     if any(stride_x[d] != stride_out[d] for d in run):
         return None
-    if any(stride_x[a] != shape[b] * stride_x[b] for a, b in zip(rows, rows[1:], strict=False)):
+    if any(stride_x[a] != shape[b] * stride_x[b] for a, b in pairwise(rows)):
         return None
     row_size = math.prod(shape[d] for d in run)
     channel_stride = row_size // shape[channel_dim]
