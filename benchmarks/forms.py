@@ -30,7 +30,7 @@ class Captured:
     """A call as a CUDA graph; it copies the input in, replays, and gives the output's own memory."""
 
     def __init__(self, call: Call, x: Tensor) -> None:
-        self.x = x.clone()
+        self.call, self.x = call, x.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

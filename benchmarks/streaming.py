@@ -8,7 +8,6 @@ one must.
 import copy
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -20,14 +19,13 @@ from tsm_triton import Streaming, patch, set_num_segments
 from tsm_triton.stepping import StreamStep
 
 from .baselines import with_open_branches
+from .forms import Call, Captured
 
 MODELS = ("mobilenetv2_100", "resnet50")
 SIZE = 224
 NUM_FRAMES = 4
 # streamed against offline, relative to the largest logit
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-
-Form = Callable[[Tensor], Any]
 
 
 def run(device: str, quick: bool) -> list[dict[str, Any]]:
@@ -73,15 +71,15 @@ def _rows(model: nn.Module, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _forms(model: nn.Module, shifted: nn.Module, frame: Tensor) -> dict[str, tuple[Form, Any]]:
+def _forms(model: nn.Module, shifted: nn.Module, frame: Tensor) -> dict[str, tuple[Call, Any]]:
     """Each way to run a frame: the unshifted network, and the stream."""
-    forms: dict[str, tuple[Form, Any]] = {
+    forms: dict[str, tuple[Call, Any]] = {
         "eager": (model, Streaming(shifted)),
         "compiled": (torch.compile(model), _CompiledStream(shifted, frame)),
     }
     if frame.is_cuda:
         for name, (unshifted, stream) in list(forms.items()):
-            forms[f"{name}, CUDA graph"] = _Captured(unshifted, frame), _Captured(stream, frame)
+            forms[f"{name}, CUDA graph"] = Captured(unshifted, frame), _CapturedStream(stream, frame)
     return forms
 
 
@@ -102,28 +100,11 @@ class _CompiledStream:
         torch._foreach_zero_(self.state)  # pyright: ignore[reportPrivateImportUsage]
 
 
-class _Captured:
-    """A form as a CUDA graph; a call copies the frame in and replays it."""
-
-    def __init__(self, form: Any, frame: Tensor) -> None:
-        self.form, self.frame = form, frame.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                form(self.frame)
-        side.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = form(self.frame)
-
-    def __call__(self, frame: Tensor) -> Tensor:
-        self.frame.copy_(frame)
-        self.graph.replay()
-        return self.output
+class _CapturedStream(Captured):
+    """A stream as a CUDA graph: one state for all frames."""
 
     def reset(self) -> None:
-        self.form.reset()
+        self.call.reset()  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _check(form: str, stream: Any, frames: list[Tensor], expected: Tensor) -> None:
@@ -136,7 +117,7 @@ def _check(form: str, stream: Any, frames: list[Tensor], expected: Tensor) -> No
         )
 
 
-def _latency(call: Form, frame: Tensor) -> float:
+def _latency(call: Call, frame: Tensor) -> float:
     if frame.is_cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()
