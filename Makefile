@@ -11,7 +11,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
 
-# Whole models under the compile backend, outputs and gradients.
+# Whole models under the compile backend, and what else takes long.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m slow
 

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+import torch._functorch.config
 from hypothesis import settings
 
 HAS_CUDA = torch.cuda.is_available()
@@ -19,6 +20,9 @@ if not HAS_CUDA:
     import tsm_triton.kernels.temporal_shift  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
+
+# Its key knows our ops by their names alone: after a change of a backward, a test would run the one before.
+torch._functorch.config.enable_autograd_cache = False
 
 # xdist's workers share the cores: a thread pool of all of them in each makes the suite three times slower
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -223,7 +223,8 @@ def verified(mutation: Mutation | None) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 [sys.executable, *VERIFY],
                 cwd=folder,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                # what a broken package compiles must not be left where others look for compiled code
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -6,11 +6,13 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsm_triton import ops
 from tsm_triton.cli import main
-from tsm_triton.commands import checks
+from tsm_triton.commands import checks, model_checks
+from tsm_triton.ops import shift
 from tsm_triton.testing import ShiftCase
 
 EXACT = "matches the reference, writes nowhere else"
@@ -116,6 +118,20 @@ def test_the_seed_chooses_the_cases(verify):
     assert len(seen[0]) >= 5 * 7
 
 
+def test_the_seed_chooses_the_weights_of_each_check(monkeypatch, capsys):
+    drawn = []
+
+    def draw() -> str:
+        drawn.append(torch.rand(()).item())
+        return "once"
+
+    twice = [checks.Check("model", "draws its weights", "cpu", draw)] * 2
+    monkeypatch.setattr(checks, "checks", lambda *_: twice)
+    for seed in "34":
+        assert main(["verify", "--device", "cpu", "--seed", seed]) == 0
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
+
+
 def test_what_it_cannot_do_is_said(capsys):
     for argv, message in (
         (("--examples", "0"), "--examples must be at least 1, got 0"),
@@ -143,3 +159,19 @@ def test_every_op_is_run(form):
                 check.run()
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tsm_triton::")}
     assert {name for name in run if name.startswith("tsm_triton::")} == registered
+
+
+@pytest.mark.slow
+def test_compiling_trusts_no_graph_of_another_version(monkeypatch):
+    """Inductor's cache knows an op by its name: it would hand out the backward of a package since mended."""
+
+    def check() -> str:
+        torch._dynamo.reset()
+        return model_checks.compiles("cpu")
+
+    with fresh_cache(), torch._functorch.config.patch(enable_autograd_cache=True):
+        backward = staticmethod(lambda ctx, grad: (torch.zeros_like(grad), *[None] * 5))
+        with monkeypatch.context() as broken:
+            broken.setattr(shift._TemporalShift, "backward", backward)
+            check()  # eager and compiled, the two are wrong alike
+        check()

@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from .. import reference
@@ -28,11 +29,13 @@ def compiles(device: str) -> str:
         return conv(temporal_shift(torch.relu(x), 4)).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True)
-    for clips in (1, 2):
-        x = torch.randn(4 * clips, 16, 3, 3, device=device, requires_grad=True)
-        (expected,) = torch.autograd.grad(loss(x), x)
-        (actual,) = torch.autograd.grad(compiled(x), x)
-        torch.testing.assert_close(actual, expected)
+    # a graph kept on disk holds the backward of the package that compiled it, which may be an older one
+    with functorch_config.patch(enable_autograd_cache=False):
+        for clips in (1, 2):
+            x = torch.randn(4 * clips, 16, 3, 3, device=device, requires_grad=True)
+            (expected,) = torch.autograd.grad(loss(x), x)
+            (actual,) = torch.autograd.grad(compiled(x), x)
+            torch.testing.assert_close(actual, expected)
     return "2 batch sizes"
 
 

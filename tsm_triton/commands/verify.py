@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="S",
-        help="what the cases are drawn from (default: %(default)s)",
+        help="what cases and weights are drawn from (default: %(default)s)",
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
 
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for check in found:
         line = f"{check.subject:<9} {check.claim:<44} {check.form:<12}"
         began = time.perf_counter()
+        torch.manual_seed(args.seed)
         try:
             # not ours: numpy's in the interpreter, torch's of its own parts
             with warnings.catch_warnings():
