@@ -1,5 +1,7 @@
 """Medians of rotating inputs, so that no run finds its data in a cache the next layer would not."""
 
+import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,17 +23,19 @@ class Timing:
 def measure(
     calls: dict[str, Callable[[Tensor], Any]], inputs: Sequence[Tensor], repeats: int
 ) -> dict[str, Timing]:
-    """Time each call `repeats` times, turn about and each time on the next input.
+    """Time each call `repeats` times, in turns of a new order and each call on the next input.
 
-    Taking turns puts a drift of the clocks, or of a busy machine, on all calls alike.
+    Taking turns puts a drift of the clocks, or of a busy machine, on all calls alike; in an order that stays, the
+    same call would always meet the memory that the same other one just freed (on a CPU 0.05 of a clone).
     """
+    order, turns = random.Random(0), itertools.cycle(inputs)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for x in inputs:
             call(x)
-    for repeat in range(repeats):
-        x = inputs[repeat % len(inputs)]
-        for name, call in calls.items():
+    for _ in range(repeats):
+        for name, call in order.sample(list(calls.items()), len(calls)):
+            x = next(turns)
             seconds[name].append(_cuda_seconds(call, x) if x.is_cuda else _cpu_seconds(call, x))
     return {name: _timing(values) for name, values in seconds.items()}
 
