@@ -1,10 +1,12 @@
 """The command line: help, the table of sites, and errors in one line."""
 
+from importlib.metadata import requires
+
 import pytest
 
-from tsm_triton import __version__
+from tsm_triton import __version__, extras
 from tsm_triton.cli import main
-from tsm_triton.commands import COMMANDS, common, report, sites
+from tsm_triton.commands import COMMANDS, common, sites
 
 
 def test_help_lists_the_commands(capsys):
@@ -88,10 +90,16 @@ def test_a_users_error_is_one_line_and_status_2(argv, message, capsys):
     assert message in captured.err
 
 
-def test_the_demo_names_the_extras_it_misses(monkeypatch, capsys):
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
-    assert main(["demo"]) == 2
-    assert "pip install 'tsm-triton[video,plot]'" in capsys.readouterr().err
+def test_a_command_names_the_extras_it_misses(monkeypatch, capsys):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    for argv in (["demo"], ["stream", "a.mp4", "--weights", "b.pt"]):
+        assert main(argv) == 2
+        assert "needs av and matplotlib: pip install 'av>=14.1' 'matplotlib>=3.8'" in capsys.readouterr().err
+
+
+def test_the_extras_that_messages_name_are_those_of_the_package():
+    asked = {requirement.partition(";")[0].strip() for requirement in requires("tsm-triton") or ()}
+    assert set(extras.EXTRAS.values()) <= asked
 
 
 def test_ctrl_c_is_status_130(monkeypatch, capsys):

@@ -61,6 +61,12 @@ def rewritten(module: nn.Module) -> tuple[FusionReport, nn.Module]:
             Tail(lambda m, x, s: m.conv(tsm_triton.temporal_shift(x, T, channel_dim=-1, shift_div=3))),
             "channels on axis -1, channels on axis -1",
         ),
+        (Tail(lambda m, x, s: m.conv(s.contiguous())), "contiguous follows, input is x"),
+        (
+            Tail(lambda m, x, s: m.conv(tsm_triton.temporal_shift(x.contiguous() + 0, T))),
+            "the graph is not channels_last here",
+        ),
+        (Tail(lambda m, x, s: m.conv(x.contiguous()) + x.exp()), "the graph is not channels_last here"),
     ],
 )
 def test_what_stays_has_its_reason(module, reason):

@@ -218,7 +218,7 @@ def test_wrong_frame_numbers_are_refused(tmp_path):
         (["3"], "'3' of type str"),
         (torch.zeros(2, 2, dtype=torch.int64), r"shape \(2, 2\)"),
         (3, "3 of type int"),
-        ("33", "'3' of type str"),
+        ("33", "'33' of type str"),
     ):
         with pytest.raises(TypeError, match=f" must .*got {got}"):
             read_frames(path, wrong)  # pyright: ignore[reportArgumentType]

@@ -59,7 +59,7 @@ def says_what(error: str, message: str) -> bool:
 def says_what_to_do(error: str, message: str) -> bool:
     if error == "AssertionError":  # a property that fails: the finding itself
         return True
-    if error == "ImportError" and "pip install '" in message:
+    if error == "ImportError" and re.search(r"pip install ['{]", message):
         return True
     behind = re.split(r"\bgot |does not exist", message)[-1]
     return bool(re.search(rf"[.:;,?] (or )?({DO})\b", behind, re.IGNORECASE))

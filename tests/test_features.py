@@ -22,6 +22,28 @@ def test_maps_may_come_as_a_dict():
     torch.testing.assert_close(maps[1], maps[0])
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: VideoFeatures("resnet18"), TypeError, "model must be a torch.nn.Module, got str"),
+        (lambda: VideoFeatures(torch.nn.Identity(), 0), ValueError, "num_segments must be at least 1, got 0"),
+        (
+            lambda: VideoFeatures(torch.nn.Identity())(None),
+            TypeError,
+            "video must be a torch.Tensor, got None",
+        ),
+        (
+            lambda: VideoFeatures(torch.nn.Identity())(torch.empty(1, 0, 3, 8, 8)),
+            ValueError,
+            r"at least one frame and view, got \(1, 0, 3, 8, 8\)",
+        ),
+    ],
+)
+def test_what_it_cannot_take_is_said(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
 def test_a_fused_backbone_refuses_clips_of_another_length():
     backbone = patch(timm.create_model("test_resnet", features_only=True).eval(), T)
     features = VideoFeatures(fuse(backbone, example_input=torch.empty(T, 3, 32, 32)), 2 * T)

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tsm_triton import Streaming, fuse, ops, patch, shift_disabled, temporal_shift
+from tsm_triton import Streaming, fuse, ops, patch, shift_disabled, temporal_shift, unpatch
 from tsm_triton.fused_stepping import FusedStep
 from tsm_triton.integrations.compiler import rewrite
 from tsm_triton.stepping import StreamStep
@@ -78,6 +78,22 @@ def nodes(step: StreamStep, target: object) -> int:
     assert isinstance(step, FusedStep)
     assert step.network is not None
     return sum(node.target is target for node in step.network.graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attributes? .* assigned during export")
+def test_a_copy_may_be_made_behind_a_pass_with_gradients():
+    """The old weight_norm then holds a weight that is no leaf."""
+    model = unpatch(create())
+    torch.nn.utils.weight_norm(model.get_submodule("layer1.0.conv1"))
+    patch(model, 4, direction="causal", verify=False)
+    frame = frames_of(2, 1, 64, torch.float32)[:, 0]
+    plain, fused = Streaming(model), Streaming(model, fused=True)
+    plain(frame)
+    fused.load_state_dict(plain.state_dict())
+    with torch.enable_grad():
+        model(torch.randn(4, 3, 64, 64))
+    assert difference(fused(frame), plain(frame)) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -347,11 +347,19 @@ def test_a_sum_takes_the_batch_norm_of_its_branch_where_that_is_faster(monkeypat
         (lambda: small().train(), RuntimeError, "expected a model in eval mode, got ResNet in training mode"),
         (lambda: partly_training(), RuntimeError, "expected a model in eval mode"),
         (lambda: torch.compile(small()), RuntimeError, "expected a model that is not compiled"),
+        (lambda: with_compiled_forward(), RuntimeError, "expected a model that is not compiled"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(model, error, message):
     with pytest.raises(error, match=message):
         fuse(model())
+
+
+def with_compiled_forward() -> nn.Module:
+    model = small()
+    block = model.get_submodule("layer2.0")
+    block.forward = torch.compile(block.forward)
+    return model
 
 
 def partly_training() -> nn.Module:

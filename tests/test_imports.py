@@ -62,3 +62,10 @@ def test_the_interpreter_runs_the_op_on_cpu_tensors_when_asked():
         "from tsm_triton import reference\n"
         "assert torch.equal(shifted, reference.temporal_shift(x, 4, 1, 1))"
     )
+
+
+def test_the_caches_of_torch_compile_know_the_version():
+    run(
+        "import torch; torch.compiler.config.cache_key_tag = 'mine'; import tsm_triton\n"
+        "assert torch.compiler.config.cache_key_tag == f'mine tsm_triton {tsm_triton.__version__}'"
+    )

@@ -349,6 +349,11 @@ def test_filter_fn_sees_modules_and_names(resnet):
         ),
         (dict(place="inplace"), ValueError, "place must be one of 'blockres', 'block', got 'inplace'"),
         (
+            dict(place="inplace", sites=find_sites),
+            ValueError,
+            "place must be one of 'blockres', 'block', got 'inplace'",
+        ),
+        (
             dict(shift_div=65),
             ValueError,
             "at least shift_div=65 channels at every site, got 64 at 'layer1.0.conv1'",
@@ -361,6 +366,8 @@ def test_filter_fn_sees_modules_and_names(resnet):
     ],
 )
 def test_a_failed_patch_says_why_and_leaves_the_model_alone(resnet, options, error, message):
+    if "sites" in options:
+        options = {**options, "sites": options["sites"](resnet)}
     with pytest.raises(error, match=message):
         patch(resnet, **options)
     assert not any(module._forward_pre_hooks for module in resnet.modules())

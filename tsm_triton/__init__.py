@@ -7,12 +7,14 @@ from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
 from .patching import patch, unpatch
 from .sites import ShiftSite
 from .streaming import Streaming
+from .version import __version__
 from .video.classifier import VideoClassifier
 
 __all__ = [
     "ShiftSite",
     "Streaming",
     "VideoClassifier",
+    "__version__",
     "find_sites",
     "fuse",
     "is_patched",
@@ -24,4 +26,3 @@ __all__ = [
     "temporal_shift",
     "unpatch",
 ]
-__version__ = "0.1.0"

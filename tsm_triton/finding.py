@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional import as_int
+from .arguments import as_int
 from .integrations.dataflow import analyse
 from .integrations.merges import Merge, Skipped
 from .integrations.tracing import Trace
@@ -23,6 +23,7 @@ __all__ = [
     "check_model",
     "choose_sites",
     "find_sites",
+    "is_compiled",
     "skipped_sites",
 ]
 
@@ -85,7 +86,7 @@ def skipped_sites(
         ('stages.0.blocks.0.conv1', 'reparameterize_model replaces this module, and would lose the shift')
     """
     check_model(model)
-    return _skipped(backbones_of(model, _known(place), example_input, forced=False))
+    return _skipped(backbones_of(model, place, example_input, forced=False))
 
 
 def check_model(model: nn.Module) -> None:
@@ -97,6 +98,17 @@ def check_model(model: nn.Module) -> None:
             f"expected an eager module, got the scripted {type(model).__name__}, whose graph takes no hooks. "
             "Patch the eager model; export it with torch.export."
         )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` wrapped a module, its call or its forward."""
+    forward = vars(module).get("forward")
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or module._compiled_call_impl is not None
+        # torch.compiler.disable wraps too
+        or (hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable"))
+    )
 
 
 @dataclass
@@ -147,7 +159,7 @@ def choose_sites(
             f"filter_fn must be called with a module and its name, got {filter_fn!r} of type "
             f"{type(filter_fn).__name__}. Pass lambda module, name: ..., or choose with stages."
         )
-    backbones = backbones_of(model, _known(place), example_input, forced=filter_fn is not None)
+    backbones = backbones_of(model, place, example_input, forced=filter_fn is not None)
     found = [
         replace(
             site,
@@ -195,19 +207,15 @@ def _skipped(backbones: Sequence[Backbone]) -> list[Skipped]:
     return list(dict.fromkeys(skipped))
 
 
-def _known(place: str) -> str:
+def backbones_of(
+    model: nn.Module, place: str, example_input: Tensor | None, forced: bool = True
+) -> list[Backbone]:
+    """The libraries' models that `model` is or holds, else the model itself, with their sites."""
     if place not in PLACES:
         raise ValueError(
             f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}: choose the first to shift "
             "residual branches, the second for whole blocks"
         )
-    return place
-
-
-def backbones_of(
-    model: nn.Module, place: str, example_input: Tensor | None, forced: bool = True
-) -> list[Backbone]:
-    """The libraries' models that `model` is or holds, else the model itself, with their sites."""
     if example_input is not None and not isinstance(example_input, Tensor):
         raise TypeError(
             f"example_input must be a torch.Tensor, got {example_input!r}. Pass torch.empty of the input's shape."
@@ -232,10 +240,10 @@ def backbones_of(
                     )
                 backbone = _by_dataflow(outer, module, place, example_input)
                 if not forced and backbone.graph is not None:
-                    fused = integration.fused_sites(backbone.sites, backbone.graph)
-                    lost = {skip.name for skip in fused}
-                    backbone.sites = [site for site in backbone.sites if site.name not in lost]
-                    backbone.skipped = [*backbone.skipped, *fused]
+                    lost = integration.lost_when_reparameterised(backbone.sites, backbone.graph)
+                    names = {skip.name for skip in lost}
+                    backbone.sites = [site for site in backbone.sites if site.name not in names]
+                    backbone.skipped = [*backbone.skipped, *lost]
                 backbones.append(backbone)
                 break
     return backbones or [_by_dataflow("", model, place, example_input)]

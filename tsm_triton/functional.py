@@ -1,41 +1,23 @@
 """The functional API: checks what the user passed, then calls the registered op."""
 
 import itertools
-import operator
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .arguments import as_count, as_int, as_ints
 
 __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
 
 DIRECTIONS = ("bidirectional", "causal")
 
 
-def as_int(value: Any, name: str) -> int:
-    """An integer of Python's, NumPy's or torch's as a plain one.
-
-    Raises:
-        TypeError: another type; bool is one.
-    """
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value  # pyright: ignore[reportReturnType]
-    if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
-        with suppress(TypeError):
-            return operator.index(value)
-    raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}: convert it")
-
-
 def check_shift(num_segments: Any, shift_div: Any, direction: str) -> tuple[int, int]:
     """Both numbers as plain integers; raise unless the three describe a shift."""
-    num_segments, shift_div = as_int(num_segments, "num_segments"), as_int(shift_div, "shift_div")
-    for name, value in (("num_segments", num_segments), ("shift_div", shift_div)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
+    num_segments, shift_div = as_count(num_segments, "num_segments"), as_count(shift_div, "shift_div")
     if direction not in DIRECTIONS:
         raise ValueError(
             f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}: pass one of them"
@@ -48,21 +30,6 @@ def check_shift(num_segments: Any, shift_div: Any, direction: str) -> tuple[int,
     return num_segments, shift_div
 
 
-def as_lengths(clip_lengths: Any) -> list[int]:
-    """The lengths of packed clips as plain integers.
-
-    Raises:
-        TypeError: not a sequence, or one of something else than integers.
-    """
-    if isinstance(clip_lengths, Tensor):
-        clip_lengths = clip_lengths.tolist()
-    if isinstance(clip_lengths, str) or not isinstance(clip_lengths, Iterable):
-        raise TypeError(
-            f"clip_lengths must hold an int for each clip, as [3, 5], got {clip_lengths!r}: pass a list"
-        )
-    return [as_int(length, "each of clip_lengths") for length in clip_lengths]
-
-
 def fold_counts(channels: int, shift_div: int, direction: str) -> tuple[int, int]:
     """How many channels read t+1 and how many read t-1."""
     fold = channels // shift_div
@@ -70,19 +37,22 @@ def fold_counts(channels: int, shift_div: int, direction: str) -> tuple[int, int
 
 
 def clip_boundaries(
-    clip_lengths: Sequence[int] | Tensor, num_frames: int, device: torch.device | str = "cpu"
+    clip_lengths: Sequence[int] | Tensor, num_frames: int | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Where packed clips begin: bool `[num_frames + 1]`, true at each clip's first frame and at the end.
+
+    Without `num_frames` there are as many as the lengths add up to.
 
     Raises:
         TypeError: lengths that are not integers.
         ValueError: a negative length, or lengths that do not add up to `num_frames`.
 
     Example:
-        >>> clip_boundaries([2, 1], num_frames=3).tolist()
+        >>> clip_boundaries([2, 1]).tolist()
         [True, False, True, True]
     """
-    lengths = as_lengths(clip_lengths)
+    lengths = as_ints(clip_lengths, "clip_lengths")
+    num_frames = sum(lengths) if num_frames is None else num_frames
     if any(length < 0 for length in lengths) or sum(lengths) != num_frames:
         raise ValueError(
             f"clip_lengths must be non-negative and add up to the {num_frames} frames of x, "

@@ -1,6 +1,5 @@
 """One frame through an inference copy of a causally patched model, on the fused ops."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .fusion import FusionReport, capture, check_fusible, rewritten
+from .integrations.tracing import copied
 from .stepping import StreamStep
 
 __all__ = ["FusedStep"]
@@ -127,7 +127,7 @@ def _captured(model: nn.Module, features: bool, frame: Tensor, state: Sequence[T
         ]
         shapes = [{0: streams if k == 1 else k * streams} if k else None for k in rows]
         return capture(
-            StreamStep(copy.deepcopy(model), features=features),
+            StreamStep(copied(model), features=features),
             (example, caches),
             ({0: streams}, shapes),
             type(model).__name__,

@@ -1,6 +1,5 @@
 """An inference copy of a patched model on the fused ops."""
 
-import copy
 import math
 import threading
 from typing import Any
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
+from .finding import check_model, is_compiled
 from .hooks import shift_hooks
 from .integrations.compiler import Fusion, FusionReport, fold_constants, rewrite
-from .integrations.tracing import input_shape
+from .integrations.tracing import copied, input_shape
 
 __all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
 
@@ -107,19 +107,8 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
         )
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
     input_size = input_shape(model, example_input)[1:]
-    network, report = rewritten(_captured(_copied(model), num_segments, input_size))
+    network, report = rewritten(_captured(copied(model), num_segments, input_size))
     return FusedModel(network, num_segments, input_size, report)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    # what the last forward with gradients left behind (torch.nn.utils.weight_norm), which deepcopy refuses
-    return copy.deepcopy(model, {id(value): value.detach() for value in computed})
 
 
 def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:
@@ -139,14 +128,8 @@ def check_fusible(model: nn.Module) -> None:
             "expected a patched model, got a fused copy. Pass the patched model that it was made of, here or "
             "to tsm_triton.Streaming(model, fused=True)."
         )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the model itself")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise TypeError(
-            f"expected an eager module, got the scripted {type(model).__name__}. Patch and fuse the eager "
-            "one."
-        )
-    if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in model.modules()):
+    check_model(model)
+    if any(map(is_compiled, model.modules())):
         raise RuntimeError(
             "expected a model that is not compiled, got a compiled one. Fuse first, then torch.compile the "
             "result."
@@ -157,7 +140,7 @@ def check_fusible(model: nn.Module) -> None:
             f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "
             "first: fusing folds the running statistics of batch-norm."
         )
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+    if any(map(torch.is_autocast_enabled, {parameter.device.type for parameter in model.parameters()})):
         raise RuntimeError(
             "expected no autocast around fuse, got it enabled: the copy would hold its casts. Give the model its "
             "dtype instead: tsm_triton.fuse(model.to(torch.bfloat16)) outside of it."

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .functional import as_lengths, check_shift, clip_boundaries, fold_counts, temporal_shift
+from .arguments import as_count
+from .functional import clip_boundaries, fold_counts, temporal_shift
 
 __all__ = [
     "FrameCounter",
@@ -25,15 +26,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _OfThread(threading.local):
-    """A value of each thread, which a copy or a pickle begins anew."""
+    """A value of each thread, None at first, which a copy or a pickle begins anew."""
 
-    def __init__(self, value: Any) -> None:
-        self.first = value
-        # on the instance: torch.compile does not guard what a class has too
-        self.value = value
+    def __init__(self) -> None:
+        self.value: Any = None  # on the instance: torch.compile does not guard what a class has too
 
-    def __reduce__(self) -> tuple[type["_OfThread"], tuple[Any]]:
-        return _OfThread, (self.first,)
+    def __reduce__(self) -> tuple[type["_OfThread"], tuple[()]]:
+        return _OfThread, ()
 
 
 class ShiftHook:
@@ -62,7 +61,7 @@ class ShiftHook:
         self.channel_dim = channel_dim
         self.counter = counter
         self.enabled = True
-        self._step = _OfThread(None)
+        self._step = _OfThread()
 
     @property
     def step(self) -> Callable[[Tensor], Tensor] | None:
@@ -125,7 +124,7 @@ class FrameCounter:
     """
 
     def __init__(self) -> None:
-        self._eager = _OfThread(None)
+        self._eager = _OfThread()
         self._latest = 1
         self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
 
@@ -180,7 +179,7 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
         >>> model(torch.randn(4, 3, 64, 64)).shape
         torch.Size([4, 1000])
     """
-    num_segments, _ = check_shift(num_segments, 8, "causal")
+    num_segments = as_count(num_segments, "num_segments")
     for hook in shift_hooks(model):
         hook.num_segments = num_segments
     return model
@@ -217,7 +216,8 @@ def shift_disabled(model: nn.Module) -> Iterator[None]:
 def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
     """Run a patched model on clips of different lengths, packed along the frame axis without padding.
 
-    With gradient checkpointing the backward belongs inside too: it runs blocks again.
+    One thread at a time: the lengths are the model's, and a call of another thread would take them too. With
+    gradient checkpointing the backward belongs inside too: it runs blocks again.
 
     Args:
         model: a patched model.
@@ -238,8 +238,7 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
     """
     hooks = shift_hooks(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    lengths = as_lengths(clip_lengths)
-    boundaries = clip_boundaries(lengths, sum(lengths), device)
+    boundaries = clip_boundaries(clip_lengths, device=device)
     before = [(hook, hook.boundaries) for hook in hooks]
     try:
         for hook in hooks:

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from .functional import as_int, check_shift, temporal_shift
+from .arguments import as_int
+from .functional import check_shift, temporal_shift
 
 __all__ = ["TemporalShift"]
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites
+from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites, is_compiled
 from .functional import check_shift, fold_counts
 from .hooks import (
     FrameCounter,
@@ -93,7 +93,7 @@ def patch(
             "expected an unpatched model, got one that is patched already. Call tsm_triton.unpatch(model) "
             "first, or tsm_triton.set_num_segments(model, T) to change the clip length."
         )
-    if any(map(_is_compiled, model.modules())):
+    if any(map(is_compiled, model.modules())):
         raise RuntimeError(
             "expected a model that is not compiled, got a compiled one, which would silently ignore the "
             "shift. Patch first, then torch.compile."
@@ -141,16 +141,6 @@ def unpatch(model: Model) -> Model:
     _remove_hooks(model)
     _forget_compiled_graphs()
     return model
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    forward = vars(module).get("forward")
-    return (
-        type(module).__name__ == "OptimizedModule"
-        or module._compiled_call_impl is not None
-        # torch.compiler.disable wraps too
-        or (hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable"))
-    )
 
 
 def _checked_sites(model: nn.Module, sites: Iterable[ShiftSite]) -> list[ShiftSite]:
@@ -245,11 +235,11 @@ def _difference(backbones: Sequence[Backbone], sites: Sequence[ShiftSite], place
             for site in sites
             if site.name.startswith(backbone.prefix)
         ]
-        shape = input_shape(backbone.module, backbone.example_input)
         if backbone.graph is None:
+            shape = input_shape(backbone.module, backbone.example_input)
             backbone.graph = trace(backbone.module, shape, shifted=False)
             backbone.merges = analyse(backbone.module, graph=backbone.graph).merges
-        after = trace(backbone.module, shape, num_segments=BATCH)
+        after = trace(backbone.module, backbone.graph.values[0].shape, num_segments=BATCH)
         difference = verify_shifts(
             backbone.graph, after, inside, backbone.merges if place == "blockres" else ()
         )

@@ -1,12 +1,12 @@
 """Live video: the model that was trained on clips, fed one frame at a time."""
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import as_count, as_ints
 from .fused_stepping import FusedStep
 from .stepping import StreamStep, put_streams, take_streams
 from .stream_state import check_state
@@ -20,8 +20,9 @@ class Streaming:
     Each shifted site keeps the channels that the next frame will read, so a frame costs what it costs the
     unshifted network, and the outputs are those of the patched model on the whole clip. Caches begin at zero.
     They are allocated at the first frame, in the dtype that enters each site, and keep their addresses: a
-    call allocates its outputs only and, with `every=1`, can be captured in a CUDA graph. A frame that fails
-    leaves all that is remembered as it was before.
+    call allocates its outputs only and can be captured in a CUDA graph. Not so with `every` above 1, which
+    copies the caches where only some streams are due and cannot be captured, and with `consensus`, which
+    copies its logits. A frame that fails leaves all that is remembered as it was before.
 
     Threads may share a model, each with `Streaming` objects of its own, and run clips through it meanwhile.
 
@@ -74,19 +75,9 @@ class Streaming:
         features: bool = False,
         fused: bool = False,
     ) -> None:
-        for name, value in (("consensus", 1 if consensus is None else consensus), ("every", every)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f"{name} must be an int, a count of frames, got {value!r} of type {type(value).__name__}. Pass 1 "
-                    "for every frame by itself."
-                )
-            if value < 1:
-                raise ValueError(
-                    f"{name} must be at least 1 frame, got {value}. Pass 1 for every frame by itself."
-                )
+        self.consensus = None if consensus is None else as_count(consensus, "consensus")
+        self.every = as_count(every, "every")
         self.step = (FusedStep if fused else StreamStep)(model, features=features)
-        self.consensus = consensus
-        self.every = every
         self._forget()
 
     @property
@@ -328,15 +319,9 @@ class Streaming:
 
     def _numbers(self, indices: Iterable[int] | Tensor) -> list[int]:
         """Streams by number, each of them there."""
-        listed = indices.tolist() if isinstance(indices, Tensor) else indices
-        if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes)):
-            raise TypeError(f"indices must be several numbers of streams, got {indices!r}. Pass [i] for one.")
-        chosen = []
-        for i in listed:
-            if isinstance(i, bool):
-                raise TypeError("indices must be numbers of streams, got a mask. Pass mask.nonzero()[:, 0].")
-            chosen.append(operator.index(i))
-            if not 0 <= chosen[-1] < self.num_streams:
+        chosen = as_ints(indices, "indices")
+        for i in chosen:
+            if not 0 <= i < self.num_streams:
                 raise ValueError(
                     f"expected streams from 0 to {self.num_streams - 1}, got {i}. Pass "
                     "numbers of a frame's rows."

@@ -61,8 +61,15 @@ class AnnotatedVideo:
 
         encoded = av.VideoFrame.from_image(canvas)
         self.pts = max(self.pts + 1, round(time * TICKS))
-        encoded.pts, encoded.time_base = self.pts, self.stream.codec_context.time_base
-        self.container.mux(self.stream.encode(encoded))
+        with _writing(self.stream):
+            encoded.pts, encoded.time_base = self.pts, self.stream.codec_context.time_base
+            self.container.mux(self.stream.encode(encoded))
+
+    def finish(self) -> None:
+        with _writing(self.stream):
+            if self.pts >= 0:
+                self.container.mux(self.stream.encode(None))
+            self.container.close()
 
     def _fix_size(self, width: int, height: int) -> None:
         # small pictures are enlarged until letters can be read on them; MP4 wants even sides
@@ -83,25 +90,30 @@ def annotated_video(path: Path, fps: float) -> Iterator[AnnotatedVideo]:
     from fractions import Fraction
 
     import av
-    from av.error import FFmpegError
 
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"crf": "20", "preset": "veryfast"}
     else:
         codec, options = "mpeg4", {"qmin": "2", "qmax": "5"}
+    with replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=min(max(1, round(fps)), TICKS), options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, TICKS)
+        video = AnnotatedVideo(container, stream)
+        yield video
+        video.finish()
+
+
+@contextmanager
+def _writing(stream: "VideoStream") -> Iterator[None]:
+    from av.error import FFmpegError
+
     try:
-        with replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
-            stream = container.add_stream(codec, rate=min(max(1, round(fps)), TICKS), options=options)
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.time_base = Fraction(1, TICKS)
-            video = AnnotatedVideo(container, stream)
-            yield video
-            if video.pts >= 0:
-                container.mux(stream.encode(None))
+        yield
     except (FFmpegError, OverflowError) as error:  # OverflowError: a time beyond 64 bits
         raise ValueError(
-            f"expected frames that FFmpeg writes to {str(path)!r} with {codec}, got {error}: is there room, and "
-            "are the source's size and times sound? Encode it again at a common size and a constant rate."
+            f"expected frames that FFmpeg writes with {stream.codec.name}, got {error}: is there room, and are "
+            "the source's size and times sound? Encode it again at a common size and a constant rate."
         ) from error
 
 

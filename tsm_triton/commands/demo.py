@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from ..extras import check_installed
 from ..functional import DIRECTIONS
 from ..patching import patch
 from ..streaming import Streaming
@@ -24,7 +25,7 @@ from ..video.decoding import read_clip
 from ..video.transforms import eval_transform
 from .common import create_model, make_folder, pick_device
 from .motion_clips import CLASSES, render, sample_textures, write_clip
-from .report import check_extras, save_plot, save_results, versions
+from .report import save_plot, save_results, versions
 from .weights import save_trained
 
 __all__ = ["Clips", "Training", "add_arguments", "make_clips", "run", "train"]
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_extras()
+    check_installed("the demo", "av", "matplotlib")
     started = time.perf_counter()
     device = pick_device(args.device)
     # With a thread for each core, OpenMP's busy waiting makes the training ten times slower as soon as

@@ -15,6 +15,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from ..extras import requirements
 from .common import replacing
 
 __all__ = ["CLASSES", "REVERSED", "Texture", "render", "sample_textures", "write_clip"]
@@ -122,7 +123,9 @@ def write_clip(path: Path, frames: Tensor, fps: int = 8) -> None:
     try:
         import av
     except ImportError as error:
-        raise ImportError("writing clips needs PyAV (module 'av'): pip install 'av>=14.1'") from error
+        raise ImportError(
+            f"writing clips needs PyAV (module 'av'): pip install {requirements('av')}"
+        ) from error
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"qp": "10", "preset": "veryfast", "tune": "zerolatency"}
     else:

@@ -4,7 +4,6 @@ import json
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,10 @@ from torch import Tensor
 from .common import replacing
 from .motion_clips import CLASSES
 
-__all__ = ["check_extras", "save_plot", "save_results", "versions"]
+__all__ = ["save_plot", "save_results", "versions"]
 
 COLORS = {"TSM": "#0072b2", "TSN": "#d55e00"}
 SHOWN = ("right", "clockwise", "zoom out")
-
-
-def check_extras() -> None:
-    """Raise `ImportError` now, and not after the training, if an optional package is missing."""
-    missing = [module for module in ("av", "matplotlib") if find_spec(module) is None]
-    if missing:
-        raise ImportError(f"the demo needs {' and '.join(missing)}: pip install 'tsm-triton[video,plot]'")
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..extras import requirements
 from ..video.decoding import Orientation, decode, demux, open_video, probe
 from .common import printable
 
@@ -99,7 +100,7 @@ def _camera(index: int) -> Source:
         import av
         from av.error import FFmpegError
     except ImportError as error:
-        raise ImportError("cameras need PyAV (module 'av'): pip install 'tsm-triton[video]'") from error
+        raise ImportError(f"cameras need PyAV (module 'av'): pip install {requirements('av')}") from error
     if sys.platform not in CAMERAS:
         raise ValueError(
             f"expected a system with v4l2 or avfoundation, got {sys.platform}: pass a video file"

@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
+from ..extras import check_installed
 from ..streaming import Streaming
 from .annotation import annotated_video, save_timeline
 from .common import make_folder, pick_device, printable
@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = [module for module in ("av", "matplotlib") if find_spec(module) is None]
-    if missing:
-        raise ImportError(f"stream needs {' and '.join(missing)}: pip install 'tsm-triton[video,plot]'")
+    check_installed("stream", "av", "matplotlib")
     if args.max_frames is not None and args.max_frames < 1:
         raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}: leave it out for all")
     device = pick_device(args.device)

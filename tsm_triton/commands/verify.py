@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 
 from .. import __version__, kernels
+from ..extras import requirements
 from .common import pick_device
 
 __all__ = ["add_arguments", "run"]
@@ -96,7 +97,7 @@ def _import_checks(device: torch.device) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "tsm-triton verify needs Hypothesis and Triton, of which one is missing: "
-            f"pip install 'tsm-triton[test]' ({error})"
+            f"pip install {requirements('hypothesis')} triton ({error})"
         ) from error
     with checks.interpreted("interpreter" if device.type == "cpu" else "triton"):
         for module in pkgutil.iter_modules(kernels.__path__):

@@ -20,6 +20,7 @@ from .steps import cache_of, convolved_step, shift_before, shifted_map, why_cach
 __all__ = ["Fusion", "FusionReport", "fold_constants", "rewrite"]
 
 aten = torch.ops.aten
+SLOWER = "the fused form is slower here"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class _Rewriting:
         self.report = report
         # never read from another place than the graph's own
         self.written = make_functional(graph)
+        # what could have been fused -> why it was not
+        self.refused: dict[Node, str] = {}
 
     def run(self, training: bool) -> FusionReport:
         if not training:
@@ -136,10 +139,11 @@ class _Rewriting:
         dtype = conv.meta["val"].dtype
         if (kind == "conv1x1" and activation == "none") or x.meta["val"].dtype != dtype:
             return
-        if not self.written.isdisjoint({x, cache, weight, bias, identity}):
-            return
-        # The op writes channels_last; where the graph has another layout, views behind it rely on that.
-        if not choice.is_channels_last(end.meta["val"]) or not choice.is_faster(kind, x.meta["val"]):
+        reason = self.why_no_pointwise(kind, x, end, {x, cache, weight, bias, identity})
+        if reason is not None:
+            for node, found in ((shift, shift), (add, identity)):
+                if node is not None and found is not None:
+                    self.refused[node] = reason
             return
         with self.graph.inserting_before(end):
             if norm is not None:
@@ -156,6 +160,15 @@ class _Rewriting:
             Fusion(site_of(conv) if shift is None else site_of(shift, conv), kind, activation)
         )
         self.replace(end, fused)
+
+    def why_no_pointwise(self, kind: str, x: Node, end: Node, inputs: set[Node | None]) -> str | None:
+        """Why a convolution and what stands around it is better left, None where it is not."""
+        if not self.written.isdisjoint(inputs):
+            return "an input is written in place"
+        if not choice.is_channels_last(end.meta["val"]):
+            # the op writes channels_last, and views behind it may rely on what the graph has
+            return "the graph is not channels_last here"
+        return None if choice.is_faster(kind, x.meta["val"]) else SLOWER
 
     def fuse_residual_shift(self, shift: Node, training: bool) -> None:
         """`y = act(norm(branch) + identity)` with the shift of y as one op."""
@@ -189,14 +202,13 @@ class _Rewriting:
                 reasons = [] if cache_of(node) is not None else [self.why_no_residual_shift(node)]
                 if not training:
                     reasons = [self.why_not_absorbed(node), *reasons]
-                slower = "the fused form is slower here" if None in reasons else None
-                reason = slower or ", ".join(reason for reason in reasons if reason is not None)
+                refused = self.refused.get(node, SLOWER) if None in reasons else None
+                reason = refused or ", ".join(reason for reason in reasons if reason is not None)
                 self.report.left.append(Fusion(site_of(node), "shift", reason))
             elif not training and node.target is aten.add.Tensor and same_kind(*_operands(node)):
                 operands = " + ".join(name_of(operand) for operand in _operands(node))
-                self.report.left.append(
-                    Fusion(site_of(node), "residual", f"no 1x1 convolution ends in {operands}")
-                )
+                reason = self.refused.get(node, f"no 1x1 convolution ends in {operands}")
+                self.report.left.append(Fusion(site_of(node), "residual", reason))
 
     def why_not_absorbed(self, shift: Node) -> str | None:
         """Why the convolution behind a shift cannot read shifted, None where it can."""

@@ -45,7 +45,7 @@ def refusal(model: nn.Module) -> str | None:
     return None
 
 
-def fused_sites(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
+def lost_when_reparameterised(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
     """The sites that `reparameterize_model` would lose, or whose shift it would let past a batch norm."""
     calls = {call.name: call for call in graph.calls}
     return [

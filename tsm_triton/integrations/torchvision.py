@@ -35,7 +35,7 @@ def refusal(model: nn.Module) -> str | None:
     return None
 
 
-def fused_sites(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
+def lost_when_reparameterised(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
     return []
 
 

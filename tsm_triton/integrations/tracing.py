@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .meta import run_on_meta, tensors_in
 
-__all__ = ["BATCH", "Call", "Trace", "Value", "input_shape", "trace"]
+__all__ = ["BATCH", "Call", "Trace", "Value", "copied", "input_shape", "trace"]
 
 # A prime that is no map size, window count or head count of any model: an axis it divides holds frames.
 BATCH = 11
@@ -115,10 +115,13 @@ def input_shape(model: nn.Module, example_input: Tensor | None = None) -> tuple[
 
 def _channels_of_input(model: nn.Module, shape: tuple[int, ...]) -> int:
     """What a convolution wants that is called with the input itself and refuses its channels."""
-    recorder = _Recorder(_meta_twin(model).float())
+    recorder = None
     try:
+        recorder = _Recorder(_meta_twin(model).float())
         _run(recorder, shape)
     except Exception:  # whatever else is wrong, `trace` will tell
+        if recorder is None:
+            return shape[1]
         call = recorder.current
         if isinstance(call.module, nn.Conv2d) and call.first is not None and call.first.op == "input":
             return call.module.in_channels
@@ -176,10 +179,7 @@ def _meta_twin(model: nn.Module) -> nn.Module:
         for buffer in module._buffers.values():
             if buffer is not None:
                 memo[id(buffer)] = _to_meta(buffer)
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses these
-                memo[id(value)] = value.detach()
-    twin = copy.deepcopy(model, memo).eval()
+    twin = copied(model, memo).eval()
     for module in twin.modules():
         if getattr(module, "grad_checkpointing", False):
             module.grad_checkpointing = False  # type: ignore[assignment]
@@ -192,6 +192,19 @@ def _meta_twin(model: nn.Module) -> nn.Module:
                 if (origin or "").partition(".")[0] not in TRUSTED_HOOKS:
                     del hooks[key]
     return twin
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, without the history of what the last forward with gradients left in attributes.
+
+    `torch.nn.utils.weight_norm` does, and `copy.deepcopy` refuses it.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach()
+    return copy.deepcopy(model, memo)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..version import __version__
+
 library = torch.library.Library("tsm_triton", "DEF")
+
+# The caches of torch.compile on disk know an op by its name alone: without this they would hand on the backward,
+# and the forms in torch's own operators, of the version that was installed when they were filled.
+torch.compiler.config.cache_key_tag += f" tsm_triton {__version__}"
 
 # Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -63,15 +69,20 @@ def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channe
 
 def check_channels(x: Tensor, n_future: int, n_past: int, channel_dim: int) -> None:
     """That the two groups of channels are there."""
-    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
-        raise ValueError(
-            f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}: pass "
-            "that of the channels"
-        )
+    check_channel_dim(x, channel_dim)
     if min(n_future, n_past) < 0 or n_future + n_past > x.shape[channel_dim]:
         raise ValueError(
             f"expected n_future + n_past between 0 and the {x.shape[channel_dim]} channels of axis "
             f"{channel_dim}, got {n_future} + {n_past}: shift fewer"
+        )
+
+
+def check_channel_dim(x: Tensor, channel_dim: int) -> None:
+    """That the channels have an axis of their own."""
+    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
+        raise ValueError(
+            f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}: pass "
+            "that of the channels"
         )
 
 

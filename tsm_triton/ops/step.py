@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import DECOMPOSITIONS, TAGS, implement, let_inductor_decompose, library
+from .library import DECOMPOSITIONS, TAGS, check_channel_dim, implement, let_inductor_decompose, library
 
 __all__ = ["shift_step", "shift_step_into"]
 
@@ -20,11 +20,7 @@ shift_step_into = torch.ops.tsm_triton.shift_step_into.default
 
 def check_cache(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory."""
-    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
-        raise ValueError(
-            f"channel_dim must name an axis behind the frames, got {channel_dim} of {x.dim()}: pass "
-            "that of the channels"
-        )
+    check_channel_dim(x, channel_dim)
     dim = channel_dim % x.dim()
     shape, expected = list(cache.shape), list(x.shape)
     if len(shape) == len(expected):

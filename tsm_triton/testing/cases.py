@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..extras import requirements
+
 try:
     from hypothesis import strategies as st
 except ImportError as error:
     raise ImportError(
-        "tsm_triton.testing needs Hypothesis, which is not installed: pip install 'hypothesis>=6.100'"
+        f"tsm_triton.testing needs Hypothesis, which is not installed: pip install {requirements('hypothesis')}"
     ) from error
 
 __all__ = ["DTYPES", "LAYOUTS", "ShiftCase", "laid_out", "moved_to", "ragged_cases", "shift_cases"]

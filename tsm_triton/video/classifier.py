@@ -6,8 +6,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..functional import as_lengths, check_shift
-from ..hooks import is_patched, packed_clips, set_num_segments, shift_hooks
+from ..arguments import as_count, as_ints
+from ..hooks import is_patched, packed_clips
+from .clips import check_fixed_length, check_frame_model, check_video, follow_length
 
 __all__ = ["VideoClassifier"]
 
@@ -32,6 +33,7 @@ class VideoClassifier(nn.Module):
         `[T1 + T2 + ..., 3, H, W]` with `clip_lengths=[T1, T2, ...]`, clips of different lengths packed
         without padding -> the same; `[T1 + T2 + ..., num_classes]` with `"identity"`.
 
+    Threads that share the model share T and `clip_lengths` too: give them one T, and packed clips one at a time.
     With gradient checkpointing, which runs blocks again in the backward, one T's backward comes before the
     next T's forward, and `with packed_clips(model, clip_lengths):` stands around a packed forward and backward.
 
@@ -51,11 +53,8 @@ class VideoClassifier(nn.Module):
         self, model: nn.Module, num_segments: int = 8, consensus: str = "avg", *, view_average: str = "logits"
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"model must be a torch.nn.Module, got {type(model).__name__}. Pass timm.create_model(name)."
-            )
-        num_segments, _ = check_shift(num_segments, 8, "causal")
+        check_frame_model(model)
+        num_segments = as_count(num_segments, "num_segments")
         for name, value, known in (
             ("consensus", consensus, CONSENSUS),
             ("view_average", view_average, VIEW_AVERAGE),
@@ -70,17 +69,9 @@ class VideoClassifier(nn.Module):
         self.view_average = view_average
 
     def forward(self, video: Tensor, clip_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
-        if not isinstance(video, Tensor):
-            raise TypeError(
-                f"video must be a torch.Tensor, got {type(video).__name__}. Convert an array with "
-                "torch.from_numpy, read a file with tsm_triton.video.read_clip."
-            )
+        check_video(video)
         if clip_lengths is not None:
-            return self._packed_scores(video, as_lengths(clip_lengths))
-        if any(size == 0 for size in video.shape[1:-3]):
-            raise ValueError(
-                f"video must have at least one frame and view, got {tuple(video.shape)}. Leave empty videos out."
-            )
+            return self._packed_scores(video, as_ints(clip_lengths, "clip_lengths"))
         if video.dim() == 6:
             scores = self._scores(video.flatten(0, 1))
             if self.view_average == "softmax":
@@ -96,12 +87,7 @@ class VideoClassifier(nn.Module):
         )
 
     def _scores(self, video: Tensor) -> Tensor:
-        num_segments = video.shape[1]
-        if is_patched(self.model) and any(
-            hook.num_segments != num_segments for hook in shift_hooks(self.model)
-        ):
-            set_num_segments(self.model, num_segments)
-        check_fixed_length(self.model, [num_segments])
+        follow_length(self.model, video.shape[1])
         logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return logits.mean(1) if self.consensus == "avg" else logits
 
@@ -121,14 +107,3 @@ class VideoClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, consensus={self.consensus!r}"
-
-
-def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:
-    """Raise where a fused model, whose clip length is fixed, would mix clips."""
-    fixed = None if is_patched(model) else getattr(model, "num_segments", None)
-    if fixed is not None and any(length != fixed for length in clip_lengths):
-        got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
-        raise ValueError(
-            f"expected clips of {fixed} frames, the length {type(model).__name__} was fused for, got {got}. "
-            "Call tsm_triton.set_num_segments on the patched model and fuse it again."
-        )

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..functional import as_int
+from ..arguments import as_ints
+from ..extras import requirements
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -109,23 +110,11 @@ def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
         ...     read_frames(f"{folder}/red.gif", [7, 0, 7])[:, 0, 0, 0]
         tensor([140,   0, 140], dtype=torch.uint8)
     """
-    if isinstance(indices, Tensor):
-        if indices.dim() != 1:
-            raise TypeError(
-                f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}: "
-                "flatten it first"
-            )
-        if indices.dtype == torch.bool:
-            raise TypeError(
-                "indices must be frame numbers, got a mask of bools: pass mask.nonzero().flatten()"
-            )
-        indices = indices.tolist()
-    if not isinstance(indices, Iterable):
+    if isinstance(indices, Tensor) and indices.dim() != 1:
         raise TypeError(
-            f"indices must be a list of frame numbers, got {indices!r} of type {type(indices).__name__}: "
-            "pass [number] for one frame"
+            f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}: flatten it first"
         )
-    return _read(_index(path), [as_int(i, "each of indices") for i in indices])
+    return _read(_index(path), as_ints(indices, "indices"))
 
 
 def read_clip(
@@ -376,7 +365,9 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
         from av.error import FFmpegError
         from av.stream import Disposition
     except ImportError as error:
-        raise ImportError("reading videos needs PyAV (module 'av'): pip install 'av>=14.1'") from error
+        raise ImportError(
+            f"reading videos needs PyAV (module 'av'): pip install {requirements('av')}"
+        ) from error
     if not os.path.exists(path):
         raise FileNotFoundError(f"expected a video file, got {path!r}, which does not exist: check the path")
     if os.path.isdir(path):

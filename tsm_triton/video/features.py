@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..functional import check_shift
-from ..hooks import is_patched, set_num_segments, shift_hooks
-from .classifier import check_fixed_length
+from ..arguments import as_count
+from .clips import check_frame_model, check_video, follow_length
 
 __all__ = ["VideoFeatures"]
 
@@ -43,13 +42,15 @@ class VideoFeatures(nn.Module):
 
     def __init__(self, model: nn.Module, num_segments: int = 8) -> None:
         super().__init__()
+        check_frame_model(model)
         self.model = model
-        self.num_segments, _ = check_shift(num_segments, 8, "causal")
+        self.num_segments = as_count(num_segments, "num_segments")
         info = getattr(model, "feature_info", None)
         self.channels: list[int] = info.channels() if info is not None else []
         self.reductions: list[int] = info.reduction() if info is not None else []
 
     def forward(self, video: Tensor) -> list[Tensor]:
+        check_video(video)
         if video.dim() == 4 and video.shape[0] % self.num_segments == 0:
             video = video.unflatten(0, (-1, self.num_segments))
         if video.dim() != 5:
@@ -57,12 +58,7 @@ class VideoFeatures(nn.Module):
                 f"video must have shape [N, T, 3, H, W], or [N*T, 3, H, W] with T = num_segments = "
                 f"{self.num_segments}, got {tuple(video.shape)}: reshape it"
             )
-        num_segments = video.shape[1]
-        if is_patched(self.model) and any(
-            hook.num_segments != num_segments for hook in shift_hooks(self.model)
-        ):
-            set_num_segments(self.model, num_segments)
-        check_fixed_length(self.model, [num_segments])
+        follow_length(self.model, video.shape[1])
         maps = self.model(video.flatten(0, 1))
         if isinstance(maps, Mapping):
             maps = list(maps.values())

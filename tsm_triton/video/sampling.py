@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..functional import as_int
+from ..arguments import as_count
 
 __all__ = ["Strategy", "sample_dense", "sample_frames", "sample_uniform"]
 
@@ -162,8 +162,4 @@ def sample_frames(
 
 
 def _counts(**counts: int) -> list[int]:
-    for name, value in counts.items():
-        counts[name] = as_int(value, name)
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
-    return list(counts.values())
+    return [as_count(value, name) for name, value in counts.items()]

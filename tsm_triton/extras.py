@@ -1,0 +1,19 @@
+"""The optional packages, as pyproject.toml asks for them."""
+
+from importlib.util import find_spec
+
+__all__ = ["check_installed", "requirements"]
+
+EXTRAS = {"av": "av>=14.1", "matplotlib": "matplotlib>=3.8", "hypothesis": "hypothesis>=6.100"}
+
+
+def requirements(*modules: str) -> str:
+    """What to give `pip install` for these modules, quoted for a shell."""
+    return " ".join(f"'{EXTRAS[module]}'" for module in modules)
+
+
+def check_installed(what: str, *modules: str) -> None:
+    """Raise `ImportError` now, and not half-way, if one is missing."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"{what} needs {' and '.join(missing)}: pip install {requirements(*missing)}")

@@ -1,0 +1,46 @@
+"""What the models over clips check alike, and the length that they tell the model of frames."""
+
+from torch import Tensor, nn
+
+from ..hooks import is_patched, set_num_segments, shift_hooks
+
+__all__ = ["check_fixed_length", "check_frame_model", "check_video", "follow_length"]
+
+
+def check_frame_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}. Pass timm.create_model(name)."
+        )
+
+
+def check_video(video: Tensor) -> None:
+    """Raise for what is no tensor, and for clips without a frame or a view."""
+    if not isinstance(video, Tensor):
+        raise TypeError(
+            f"video must be a torch.Tensor, got {type(video).__name__}. Convert an array with "
+            "torch.from_numpy, read a file with tsm_triton.video.read_clip."
+        )
+    if any(size == 0 for size in video.shape[1:-3]):
+        raise ValueError(
+            f"video must have at least one frame and view, got {tuple(video.shape)}. Leave empty videos out."
+        )
+
+
+def follow_length(model: nn.Module, num_segments: int) -> None:
+    """Tell a patched model the length of the next clips; raise where a fused one is fixed to another."""
+    if not is_patched(model):
+        check_fixed_length(model, [num_segments])
+    elif any(hook.num_segments != num_segments for hook in shift_hooks(model)):
+        set_num_segments(model, num_segments)
+
+
+def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:
+    """Raise where a fused model, whose clip length is fixed, would mix clips."""
+    fixed = None if is_patched(model) else getattr(model, "num_segments", None)
+    if fixed is not None and any(length != fixed for length in clip_lengths):
+        got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
+        raise ValueError(
+            f"expected clips of {fixed} frames, the length {type(model).__name__} was fused for, got {got}. "
+            "Call tsm_triton.set_num_segments on the patched model and fuse it again."
+        )
