@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tsm_triton.video import VideoInfo, decoding, probe, read_clip, read_frames
+from tsm_triton.video import VideoInfo, containers, decoding, probe, read_clip, read_frames
 
 from .video_files import HEIGHT, WIDTH, barcode, numbers, write_sound, write_video
 
@@ -114,7 +114,7 @@ def test_all_eight_display_matrices_move_each_pixel_where_they_say():
     for a, b, c, d in [(x, 0, 0, y) for x in (1, -1) for y in (1, -1)] + [
         (0, x, y, 0) for x in (1, -1) for y in (1, -1)
     ]:
-        orientation = decoding.Orientation.from_matrix([a, b, 0, c, d, 0, 0, 0, 1])
+        orientation = containers.Orientation.from_matrix([a, b, 0, c, d, 0, 0, 0, 1])
         moved = {(a * x + c * y, b * x + d * y): int(picture[0, y, x]) for y in range(2) for x in range(3)}
         left, top = min(x for x, _ in moved), min(y for _, y in moved)
         for (x, y), value in moved.items():
@@ -234,7 +234,7 @@ def test_a_path_may_be_bytes(tmp_path):
 
 def test_huge_frames_are_refused(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 5)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(containers, "MAX_PIXELS", WIDTH * HEIGHT - 1)
     with pytest.raises(ValueError, match="at most MAX_PIXELS = 10239 pixels, got 160 x 64"):
         probe(path)
 

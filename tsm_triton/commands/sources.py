@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..extras import requirements
-from ..video.decoding import Orientation, decode, demux, open_video, probe
+from ..video.containers import Orientation, decode, demux, open_video
+from ..video.decoding import probe
 from .common import printable
 
 __all__ = ["Source", "open_source"]
