@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     if 0 in folds:
         print(f"Where fold is 0, shift_div={args.shift_div} is too large: patch refuses such a site.")
     reasons: dict[str, list[str]] = {}
-    for skip in dict.fromkeys(found.skipped):
+    for skip in found.skipped:
         reasons.setdefault(skip.reason, []).append(skip.name)
     if reasons:
-        print("\nNot shifted, though they add up or join too:")
+        print("\nNot shifted, and why:")
     for reason, names in reasons.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         print(f"  {', '.join(names[:3])}{more}: {reason}")
