@@ -225,9 +225,12 @@ def _outcome(check: Callable[[nn.Module, Tensor], None], model: nn.Module, frame
 
 
 def _compiles(model: nn.Module, frames: Tensor) -> None:
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     for clips in (2, 3):
-        torch.testing.assert_close(_run(compiled, frames[: clips * T]), _run(model, frames[: clips * T]))
+        batch = frames[: clips * T]
+        # and no other size: with dynamic=True the symbols of HaloNet's windows alone take minutes
+        torch._dynamo.maybe_mark_dynamic(batch, 0)
+        torch.testing.assert_close(_run(compiled, batch), _run(model, batch))
 
 
 def _exports(model: nn.Module, frames: Tensor) -> None:

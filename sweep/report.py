@@ -23,7 +23,7 @@ search of your browser or editor finds a name.
 - *structure only*: the group's numbers are still to be run (`make sweep` goes on where it stopped), or its
   smallest member is too large for the machine, which the notes then say.
 - *compiled*: one model of the family goes through `torch.compile(fullgraph=True)` with two batch sizes and
-  `torch.export` with a dynamic one; in families without the word that is still to be run.
+  `torch.export` with a dynamic one; without the word, the notes say which failed, or it is still to be run.
 - Axis 1 is `[N*T, C, H, W]`, axis -1 tokens and `[N*T, H, W, C]`; class and register tokens are shifted as
   the others are.
 
