@@ -20,12 +20,13 @@ from tsm_triton.stepping import StreamStep
 
 from .baselines import with_open_branches
 from .forms import Call, Captured
+from .gate import require_close
 
 MODELS = ("mobilenetv2_100", "resnet50")
 SIZE = 224
 NUM_FRAMES = 4
 # streamed against offline, relative to the largest logit
-TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def run(device: str, quick: bool) -> list[dict[str, Any]]:
@@ -110,11 +111,7 @@ class _CapturedStream(Captured):
 def _check(form: str, stream: Any, frames: list[Tensor], expected: Tensor) -> None:
     stream.reset()
     logits = torch.cat([stream(frame).clone() for frame in frames])
-    error = ((logits - expected).abs().max() / expected.abs().max()).item()
-    if not error < TOLERANCES[expected.dtype]:
-        raise RuntimeError(
-            f"{form}: a stream is off by {error:.1e} of the largest logit: no time is reported"
-        )
+    require_close(f"a stream ({form})", logits, expected, TOLERANCE[expected.dtype])
 
 
 def _latency(call: Call, frame: Tensor) -> float:
