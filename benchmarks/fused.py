@@ -10,11 +10,10 @@ from tqdm import tqdm
 from tsm_triton import reference
 from tsm_triton.functional import fold_counts, residual_shift, shift_conv1x1
 
+from .baselines import NUM_SEGMENTS, SHIFT_DIV
 from .gate import require_close
 from .timing import measure
 
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
 # [C_in, C_out, H = W] of ResNet-50's shifted convolutions
 CONVOLUTIONS = ((64, 64, 56), (256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7))
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}

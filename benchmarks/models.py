@@ -10,14 +10,12 @@ from tqdm import tqdm
 
 import tsm_triton
 
-from .baselines import SHIFTS, shifted_network, with_open_branches
+from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network, with_open_branches
 from .forms import captured_forms, compiled_forms
 from .gate import require_close
 from .timing import measure
 
 MODELS = ("resnet50", "mobilenetv2_100")
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
 # of the largest logit; the weights are random
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 

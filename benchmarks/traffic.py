@@ -22,10 +22,8 @@ import timm
 import torch
 from torch import Tensor, channels_last, nn
 
-from .baselines import SHIFTS, shifted_network
+from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network
 
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
 # of a layer: small for the interpreter, channels in the proportion of a bottleneck's conv1
 SHAPE = (16, 256, 4, 4)
 CONV_CHANNELS = 64

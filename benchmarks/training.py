@@ -9,13 +9,11 @@ from torch import Tensor, channels_last, nn
 
 import tsm_triton
 
-from .baselines import SHIFTS, shifted_network, with_open_branches
+from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network, with_open_branches
 from .gate import require_close
 from .timing import measure
 
 MODEL = "resnet50"
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
 # gradients of the first convolution, of their largest, against the authors' shift
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
