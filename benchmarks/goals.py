@@ -10,7 +10,7 @@ Row = tuple[str, str, str]
 
 def table(results: dict[str, Any]) -> list[Row]:
     """Metric, goal, and the measured ratio with `met` or `missed`; on a CPU only the last goal is measured."""
-    on_gpu = results["environment"].get("cuda") is not None
+    on_gpu = results["environment"]["gpu"]
     rows: list[Row] = []
     for metric, sign, goal, ratio in GPU_GOALS:
         value = ratio(results) if on_gpu else None

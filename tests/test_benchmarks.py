@@ -31,7 +31,7 @@ def results() -> dict[str, Any]:
         "over_copy": {name: value / seconds["copy"] for name, value in seconds.items()},
     }
     return {
-        "environment": {"device": "a GPU", "cuda": "13"},
+        "environment": {"device": "a GPU", "gpu": True, "cuda": "13"},
         "shift": [row],
         "fused": [fused.row(16, 8, 4, 1, "cpu", torch.float32, repeats=2)],
         "overhead": [],
@@ -126,7 +126,7 @@ def test_goals_are_judged_or_said_not_to_be_measured(results):
     rows = {metric: measured for metric, _, measured in goals.table(results)}
     assert rows["shift bandwidth / copy_, tensors >= 256 MB"] == "0.98 met"
     assert rows["eager train step, authors' / ours"] == "not measured in this run"
-    on_cpu = {**results, "environment": {"device": "a CPU", "cuda": None}}
+    on_cpu = {**results, "environment": {"device": "a CPU", "gpu": False}}
     assert {measured for *_, measured in goals.table(on_cpu)} == {goals.NOT_MEASURED}
     times = {"unshifted, compiled": 2.0, "slicing, compiled": 3.0, "fused": 4.0, "fused, compiled": 2.0}
     times["fused, compiled, CUDA graph"] = 0.5
@@ -145,6 +145,19 @@ def test_results_become_a_page_and_charts(results, tmp_path):
     assert "counted, not measured" in (tmp_path / "results.md").read_text()
     assert charts.save(tmp_path, results) == "Wrote shift.png, roofline.png"
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gpu_of_amd_is_a_gpu(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU of AMD")
+    monkeypatch.setattr(torch.cuda, "clock_rate", lambda: 2100)
+    results = {**results, "environment": report.environment("cuda")}
+    assert goals.NOT_MEASURED not in {measured for *_, measured in goals.table(results)}
+    assert charts.save(tmp_path, results) == "Wrote shift.png, roofline.png"
+    described = report.markdown(results).splitlines()[2]
+    assert "rocm 7.1" in described
+    assert "gpu" not in described
 
 
 def test_without_matplotlib_there_is_a_note(results, tmp_path, monkeypatch):
