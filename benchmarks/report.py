@@ -179,7 +179,7 @@ def _traffic(traffic: dict[str, Any]) -> list[str]:
 def _goal(row: dict[str, Any]) -> str:
     if row.get("goal") is None:
         return ""
-    return f"{row['goal']} {'met' if row['over_copy']['ours'] <= row['goal'] else 'missed'}"
+    return f"{row['goal']} {goals.verdict(row['over_copy']['ours'], '<=', row['goal'])}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
