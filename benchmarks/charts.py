@@ -16,7 +16,7 @@ def save(folder: Path, results: dict[str, Any]) -> str:
     if results["shift"]:
         _ratios(results["shift"]).savefig(folder / "shift.png", dpi=120)
         written.append("shift.png")
-    if results["environment"].get("cuda") is not None and results["fused"]:
+    if results["environment"]["gpu"] and results["fused"]:
         _roofline(results).savefig(folder / "roofline.png", dpi=120)
         written.append("roofline.png")
     return f"Wrote {', '.join(written) or 'no charts: nothing was measured'}"

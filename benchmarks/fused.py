@@ -10,10 +10,10 @@ from tqdm import tqdm
 from tsm_triton import reference
 from tsm_triton.functional import fold_counts, residual_shift, shift_conv1x1
 
+from .baselines import NUM_SEGMENTS, SHIFT_DIV
+from .gate import require_close
 from .timing import measure
 
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
 # [C_in, C_out, H = W] of ResNet-50's shifted convolutions
 CONVOLUTIONS = ((64, 64, 56), (256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7))
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -57,18 +57,17 @@ def row(
     x = inputs[0]
     counts = (NUM_SEGMENTS, *fold_counts(c_in, SHIFT_DIV, "bidirectional"))
     y = torch.relu(x.float() * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + identity.float())
-    wrong = max(
-        _error(residual(x)[0], y),
-        _error(residual(x)[1], reference.temporal_shift(y, *counts)),
-        _error(
-            calls["shift_conv1x1"](x),
-            torch.relu(conv2d(reference.temporal_shift(x, *counts), weight, conv_bias)),
-        ),
+    got, shifted = residual(x)
+    require_close(f"residual_shift's y of {shape}", got, y, TOLERANCE[dtype])
+    require_close(
+        f"residual_shift's shift of {shape}", shifted, reference.temporal_shift(y, *counts), TOLERANCE[dtype]
     )
-    if not wrong < TOLERANCE[dtype]:
-        raise RuntimeError(
-            f"a fused kernel of {shape} is off by {wrong:.1e} of the largest value: no time is reported"
-        )
+    require_close(
+        f"shift_conv1x1 of {shape}",
+        calls["shift_conv1x1"](x),
+        torch.relu(conv2d(reference.temporal_shift(x, *counts), weight, conv_bias)),
+        TOLERANCE[dtype],
+    )
     timings = measure(calls, inputs, repeats)
     seconds = {name: timing.median for name, timing in timings.items()}
     return {
@@ -81,7 +80,3 @@ def row(
         "residual_bandwidth_over_copy": 2 * seconds["copy"] / seconds["residual_shift"],
         "conv_speed_over_bare": seconds["conv1x1"] / seconds["shift_conv1x1"],
     }
-
-
-def _error(got: Tensor, expected: Tensor) -> float:
-    return ((got.float() - expected.float()).abs().max() / expected.float().abs().max()).item()

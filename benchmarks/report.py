@@ -24,7 +24,9 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton_version,
+        "gpu": on_gpu,
         "cuda": torch.version.cuda if on_gpu else None,
+        "rocm": torch.version.hip if on_gpu else None,
         "python": platform.python_version(),
         "clock_mhz": torch.cuda.clock_rate() if on_gpu else None,
     }
@@ -38,7 +40,8 @@ def save(folder: Path, results: dict[str, Any]) -> None:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    environment = ", ".join(f"{k} {v}" for k, v in results["environment"].items() if v is not None)
+    shown = {k: v for k, v in results["environment"].items() if k != "gpu" and v is not None}
+    environment = ", ".join(f"{k} {v}" for k, v in shown.items())
     lines = [f"# {results['environment']['device']}", "", environment, ""]
     lines += [
         "## Shift",
@@ -176,7 +179,7 @@ def _traffic(traffic: dict[str, Any]) -> list[str]:
 def _goal(row: dict[str, Any]) -> str:
     if row.get("goal") is None:
         return ""
-    return f"{row['goal']} {'met' if row['over_copy']['ours'] <= row['goal'] else 'missed'}"
+    return f"{row['goal']} {goals.verdict(row['over_copy']['ours'], '<=', row['goal'])}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -9,14 +9,13 @@ from tqdm import tqdm
 from tsm_triton import reference, temporal_shift
 from tsm_triton.functional import fold_counts
 
-from .baselines import SHIFTS
+from .baselines import SHIFT_DIV, SHIFTS
 from .forms import compiled_forms
 from .timing import measure
 
 # [C, H = W] of the inputs of every shifted convolution
 RESNET50 = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 MOBILENETV2 = ((24, 56), (32, 28), (64, 14), (96, 14), (160, 7))
-SHIFT_DIV = 8
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # of performance.md: time of the eager CPU shift over clone(), tensors of 25 MB and more
 CPU_GOALS = {("float32", "nchw"): 1.15, ("float32", "channels_last"): 1.3, ("bfloat16", "channels_last"): 1.8}

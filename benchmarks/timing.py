@@ -37,10 +37,10 @@ def measure(
         for name, call in order.sample(list(calls.items()), len(calls)):
             x = next(turns)
             seconds[name].append(_cuda_seconds(call, x) if x.is_cuda else _cpu_seconds(call, x))
-    return {name: _timing(values) for name, values in seconds.items()}
+    return {name: summary(values) for name, values in seconds.items()}
 
 
-def _timing(values: list[float]) -> Timing:
+def summary(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4)
     return Timing(median, (high - low) / median)
 

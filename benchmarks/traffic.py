@@ -22,10 +22,10 @@ import timm
 import torch
 from torch import Tensor, channels_last, nn
 
-from .baselines import SHIFTS, shifted_network
+import tsm_triton
 
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
+from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network
+
 # of a layer: small for the interpreter, channels in the proportion of a bottleneck's conv1
 SHAPE = (16, 256, 4, 4)
 CONV_CHANNELS = 64
@@ -37,12 +37,14 @@ HOW = (
 )
 # performance.md's extra bytes over the network without a shift, in S
 NETWORK_MODEL = {"unshifted": 0, "slicing": 4, "flat": 2, "patched, one-pass shift": 2}
+# x in, out out, and the weight; the shift itself is free
+CONVOLUTION = 1 + CONV_CHANNELS / SHAPE[1] + CONV_CHANNELS * SHAPE[1] / torch.Size(SHAPE).numel()
 # multiples of the shifted tensor's bytes: performance.md's extra traffic, with what the unshifted code moves
 BYTE_MODEL = {
     "temporal_shift, Triton": 2,
     "residual_shift, Triton": 4,
-    "shift_conv1x1, Triton": None,
-    "the same without a shift, Triton": None,
+    "shift_conv1x1, Triton": CONVOLUTION,
+    "the same without a shift, Triton": CONVOLUTION,
     "slicing, Inductor": 4,
     "concatenating, Inductor": None,
     "flat, Inductor": 2,
@@ -62,15 +64,10 @@ def run(quick: bool) -> dict[str, Any]:
 
 def layers() -> list[dict[str, Any]]:
     """A row for each form of the shift of one layer; `multiple` is of the bytes of the shifted tensor."""
-    counted = {**_kernels(), **_generated()}
     unit = torch.Size(SHAPE).numel() * 2
-    weights = CONV_CHANNELS * SHAPE[1] * 2
-    # x in, out out, and the weight; the shift itself is free
-    convolution = 1 + CONV_CHANNELS / SHAPE[1] + weights / unit
     rows = []
-    for name, counts in counted.items():
-        model = convolution if "conv1x1" in name or "the same" in name else BYTE_MODEL[name]
-        multiple = counts["bytes"] / unit
+    for name, counts in {**_kernels(), **_generated()}.items():
+        model, multiple = BYTE_MODEL[name], counts["bytes"] / unit
         agrees = None if model is None else abs(multiple - model) <= AGREEMENT * model
         rows.append({"code": name, **counts, "multiple": multiple, "model": model, "agrees": agrees})
     return rows
@@ -204,8 +201,6 @@ def _generated() -> dict[str, dict[str, int]]:
 
 def networks(name: str = "resnet50", size: int = 224) -> list[dict[str, Any]]:
     """A row for each form of a network, for one clip in bfloat16: megabytes, and multiples of S above unshifted."""
-    import tsm_triton
-
     model = timm.create_model(name).eval().to(torch.bfloat16).to(memory_format=channels_last)
     x = torch.randn(NUM_SEGMENTS, 3, size, size, dtype=torch.bfloat16).contiguous(memory_format=channels_last)
     patched = tsm_triton.patch(copy.deepcopy(model), NUM_SEGMENTS)
@@ -214,7 +209,7 @@ def networks(name: str = "resnet50", size: int = 224) -> list[dict[str, Any]]:
         forms[form] = shifted_network(model, SHIFTS[form], NUM_SEGMENTS, SHIFT_DIV)
     forms["patched, one-pass shift"] = patched
     forms["fused"] = tsm_triton.fuse(patched, example_input=x)
-    shifted_bytes = _shifted_bytes(patched, x)
+    shifted_bytes = _shifted_bytes(model, x)
     rows = []
     for form, network in forms.items():
         counts = inductor_bytes(network, x)
@@ -232,18 +227,15 @@ def networks(name: str = "resnet50", size: int = 224) -> list[dict[str, Any]]:
     return rows
 
 
-def _shifted_bytes(patched: nn.Module, x: Tensor) -> int:
-    """S: the bytes of all inputs that are shifted."""
-    from tsm_triton.hooks import shift_hooks
-
+def _shifted_bytes(model: nn.Module, x: Tensor) -> int:
+    """S: the bytes of all inputs that `patch` would shift."""
     sizes: list[int] = []
-    hooks = shift_hooks(patched)
-    holders = [m for m in patched.modules() if any(h in hooks for h in m._forward_pre_hooks.values())]
     handles = [
-        module.register_forward_pre_hook(lambda _, args: sizes.append(args[0].nbytes)) for module in holders
+        site.module.register_forward_pre_hook(lambda _, args: sizes.append(args[0].nbytes))
+        for site in tsm_triton.find_sites(model)
     ]
     with torch.no_grad():
-        patched(x)
+        model(x)
     for handle in handles:
         handle.remove()
     return sum(sizes)

@@ -9,12 +9,11 @@ from torch import Tensor, channels_last, nn
 
 import tsm_triton
 
-from .baselines import SHIFTS, shifted_network, with_open_branches
+from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network, with_open_branches
+from .gate import require_close
 from .timing import measure
 
 MODEL = "resnet50"
-NUM_SEGMENTS = 8
-SHIFT_DIV = 8
 # gradients of the first convolution, of their largest, against the authors' shift
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
@@ -44,9 +43,7 @@ def rows(
         for _ in range(2)
     ]
     expected, got = (_first_gradient(networks[form], inputs[0]) for form in ("slicing", "patched"))
-    error = ((got - expected).abs().max() / expected.abs().max()).item()
-    if not error < TOLERANCE[dtype]:
-        raise RuntimeError(f"gradients of patched {name} are off by {error:.1e}: no time is reported")
+    require_close(f"the gradient of patched {name}", got, expected, TOLERANCE[dtype])
     calls: dict[str, Any] = dict(networks)
     torch._dynamo.reset()
     if device != "cpu":

@@ -1,4 +1,5 @@
 import copy
+import functools
 import sys
 from typing import Any
 
@@ -30,7 +31,7 @@ def results() -> dict[str, Any]:
         "over_copy": {name: value / seconds["copy"] for name, value in seconds.items()},
     }
     return {
-        "environment": {"device": "a GPU", "cuda": "13"},
+        "environment": {"device": "a GPU", "gpu": True, "cuda": "13"},
         "shift": [row],
         "fused": [fused.row(16, 8, 4, 1, "cpu", torch.float32, repeats=2)],
         "overhead": [],
@@ -50,14 +51,20 @@ def test_a_wrong_shift_gives_no_time(monkeypatch):
         shift.run("cpu", True)
 
 
+def without_shift(op, *arguments, **options):
+    return op(*arguments, **{**options, "shift_div": 16})
+
+
+def with_nan(op, *arguments, **options):
+    out = op(*arguments, **options)
+    out[-1].fill_(torch.nan)  # the second output, or the last frame of one
+    return out
+
+
 @pytest.mark.parametrize("op", ["residual_shift", "shift_conv1x1"])
-def test_a_wrong_fused_kernel_gives_no_time(monkeypatch, op):
-    right = getattr(fused, op)
-
-    def without_shift(*arguments, **options):
-        return right(*arguments, **{**options, "shift_div": 16})
-
-    monkeypatch.setattr(fused, op, without_shift)
+@pytest.mark.parametrize("wrong", [without_shift, with_nan])
+def test_a_wrong_fused_kernel_gives_no_time(monkeypatch, op, wrong):
+    monkeypatch.setattr(fused, op, functools.partial(wrong, getattr(fused, op)))
     with pytest.raises(RuntimeError, match="no time is reported"):
         fused.row(16, 8, 4, 1, "cpu", torch.float32, repeats=2)
 
@@ -69,7 +76,7 @@ def test_a_wrong_network_gives_no_time():
     with torch.no_grad():
         expected = patched(x)
         models._check(TINY, {"unshifted": model, "patched": patched}, expected, x)
-        with pytest.raises(RuntimeError, match="fused test_resnet is wrong .* no time is reported"):
+        with pytest.raises(RuntimeError, match="fused test_resnet is off .* no time is reported"):
             models._check(TINY, {"fused": model}, expected, x)
         with pytest.raises(RuntimeError, match="no time is reported"):
             streaming._check("eager", _Stateless(model), list(x.split(1)), expected)
@@ -92,7 +99,7 @@ def test_a_training_step_runs_and_refuses_wrong_gradients(monkeypatch):
 
     assert [row["form"] for row in rows()] == ["unshifted", "slicing", "patched"]
     monkeypatch.setattr(tsm_triton, "patch", lambda model, num_segments: model)
-    with pytest.raises(RuntimeError, match="gradients of patched .* no time is reported"):
+    with pytest.raises(RuntimeError, match="gradient of patched .* no time is reported"):
         rows()
 
 
@@ -119,7 +126,7 @@ def test_goals_are_judged_or_said_not_to_be_measured(results):
     rows = {metric: measured for metric, _, measured in goals.table(results)}
     assert rows["shift bandwidth / copy_, tensors >= 256 MB"] == "0.98 met"
     assert rows["eager train step, authors' / ours"] == "not measured in this run"
-    on_cpu = {**results, "environment": {"device": "a CPU", "cuda": None}}
+    on_cpu = {**results, "environment": {"device": "a CPU", "gpu": False}}
     assert {measured for *_, measured in goals.table(on_cpu)} == {goals.NOT_MEASURED}
     times = {"unshifted, compiled": 2.0, "slicing, compiled": 3.0, "fused": 4.0, "fused, compiled": 2.0}
     times["fused, compiled, CUDA graph"] = 0.5
@@ -138,6 +145,19 @@ def test_results_become_a_page_and_charts(results, tmp_path):
     assert "counted, not measured" in (tmp_path / "results.md").read_text()
     assert charts.save(tmp_path, results) == "Wrote shift.png, roofline.png"
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gpu_of_amd_is_a_gpu(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU of AMD")
+    monkeypatch.setattr(torch.cuda, "clock_rate", lambda: 2100)
+    results = {**results, "environment": report.environment("cuda")}
+    assert goals.NOT_MEASURED not in {measured for *_, measured in goals.table(results)}
+    assert charts.save(tmp_path, results) == "Wrote shift.png, roofline.png"
+    described = report.markdown(results).splitlines()[2]
+    assert "rocm 7.1" in described
+    assert "gpu" not in described
 
 
 def test_without_matplotlib_there_is_a_note(results, tmp_path, monkeypatch):

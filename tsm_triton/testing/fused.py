@@ -91,9 +91,7 @@ def conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: 
     actual = op(*_on(device, arguments))
     assert_close(actual, reference.shift_conv1x1(*arguments), roundings=2)
     assert_same_bits(arguments[0], before)
-    assert actual.is_contiguous(memory_format=torch.channels_last), (
-        f"expected channels_last, got strides {actual.stride()}"
-    )
+    _assert_channels_last(actual)
 
 
 def conv_gradients_match(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
@@ -113,16 +111,14 @@ def conv_pair_arguments(
 ) -> tuple[Any, ...]:
     """Arguments of `conv1x1_shift_conv1x1` whose identity is as `case.x`, on the CPU.
 
-    Bits of the case's seed decide which of the two biases there are.
+    Bits of the case's seed decide which of the two biases there are, and the next weight's rank.
     """
+    identity, next_weight, next_bias, *_ = conv_arguments(case, c_out, next_activation)
     generator = case.generator()
-    identity = torch.nan_to_num(case.x, nan=1.0, posinf=2.0, neginf=-3.0) / 64
     frames, channels, height, width = case.shape
     x = torch.randn(frames, c_in, height, width, generator=generator).to(case.dtype)
     weight = torch.randn(channels, c_in, generator=generator).div(c_in**0.5).to(case.dtype)
-    next_weight = torch.randn(c_out, channels, generator=generator).div(channels**0.5).to(case.dtype)
-    bias = torch.randn(channels, generator=generator).to(case.dtype) if case.seed & 1 else None
-    next_bias = torch.randn(c_out, generator=generator).to(case.dtype) if case.seed & 2 else None
+    bias = torch.randn(channels, generator=generator).to(case.dtype) if case.seed & 2 else None
     operands = (x, weight, bias, identity, next_weight, next_bias)
     return (*operands, *case.shift[:4], activation, next_activation)
 
@@ -143,10 +139,8 @@ def conv_pair_matches(
     assert_close(y, reference.conv1x1_shift_conv1x1(*arguments)[0], roundings=2)
     shift = (*case.shift[:4], next_activation)
     assert_close(z, reference.shift_conv1x1(y.cpu(), next_weight, next_bias, None, *shift), roundings=2)
-    for out in (y, z):
-        assert out.is_contiguous(memory_format=torch.channels_last), (
-            f"expected channels_last, got strides {out.stride()}"
-        )
+    _assert_channels_last(y)
+    _assert_channels_last(z)
 
 
 def step_conv_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
@@ -167,6 +161,10 @@ def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, dev
     assert_same_bits(kept.cpu(), x[:, : case.n_past])
     for value, old in zip((x, cache), before, strict=True):
         assert_same_bits(value, old)
+    _assert_channels_last(out)
+
+
+def _assert_channels_last(out: Tensor) -> None:
     assert out.is_contiguous(memory_format=torch.channels_last), (
         f"expected channels_last, got strides {out.stride()}"
     )
