@@ -25,6 +25,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .damage import damaged
+
 # One frame may take MAX_PIXELS = 192 MiB in RGB; a decoder holds some more of them.
 MEMORY = 4 << 30
 SECONDS = 60
@@ -59,9 +61,7 @@ def _flipped(data: bytearray, rng: random.Random) -> bytes:
 
 
 def _head_flipped(data: bytearray, rng: random.Random) -> bytes:
-    for _ in range(rng.choice((1, 4, 16)) if data else 0):
-        data[rng.randrange(min(len(data), 1024))] = rng.randrange(256)
-    return bytes(data)
+    return damaged(data, rng, 1024) if data else b""
 
 
 def _extreme_number(data: bytearray, rng: random.Random) -> bytes:

@@ -24,6 +24,27 @@ def visible(model: nn.Module) -> Any:
     return model.eval()
 
 
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Draw every batch-norm anew, running statistics too: defaults would hide branches and wrong folding.
+
+    The statistics are then taken from data, so that values neither vanish nor explode, and moved a little.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(T, 3, 64, 64))
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean += 0.2 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
+    return model.eval().requires_grad_(True)
+
+
 def reached(model: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, frame: int) -> list[bool]:
     changed = frames.clone()
     changed[frame] = torch.randn(frames.shape[1:])

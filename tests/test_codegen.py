@@ -8,7 +8,7 @@ from tsm_triton.kernels import residual_shift as residual
 from tsm_triton.kernels import shift_conv1x1 as convolution
 from tsm_triton.kernels import temporal_shift as kernel
 
-from .codegen import TARGETS, compile_kernel
+from .codegen import TARGETS, Code, compile_kernel
 
 # element type -> elements of a 16-byte vector
 VECTORS = {"*i8": 16, "*i16": 8, "*i32": 4, "*i64": 2}
@@ -58,30 +58,27 @@ def test_the_shift_moves_128_bits_an_access_and_spills_nothing(
     assert code.registers <= (64 if target == "gfx942" or not folds_aligned else 40)
 
 
+def check_shift(target: str, width: int, arguments: dict) -> None:
+    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
+    assert set(code.loads) == set(code.stores) == {width}
+    assert code.spills == 0
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_unaligned_tensor_still_compiles_to_plain_accesses(target):
-    arguments = shift_arguments("*i16", 1, True, True, False)
-    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
-    assert set(code.loads) == set(code.stores) == {16}
-    assert code.spills == 0
+    check_shift(target, 16, shift_arguments("*i16", 1, True, True, False))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_rows_that_are_no_whole_vectors_are_moved_by_their_largest_part(target):
     # of 4 elements here, with folds that end inside one
-    arguments = shift_arguments("*i16", 4, False, False, False)
-    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
-    assert set(code.loads) == set(code.stores) == {64}
-    assert code.spills == 0
+    check_shift(target, 64, shift_arguments("*i16", 4, False, False, False))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("folds_aligned", [True, False], ids=["aligned", "straddling"])
 def test_frames_above_two_to_the_31_elements_compile_to_wide_accesses(target, folds_aligned):
-    arguments = shift_arguments("*i16", 8, False, folds_aligned, False, int64=True)
-    code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
-    assert set(code.loads) == set(code.stores) == {128}
-    assert code.spills == 0
+    check_shift(target, 128, shift_arguments("*i16", 8, False, folds_aligned, False, int64=True))
 
 
 def test_narrow_accesses_are_seen():
@@ -177,15 +174,19 @@ def convolution_arguments(
     return arguments | constants
 
 
-def check_convolution(target: str, arguments: dict, config) -> None:
-    function = convolution._shift_conv1x1_kernel.fn
-    code = compile_kernel(function, target, arguments, config.num_warps, config.num_stages)
+def check_products(code: Code, target: str) -> None:
     # the matrix units of gfx942 leave 4 results side by side, which half precision moves in 64 bits
     results = {64, 128} if target == "gfx942" else {128}
     assert 128 in code.loads
     assert set(code.loads) <= results
     assert set(code.stores) <= results
     assert code.spills == 0
+
+
+def check_convolution(target: str, arguments: dict, config) -> None:
+    function = convolution._shift_conv1x1_kernel.fn
+    code = compile_kernel(function, target, arguments, config.num_warps, config.num_stages)
+    check_products(code, target)
     assert code.registers <= 255
 
 
@@ -260,8 +261,4 @@ def pair_arguments(
 def test_the_pair_of_convolutions_reads_wide_and_spills_nothing(target, pointer, sizes):
     arguments = pair_arguments(pointer, *sizes, "tf32" if pointer == "*fp32" else "ieee")
     code = compile_kernel(pair._conv1x1_shift_conv1x1_kernel, target, arguments, pair.NUM_WARPS)
-    results = {64, 128} if target == "gfx942" else {128}
-    assert 128 in code.loads
-    assert set(code.loads) <= results
-    assert set(code.stores) <= results
-    assert code.spills == 0
+    check_products(code, target)

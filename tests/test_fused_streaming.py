@@ -13,8 +13,8 @@ from tsm_triton.fused_stepping import FusedStep
 from tsm_triton.integrations.compiler import rewrite
 from tsm_triton.stepping import StreamStep
 
+from .networks import with_statistics
 from .streams import MODELS, frames_of
-from .test_fusion import visible
 
 # those of fuse: largest difference over the largest value; half precision may round on the way
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 8e-2}
@@ -56,7 +56,7 @@ def create(name: str = "test_resnet", dtype: torch.dtype = torch.float32) -> nn.
         model = Windows()
     else:
         model = MODELS[name]() if name in MODELS else timm.create_model(name, num_classes=5)
-    return patch(visible(model), 4, direction="causal", verify=False).to(dtype)
+    return patch(with_statistics(model), 4, direction="causal", verify=False).to(dtype)
 
 
 @pytest.fixture

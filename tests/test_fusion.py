@@ -16,7 +16,8 @@ from tsm_triton.fusion import FusedModel
 from tsm_triton.ops import residual_shift, shift_conv1x1
 from tsm_triton.patching import ShiftHook
 
-T = 4
+from .networks import T, with_statistics
+
 SIZE = (3, 64, 64)
 EXAMPLE = torch.empty(T, *SIZE)
 
@@ -50,29 +51,8 @@ def create(name: str) -> nn.Module:
     library, name = name.split()
     torch.manual_seed(0)
     if library == "torchvision":
-        return visible(getattr(torchvision.models, name)(num_classes=5))
-    return visible(timm.create_model(name, num_classes=5))
-
-
-def visible(model: nn.Module) -> nn.Module:
-    """Draw every batch-norm anew, running statistics too: defaults would hide branches and wrong folding.
-
-    The statistics are then taken from data, so that values neither vanish nor explode, and moved a little.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias, std=0.2)
-        norm.momentum = 1.0
-    model.train()
-    with torch.no_grad():
-        model(torch.randn(T, *SIZE))
-    for norm in norms:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean += 0.2 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
-        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
-    return model.eval().requires_grad_(True)
+        return with_statistics(getattr(torchvision.models, name)(num_classes=5))
+    return with_statistics(timm.create_model(name, num_classes=5))
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from tsm_triton.commands.sources import open_source
 from tsm_triton.commands.weights import load_trained, save_trained
 from tsm_triton.video import probe
 
+from .damage import damaged
 from .video_files import write_video
 
 CLASSES = ("left", "right", "still")
@@ -209,10 +210,7 @@ def test_damaged_weights_are_refused(zipped, state, tmp_path):
     torch.save(dict(list(state.items())[:4]), path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     for _ in range(150):
-        data = bytearray(whole)
-        for _ in range(rng.choice((1, 4, 16))):
-            data[rng.randrange(min(len(data), 800))] = rng.randrange(256)
-        path.write_bytes(data)
+        path.write_bytes(damaged(whole, rng, 800))
         with pytest.raises(ValueError, match="expected .*got"):
             load_trained(path, "test_resnet")
 
@@ -223,10 +221,7 @@ def test_damaged_images_are_read_or_refused(kind, tmp_path):
     Image.effect_noise((40, 30), 50).convert("RGB").save(path)
     whole = path.read_bytes()
     for _ in range(100):
-        data = bytearray(whole)
-        for _ in range(rng.choice((1, 4, 16))):
-            data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
-        path.write_bytes(data)
+        path.write_bytes(damaged(whole, rng, 300))
         try:
             next(open_source(str(tmp_path)).frames)
         except ValueError as error:
