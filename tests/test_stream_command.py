@@ -151,12 +151,26 @@ def test_a_file_that_is_no_weights_is_refused_and_runs_no_code(clip, tmp_path, c
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.fixture
 def press_ctrl_c():
-    signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread, and two of them count as one
+    """In a background job of a shell, which ignores it, too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_background_job_goes_on_ignoring_ctrl_c(press_ctrl_c, clip, weights, tmp_path, monkeypatch):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    write = annotation.AnnotatedVideo.write
+    monkeypatch.setattr(
+        annotation.AnnotatedVideo, "write", lambda *args: (press_ctrl_c(), press_ctrl_c(), write(*args))
+    )
+    assert main(["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
+    assert outputs(tmp_path / "out")[1].num_frames == NUM_FRAMES
 
 
 @pytest.mark.parametrize("moment", ["between frames", "in the model", "while waiting", "at the timeline"])
-def test_ctrl_c_leaves_whole_files(moment, clip, weights, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_whole_files(moment, press_ctrl_c, clip, weights, tmp_path, monkeypatch, capsys):
     frames = open_source(str(clip))
     argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]
 
@@ -199,7 +213,9 @@ def test_ctrl_c_leaves_whole_files(moment, clip, weights, tmp_path, monkeypatch,
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_ctrl_c_leaves_the_files_of_before(clip, weights, tmp_path, monkeypatch, capsys):
+def test_a_second_ctrl_c_leaves_the_files_of_before(
+    press_ctrl_c, clip, weights, tmp_path, monkeypatch, capsys
+):
     argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]
     assert main([*argv, "--max-frames", "2"]) == 0
 

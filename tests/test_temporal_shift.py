@@ -120,7 +120,7 @@ def test_one_frame_clips_keep_only_the_rest(device):
             (
                 dict(num_segments=None, clip_lengths=wrong),
                 TypeError,
-                f"clip_lengths must hold .*got {wrong!r}",
+                f"clip_lengths must be .*got {wrong!r}",
             )
             for wrong in (8, "8")
         ],

@@ -198,7 +198,8 @@ def _until(source: Source, interrupt: _Interrupt, max_frames: int | None) -> Ite
 def _stop_on_interrupt() -> Iterator[_Interrupt]:
     """Ctrl-C asks for an end, so that no file is left half written; a second one interrupts."""
     interrupt = _Interrupt()
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a shell's background jobs
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
 
