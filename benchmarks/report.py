@@ -2,6 +2,7 @@
 
 import json
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,14 @@ def environment(device: str) -> dict[str, Any]:
         "cuda": torch.version.cuda if on_gpu else None,
         "rocm": torch.version.hip if on_gpu else None,
         "python": platform.python_version(),
-        "clock_mhz": torch.cuda.clock_rate() if on_gpu else None,
+        "clock_mhz": _clock_mhz() if on_gpu else None,
     }
+
+
+def _clock_mhz() -> int | None:
+    with suppress(ImportError, RuntimeError):  # needs pynvml, or amdsmi, which torch does not bring
+        return torch.cuda.clock_rate()
+    return None
 
 
 def save(folder: Path, results: dict[str, Any]) -> None:
