@@ -56,16 +56,23 @@ def markdown(results: dict[str, Any]) -> str:
         "Time over that of a copy of the same tensor (`spread`: width of the middle half of ours).",
         "",
     ]
+    if not results["environment"]["gpu"]:
+        lines += [
+            "Ours is asked for in huge pages, as in `copy, our pages`. `fresh`: each call gets memory that it must "
+            "touch first, as glibc gives above 32 MB; `recycled`: what the call before freed. Goals are for `fresh`.",
+            "",
+        ]
     if results["shift"]:
         names = list(results["shift"][0]["over_copy"])[1:]
         lines += _table(
-            ["shape", "dtype", "layout", "MB", *names, "spread", "goal"],
+            ["shape", "dtype", "layout", "MB", "memory", *names, "spread", "goal"],
             [
                 [
                     "x".join(map(str, row["shape"])),
                     row["dtype"],
                     row["layout"],
                     f"{row['megabytes']:.0f}",
+                    row.get("memory", ""),
                     *(f"{row['over_copy'][name]:.2f}" for name in names),
                     f"{row['spread']['ours']:.0%}",
                     _goal(row),

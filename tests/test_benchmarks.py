@@ -44,11 +44,10 @@ def results() -> dict[str, Any]:
 
 def test_a_wrong_shift_gives_no_time(monkeypatch):
     case = (1, 8, 16, 4, "float32", "nchw")
-    monkeypatch.setattr(shift, "_cases", lambda *_: iter([case]))
-    assert len(shift.run("cpu", True)) == 1
+    assert len(shift.measured([case], "cpu", True)) == 1
     monkeypatch.setattr(shift, "temporal_shift", lambda x, num_segments: x.clone())
     with pytest.raises(RuntimeError, match="ours of .* is wrong: no time is reported"):
-        shift.run("cpu", True)
+        shift.measured([case], "cpu", True)
 
 
 def without_shift(op, *arguments, **options):

@@ -1,11 +1,13 @@
 """Every implementation of the shift against the reference, and the properties that define it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from tsm_triton import ops, temporal_shift
+from tsm_triton import ops, reference, temporal_shift
 from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
 from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
@@ -190,3 +192,25 @@ def test_the_kernel_addresses_frames_beyond_32_bits(case):
         if not torch.cuda.is_available():
             patch.setenv("TRITON_INTERPRET", "1")
         properties.matches_reference(ops.temporal_shift, case, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_large_result_on_a_cpu_is_asked_for_in_huge_pages():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    x = torch.randn(16, 256, 47, 47)  # 36 MB
+    shifted = temporal_shift(x, 8)
+    assert torch.equal(shifted, reference.temporal_shift(x, 8, 32, 32))
+    assert "hg" in page_flags(shifted)
+
+
+def page_flags(x):
+    """The flags that the kernel keeps of the middle of a tensor's memory."""
+    middle, inside = x.data_ptr() + x.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *values = line.split()
+        if "-" in key and not key.endswith(":"):
+            start, end = (int(value, 16) for value in key.split("-"))
+            inside = start <= middle < end
+        elif inside and key == "VmFlags:":
+            return values
+    raise AssertionError("no such memory")
