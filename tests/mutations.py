@@ -83,13 +83,16 @@ MUTATIONS = (
         "boundaries_ptr + frame + 1) != 1",
     ),
     Mutation(
-        "copies: the last frame is not zeroed", "ops/shift.py", "here[:, -1].zero_()", "here[:, -1:0].zero_()"
+        "copies: the last frame is not zeroed",
+        "ops/shift.py",
+        "target[:, -1, start:end] = 0",
+        "target[:, -1:0, start:end] = 0",
     ),
     Mutation(
         "copies: clips are not told apart",
         "ops/shift.py",
-        "clips = (-1, num_segments, *source.shape[1:])",
-        "clips = (1, -1, *source.shape[1:])",
+        "clips = (-1, num_segments, *x.shape[1:])",
+        "clips = (1, -1, *x.shape[1:])",
     ),
     Mutation(
         "backward: not the adjoint",

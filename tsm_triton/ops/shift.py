@@ -50,21 +50,22 @@ def shift_by_copies(
     out = empty_like(x)
     if x.numel() == 0:
         return out
+    clips = (-1, num_segments, *x.shape[1:])
+    source, target = x.view(clips), out.view(clips)
+    if channel_dim != 1:
+        axis = channel_dim % x.dim() + 1
+        source, target = source.movedim(axis, 2), target.movedim(axis, 2)
     n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
-    source, target = x.movedim(channel_dim, 1), out.movedim(channel_dim, 1)
-    clips = (-1, num_segments, *source.shape[1:])
-    source, target = source.view(clips), target.view(clips)
+    moved = n_first + n_second
     # The widest runs first: they touch every page, and a first touch is dearer in short runs.
-    n_moved = n_first + n_second
-    target[:, :, n_moved:].copy_(source[:, :, n_moved:])
-    for start, length, reads_future in ((0, n_first, future_first), (n_first, n_second, not future_first)):
-        here, there = target.narrow(2, start, length), source.narrow(2, start, length)
+    target[:, :, moved:] = source[:, :, moved:]
+    for start, end, reads_future in ((0, n_first, future_first), (n_first, moved, not future_first)):
         if reads_future:
-            here[:, :-1].copy_(there[:, 1:])
-            here[:, -1].zero_()
+            target[:, :-1, start:end] = source[:, 1:, start:end]
+            target[:, -1, start:end] = 0
         else:
-            here[:, 1:].copy_(there[:, :-1])
-            here[:, 0].zero_()
+            target[:, 1:, start:end] = source[:, :-1, start:end]
+            target[:, 0, start:end] = 0
     return out
 
 
