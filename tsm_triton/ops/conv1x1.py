@@ -18,6 +18,7 @@ from .library import (
     MAX_FRAME,
     TAGS,
     check_clips,
+    differentiate,
     implement,
     let_inductor_decompose,
     library,
@@ -161,12 +162,8 @@ class _ShiftConv1x1(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, grad if need_identity else None, *(None,) * len(ctx.shift)
 
 
-def _with_autograd(*arguments: Any) -> Tensor:
-    return _ShiftConv1x1.apply(*arguments)
-
-
 implement("shift_conv1x1", _on_cpu, _on_cuda)
-library.impl("shift_conv1x1", _with_autograd, "Autograd")
+differentiate("shift_conv1x1", _ShiftConv1x1.apply)
 
 
 DECOMPOSITIONS[shift_conv1x1] = _separate_form

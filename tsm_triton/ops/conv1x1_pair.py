@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .conv1x1 import check, shift_conv1x1
-from .library import MAX_FRAME, TAGS, implement, library
+from .library import MAX_FRAME, TAGS, differentiate, implement, library
 
 __all__ = ["conv1x1_shift_conv1x1"]
 
@@ -75,12 +75,5 @@ def _(
     return y, z
 
 
-def _with_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-        return _one_by_one(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return conv1x1_shift_conv1x1(*arguments)
-
-
 implement("conv1x1_shift_conv1x1", _one_by_one, _on_cuda)
-library.impl("conv1x1_shift_conv1x1", _with_autograd, "Autograd")
+differentiate("conv1x1_shift_conv1x1", _one_by_one)

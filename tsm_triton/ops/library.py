@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..version import __version__
 
@@ -28,6 +29,26 @@ def implement(name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]
 
     library.impl(name, on_cpu_or_interpreted, "CPU")
     library.impl(name, on_cuda, "CUDA")
+
+
+def differentiate(name: str, noted: Callable[..., Any]) -> None:
+    """Register what serves an op's calls that autograd must note.
+
+    All others go straight below: 4 us less of 46 for a shift alone, 40 in a MobileNetV2, whose other work leaves no
+    cache warm.
+    """
+    op = getattr(torch.ops.tsm_triton, name).default
+
+    def noted_or_below(*arguments: Any) -> Any:
+        tracked = torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in arguments
+        )
+        if tracked or forward_ad._current_level >= 0:
+            return noted(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    library.impl(name, noted_or_below, "Autograd")
 
 
 # The fused kernels count the elements of a frame in 32 bits; a program's last block may reach past its end.

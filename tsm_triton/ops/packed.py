@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import TAGS, check_channels, implement, library
+from .library import TAGS, check_channels, differentiate, implement, library
 from .shift import shift_by_copies
 
 __all__ = ["temporal_shift_packed"]
@@ -85,9 +85,5 @@ class _PackedShift(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-def _with_autograd(x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
-    return _PackedShift.apply(x, boundaries, *shift)  # pyright: ignore[reportReturnType]
-
-
 implement("temporal_shift_packed", _on_cpu, _on_cuda)
-library.impl("temporal_shift_packed", _with_autograd, "Autograd")
+differentiate("temporal_shift_packed", _PackedShift.apply)

@@ -18,6 +18,7 @@ from .library import (
     MAX_FRAME,
     TAGS,
     check_clips,
+    differentiate,
     implement,
     laid_out_like,
     let_inductor_decompose,
@@ -251,13 +252,9 @@ def _channel_sums(values: Tensor) -> Tensor:
     return values.sum(axes, dtype=wide(values.dtype))
 
 
-def _with_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _ResidualShift.apply(*arguments)
-
-
 implement("residual_shift", _on_cpu, _on_cuda)
 implement("residual_shift_backward", _backward_on_cpu, _backward_on_cuda)
-library.impl("residual_shift", _with_autograd, "Autograd")
+differentiate("residual_shift", _ResidualShift.apply)
 
 
 DECOMPOSITIONS[residual_shift] = _separate_form

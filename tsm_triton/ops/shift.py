@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from .host_memory import empty_like
-from .library import DECOMPOSITIONS, TAGS, check_clips, implement, let_inductor_decompose, library
+from .library import (
+    DECOMPOSITIONS,
+    TAGS,
+    check_clips,
+    differentiate,
+    implement,
+    let_inductor_decompose,
+    library,
+)
 
 __all__ = ["shift_by_copies", "temporal_shift"]
 
@@ -91,10 +99,6 @@ class _TemporalShift(torch.autograd.Function):
         return temporal_shift(tangents[0], *ctx.shift)
 
 
-def _with_autograd(x: Tensor, *shift: Any) -> Tensor:
-    return _TemporalShift.apply(x, *shift)
-
-
 def _batched(info: Any, in_dims: Any, x: Tensor, *shift: Any) -> tuple[Tensor, int]:
     # More clips: the batched axis folds into the frames.
     *counts, channel_dim = shift
@@ -104,7 +108,7 @@ def _batched(info: Any, in_dims: Any, x: Tensor, *shift: Any) -> tuple[Tensor, i
 
 
 implement("temporal_shift", _on_cpu, _on_cuda)
-library.impl("temporal_shift", _with_autograd, "Autograd")
+differentiate("temporal_shift", _TemporalShift.apply)
 torch.library.register_vmap("tsm_triton::temporal_shift", _batched, lib=library)
 
 

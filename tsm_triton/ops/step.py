@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import DECOMPOSITIONS, TAGS, check_channel_dim, implement, let_inductor_decompose, library
+from .library import (
+    DECOMPOSITIONS,
+    TAGS,
+    check_channel_dim,
+    differentiate,
+    implement,
+    let_inductor_decompose,
+    library,
+)
 
 __all__ = ["shift_step", "shift_step_into"]
 
@@ -100,13 +108,9 @@ class _ShiftStep(torch.autograd.Function):
         return grad_x, grad_cache, None
 
 
-def _with_autograd(x: Tensor, cache: Tensor, channel_dim: int) -> Any:
-    return _ShiftStep.apply(x, cache, channel_dim)
-
-
 implement("shift_step", _functional(_by_copies), _functional(_by_kernel))
 implement("shift_step_into", _into(_by_copies), _into(_by_kernel))
-library.impl("shift_step", _with_autograd, "Autograd")
+differentiate("shift_step", _ShiftStep.apply)
 
 
 # As for the plain shift: Inductor's code for CUDA joins the exchange with what stands around it.

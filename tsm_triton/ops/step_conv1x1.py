@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .conv1x1 import check as check_convolution
 from .conv1x1 import shift_conv1x1
-from .library import TAGS, implement, library
+from .library import TAGS, differentiate, implement, library
 from .step import check_cache, shift_step
 
 __all__ = ["shift_step_conv1x1"]
@@ -52,12 +52,5 @@ def _by_kernel(
     return kernel.shift_step_conv1x1(x, cache, weight, bias, identity, activation)
 
 
-def _with_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-        return _in_two_steps(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return shift_step_conv1x1(*arguments)
-
-
 implement("shift_step_conv1x1", _in_two_steps, _by_kernel)
-library.impl("shift_step_conv1x1", _with_autograd, "Autograd")
+differentiate("shift_step_conv1x1", _in_two_steps)
