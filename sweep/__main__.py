@@ -1,6 +1,7 @@
 """`python -m sweep`: patch and check every model; goes on where it was stopped."""
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import random
@@ -34,7 +35,8 @@ def main() -> None:
     args = parser.parse_args()
 
     versions = {package: version(package) for package in ("torch", *zoo.LIBRARIES)}
-    records = _read(args.progress, versions)
+    of_this = {"versions": versions, "code": _code()}
+    records = _read(args.progress, of_this)
     wanted = [
         (lib, name) for lib in zoo.LIBRARIES for name in zoo.names(lib) if fnmatch(f"{lib}/{name}", args.only)
     ]
@@ -47,7 +49,7 @@ def main() -> None:
             chosen = set(wanted)
             known = [r for r in records if r["kind"] == "structure" and (r["library"], r["name"]) in chosen]
             tasks = _of_groups(step, known)
-        records += _run(step, tasks, records, args.jobs, args.progress, versions)
+        records += _run(step, tasks, records, args.jobs, args.progress, of_this)
     results = report.table(records, versions)
     report.save(args.out, results)
     for library, total in results["totals"].items():
@@ -71,7 +73,7 @@ def _of_groups(step: str, structures: Iterable[Record]) -> list[Task]:
 
 
 def _run(
-    step: str, tasks: list[Task], records: list[Record], jobs: int, progress: Path, versions: dict[str, str]
+    step: str, tasks: list[Task], records: list[Record], jobs: int, progress: Path, of_this: Record
 ) -> list[Record]:
     done = {(record["kind"], record["library"], record["name"]) for record in records}
     tasks = [task for task in tasks if task[:3] not in done]
@@ -80,18 +82,31 @@ def _run(
     # Fresh processes now and then: large models leave memory behind.
     with spawn.Pool(jobs, maxtasksperchild=400) as pool, progress.open("a") as file:
         for record in tqdm(pool.imap_unordered(checks.run, tasks), step, total=len(tasks), mininterval=2):
-            file.write(json.dumps({**record, "versions": versions}) + "\n")
+            file.write(json.dumps({**record, **of_this}) + "\n")
             file.flush()
             new.append(record)
     return new
 
 
-def _read(progress: Path, versions: dict[str, str]) -> list[Record]:
-    """What an earlier run with the same versions has finished."""
+def _code() -> str:
+    """A short name of what our own code was: a result of other code says nothing of this one."""
+    digest = hashlib.sha256()
+    for folder in ("tsm_triton", "sweep"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _read(progress: Path, of_this: Record) -> list[Record]:
+    """What an earlier run of the same code, with the same libraries, has finished."""
     if not progress.exists():
         return []
-    records = [json.loads(line) for line in progress.read_text().splitlines()]
-    return [record for record in records if record.pop("versions") == versions]
+    lines = [json.loads(line) for line in progress.read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in of_this}
+        for line in lines
+        if all(line.get(key) == value for key, value in of_this.items())
+    ]
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ def test_wrong_frame_numbers_are_refused(tmp_path):
         ([0.5], "0.5 of type float"),
         (torch.zeros(2), "0.0 of type float"),
         (torch.ones(60, dtype=torch.bool), "a mask of bools"),
+        (np.ones(60, dtype=bool), "a mask of bools"),
         ([3, True], "True of type bool"),
         (["3"], "'3' of type str"),
         (torch.zeros(2, 2, dtype=torch.int64), r"shape \(2, 2\)"),

@@ -82,3 +82,15 @@ def test_models_of_like_classes_share_the_numbers_of_the_smallest():
     text = report.markdown(results)
     assert "| net | `big`, `small` | 2 | 1 | structure, numbers |  |" in text
     assert "| net | `other` | 2 | 1 | structure only |" in text
+
+
+def test_only_results_of_the_same_code_and_libraries_are_gone_on_with(tmp_path):
+    progress, of_this = tmp_path / "sweep.jsonl", {"versions": {"timm": "1"}, "code": sweep._code()}
+    record = {"kind": "structure", "library": "timm", "name": "net"}
+    others = [{"versions": {"timm": "0"}}, {"code": "other"}, {"code": None}]
+    lines = [{**record, **of_this, **other} for other in others]
+    progress.write_text("\n".join(map(json.dumps, lines)))
+    assert sweep._read(progress, of_this) == []
+    lines.append({**record, **of_this})
+    progress.write_text("\n".join(map(json.dumps, lines)))
+    assert sweep._read(progress, of_this) == [record]

@@ -146,8 +146,20 @@ def test_integers_of_other_libraries_are_integers(integer):
     assert {type(layer.num_segments), type(layer.shift_div), type(layer.channel_dim)} == {int}
 
 
+class _BoolOfOldNumPy:
+    """NumPy's before 2.3: an index, with no more than a warning."""
+
+    dtype = np.dtype(bool)
+
+    def __init__(self, value: int) -> None:
+        self.value = bool(value)
+
+    def __index__(self) -> int:
+        return int(self.value)
+
+
 @pytest.mark.parametrize(
-    "integer", [np.bool_, lambda value: torch.tensor(bool(value)), np.float32, torch.ones]
+    "integer", [np.bool_, _BoolOfOldNumPy, lambda value: torch.tensor(bool(value)), np.float32, torch.ones]
 )
 def test_what_only_looks_like_an_integer_is_refused(integer):
     with pytest.raises(TypeError, match="num_segments must be an int, got "):

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 __all__ = ["as_count", "as_int", "as_ints"]
 
@@ -19,7 +18,9 @@ def as_int(value: Any, name: str) -> int:
     """
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # pyright: ignore[reportReturnType]
-    if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
+    # a bool of torch, or of NumPy before 2.3, counts itself as an index
+    dtype = str(getattr(value, "dtype", type(value).__name__))
+    if dtype not in ("bool", "torch.bool"):
         with suppress(TypeError):
             return operator.index(value)
     raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}: convert it")
@@ -44,12 +45,12 @@ def as_ints(values: Any, name: str) -> list[int]:
     Raises:
         TypeError: not a list, or one of something else; a mask is one.
     """
-    listed = values.tolist() if isinstance(values, Tensor) else values
+    listed = values.tolist() if hasattr(values, "dtype") else values
     if isinstance(listed, (str, bytes)) or not isinstance(listed, Iterable):
         raise TypeError(
             f"{name} must be a list of ints, got {values!r} of type {type(values).__name__}: pass [number] for one"
         )
     listed = list(listed)
     if listed and all(isinstance(value, bool) for value in listed):
-        raise TypeError(f"{name} must be a list of ints, got a mask of bools: pass mask.nonzero().flatten()")
+        raise TypeError(f"{name} must be a list of ints, got a mask of bools: pass the places of its True")
     return [as_int(value, f"each of {name}") for value in listed]
