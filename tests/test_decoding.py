@@ -224,6 +224,13 @@ def test_wrong_frame_numbers_are_refused(tmp_path):
         with pytest.raises(TypeError, match=f" must .*got {got}"):
             read_frames(path, wrong)  # pyright: ignore[reportArgumentType]
     assert numbers(read_frames(path, np.array([3, 1]))) == [3, 1]
+    assert numbers(read_frames(path, _Series([3, 1]))) == [3, 1]  # pyright: ignore[reportArgumentType]
+
+
+class _Series(list):
+    """Of another library: it has a dtype, but no `tolist`."""
+
+    dtype = "int64"
 
 
 def test_a_path_may_be_bytes(tmp_path):

@@ -45,7 +45,7 @@ def as_ints(values: Any, name: str) -> list[int]:
     Raises:
         TypeError: not a list, or one of something else; a mask is one.
     """
-    listed = values.tolist() if hasattr(values, "dtype") else values
+    listed = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, (str, bytes)) or not isinstance(listed, Iterable):
         raise TypeError(
             f"{name} must be a list of ints, got {values!r} of type {type(values).__name__}: pass [number] for one"

@@ -73,6 +73,7 @@ class _PackedShift(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
         ctx.save_for_backward(boundaries)
+        ctx.save_for_forward(boundaries)
         ctx.shift = shift
         with torch._C._AutoDispatchBelowAutograd():
             return temporal_shift_packed(x, boundaries, *shift)
@@ -83,6 +84,11 @@ class _PackedShift(torch.autograd.Function):
         n_future, n_past, future_first, channel_dim = ctx.shift
         grad = temporal_shift_packed(grads[0], boundaries, n_past, n_future, not future_first, channel_dim)
         return grad, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        (boundaries,) = ctx.saved_tensors
+        return temporal_shift_packed(tangents[0], boundaries, *ctx.shift)
 
 
 implement("temporal_shift_packed", _on_cpu, _on_cuda)
