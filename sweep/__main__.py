@@ -1,7 +1,6 @@
 """`python -m sweep`: patch and check every model; goes on where it was stopped."""
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import random
@@ -35,8 +34,8 @@ def main() -> None:
     args = parser.parse_args()
 
     versions = {package: version(package) for package in ("torch", *zoo.LIBRARIES)}
-    of_this = {"versions": versions, "code": _code()}
-    records = _read(args.progress, of_this)
+    made_with = {**versions, "code": _code()}
+    records = _read(args.progress, made_with)
     wanted = [
         (lib, name) for lib in zoo.LIBRARIES for name in zoo.names(lib) if fnmatch(f"{lib}/{name}", args.only)
     ]
@@ -49,7 +48,7 @@ def main() -> None:
             chosen = set(wanted)
             known = [r for r in records if r["kind"] == "structure" and (r["library"], r["name"]) in chosen]
             tasks = _of_groups(step, known)
-        records += _run(step, tasks, records, args.jobs, args.progress, of_this)
+        records += _run(step, tasks, records, args.jobs, args.progress, made_with)
     results = report.table(records, versions)
     report.save(args.out, results)
     for library, total in results["totals"].items():
@@ -73,7 +72,7 @@ def _of_groups(step: str, structures: Iterable[Record]) -> list[Task]:
 
 
 def _run(
-    step: str, tasks: list[Task], records: list[Record], jobs: int, progress: Path, of_this: Record
+    step: str, tasks: list[Task], records: list[Record], jobs: int, progress: Path, made_with: dict[str, str]
 ) -> list[Record]:
     done = {(record["kind"], record["library"], record["name"]) for record in records}
     tasks = [task for task in tasks if task[:3] not in done]
@@ -82,31 +81,24 @@ def _run(
     # Fresh processes now and then: large models leave memory behind.
     with spawn.Pool(jobs, maxtasksperchild=400) as pool, progress.open("a") as file:
         for record in tqdm(pool.imap_unordered(checks.run, tasks), step, total=len(tasks), mininterval=2):
-            file.write(json.dumps({**record, **of_this}) + "\n")
+            file.write(json.dumps({**record, "versions": made_with}) + "\n")
             file.flush()
             new.append(record)
     return new
 
 
 def _code() -> str:
-    """A short name of what our own code was: a result of other code says nothing of this one."""
-    digest = hashlib.sha256()
-    for folder in ("tsm_triton", "sweep"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+    """A short name of our own code: what other code came to says nothing of this one."""
+    files = [file for folder in ("tsm_triton", "sweep") for file in sorted((ROOT / folder).rglob("*.py"))]
+    return zoo.short([(str(file.relative_to(ROOT)), file.read_bytes()) for file in files])
 
 
-def _read(progress: Path, of_this: Record) -> list[Record]:
+def _read(progress: Path, made_with: dict[str, str]) -> list[Record]:
     """What an earlier run of the same code, with the same libraries, has finished."""
     if not progress.exists():
         return []
-    lines = [json.loads(line) for line in progress.read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in of_this}
-        for line in lines
-        if all(line.get(key) == value for key, value in of_this.items())
-    ]
+    records = [json.loads(line) for line in progress.read_text().splitlines()]
+    return [record for record in records if record.pop("versions") == made_with]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def build_on_meta(library: str, name: str, size: int | None = None, **options: A
 def classes(model: nn.Module) -> str:
     """A short name of the set of a model's classes, without torch's own."""
     own = {f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()}
-    return _short(sorted(name for name in own if not name.startswith("torch.")))
+    return short(sorted(name for name in own if not name.startswith("torch.")))
 
 
 def weights(model: nn.Module) -> int:
@@ -63,10 +63,10 @@ def weights(model: nn.Module) -> int:
 def signature(record: dict[str, Any]) -> str:
     """Equal for models of the same classes that are shifted at the same numbers of sites of each kind."""
     kinds = ("family", "classes", "sites", "channel_dims", "windows", "narrow")
-    return _short([(kind, record[kind]) for kind in kinds])
+    return short([(kind, record[kind]) for kind in kinds])
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 

@@ -85,12 +85,12 @@ def test_models_of_like_classes_share_the_numbers_of_the_smallest():
 
 
 def test_only_results_of_the_same_code_and_libraries_are_gone_on_with(tmp_path):
-    progress, of_this = tmp_path / "sweep.jsonl", {"versions": {"timm": "1"}, "code": sweep._code()}
+    progress, made_with = tmp_path / "sweep.jsonl", {"timm": "1", "code": sweep._code()}
     record = {"kind": "structure", "library": "timm", "name": "net"}
-    others = [{"versions": {"timm": "0"}}, {"code": "other"}, {"code": None}]
-    lines = [{**record, **of_this, **other} for other in others]
+    others = [{**made_with, "timm": "0"}, {**made_with, "code": "other"}, {"timm": "1"}]
+    lines = [{**record, "versions": other} for other in others]
     progress.write_text("\n".join(map(json.dumps, lines)))
-    assert sweep._read(progress, of_this) == []
-    lines.append({**record, **of_this})
+    assert sweep._read(progress, made_with) == []
+    lines.append({**record, "versions": made_with})
     progress.write_text("\n".join(map(json.dumps, lines)))
-    assert sweep._read(progress, of_this) == [record]
+    assert sweep._read(progress, made_with) == [record]

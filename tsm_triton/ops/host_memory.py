@@ -23,11 +23,10 @@ def empty_like(x: Tensor) -> Tensor:
     environment variable THP_MEM_ALLOC_ENABLE is set. Every byte of a result is written, so its huge pages hold no
     more than small ones would.
 
-    Two traps. glibc may take results below 32 MB from its heap, where the advice outlives them: what small blocks come
-    to lie there later touch whole huge pages (one page of each of 700 blocks of 200 KB: 129 MB instead of 4). To take
-    the advice back would be no better, MADV_NOHUGEPAGE stays as well. And a virtual machine that hands free pages back
-    to its host gets a few late: there 1 call in 100 took 40 to 60 ms for 26 MB, median 3.9 instead of 7.3, mean 5.9
-    instead of 7.7.
+    Two traps. glibc may take results below 32 MB from its heap, where the advice outlives them: small blocks that come
+    to lie there later touch 2 MB at a time. To take the advice back would be no better, MADV_NOHUGEPAGE stays as well.
+    And a virtual machine that hands free pages back to its host gets some late, which the spread of `fresh` rows in
+    `python -m benchmarks` shows.
     """
     out = torch.empty_like(x)
     if sys.platform == "linux" and out.device.type == "cpu" and out.nbytes >= _LARGE:
