@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import ops
 from .arguments import as_count
 from .functional import clip_boundaries, fold_counts, temporal_shift
+from .hook_guards import guard_hooks
 
 __all__ = [
     "FrameCounter",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+guard_hooks()
 
 
 class _OfThread(threading.local):

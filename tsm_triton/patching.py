@@ -1,17 +1,16 @@
 """Shift a model in place and take the shift off again: which hooks go where, and the check of the result."""
 
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites, is_compiled
 from .functional import check_shift, fold_counts
+from .hook_guards import guard_hooks
 from .hooks import (
     FrameCounter,
     ShiftHook,
@@ -56,8 +55,7 @@ def patch(
 ) -> Model:
     """Shift a 2D model in time, in place: it then takes folded clips `[N*T, 3, H, W]`.
 
-    Keys of `state_dict` stay as they were. Graphs that `torch.compile` made earlier are dropped, since
-    they would not see the hooks; compile after patching.
+    Keys of `state_dict` stay as they were. Compile after patching.
 
     Args:
         model: a timm or torchvision model, or a module that holds one.
@@ -88,6 +86,7 @@ def patch(
     """
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     check_model(model)
+    guard_hooks()
     if is_patched(model):
         raise RuntimeError(
             "expected an unpatched model, got one that is patched already. Call tsm_triton.unpatch(model) "
@@ -122,7 +121,6 @@ def patch(
     except BaseException:
         _remove_hooks(model)
         raise
-    _forget_compiled_graphs()
     return model
 
 
@@ -139,7 +137,6 @@ def unpatch(model: Model) -> Model:
     """
     shift_hooks(model)
     _remove_hooks(model)
-    _forget_compiled_graphs()
     return model
 
 
@@ -246,10 +243,3 @@ def _difference(backbones: Sequence[Backbone], sites: Sequence[ShiftSite], place
         if difference is not None:
             return difference
     return None
-
-
-def _forget_compiled_graphs() -> None:
-    # Dynamo does not guard on hooks being added or removed: a graph of this model made earlier would go on
-    # running without them.
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
