@@ -98,6 +98,20 @@ def check_model(model: nn.Module) -> None:
             f"expected an eager module, got the scripted {type(model).__name__}, whose graph takes no hooks. "
             "Patch the eager model; export it with torch.export."
         )
+    sharded = next((module for module in model.modules() if _is_sharded(module)), None)
+    if sharded is not None:
+        raise RuntimeError(
+            f"expected a model that is not sharded, got {type(sharded).__name__}, whose weights this process holds "
+            "a part of. Patch first, then fully_shard or FullyShardedDataParallel."
+        )
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return any(
+        cls.__name__ in ("FSDPModule", "FullyShardedDataParallel")
+        and cls.__module__.startswith("torch.distributed.")
+        for cls in type(module).__mro__
+    )
 
 
 def is_compiled(module: nn.Module) -> bool:

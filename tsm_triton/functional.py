@@ -13,9 +13,12 @@ from .arguments import as_count, as_int, as_ints
 __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
 
 DIRECTIONS = ("bidirectional", "causal")
+FOLD_ORDERS = ("future_first", "past_first")
 
 
-def check_shift(num_segments: Any, shift_div: Any, direction: str) -> tuple[int, int]:
+def check_shift(
+    num_segments: Any, shift_div: Any, direction: str, fold_order: str = "future_first"
+) -> tuple[int, int]:
     """Both numbers as plain integers; raise unless the three describe a shift."""
     num_segments, shift_div = as_count(num_segments, "num_segments"), as_count(shift_div, "shift_div")
     if direction not in DIRECTIONS:
@@ -27,12 +30,26 @@ def check_shift(num_segments: Any, shift_div: Any, direction: str) -> tuple[int,
             "a bidirectional shift moves C // shift_div channels each way, so shift_div must be at least 2, "
             f"got {shift_div}: raise it, or pass direction='causal'"
         )
+    if fold_order not in FOLD_ORDERS:
+        raise ValueError(
+            f"fold_order must be one of {', '.join(map(repr, FOLD_ORDERS))}, got {fold_order!r}: pass the second "
+            "for weights of PaddlePaddle"
+        )
+    if fold_order == "past_first" and direction == "causal":
+        raise ValueError(
+            "a causal shift has one fold, so that it has no order: expected fold_order='future_first', got "
+            "'past_first'"
+        )
     return num_segments, shift_div
 
 
-def fold_counts(channels: int, shift_div: int, direction: str) -> tuple[int, int]:
+def fold_counts(
+    channels: int, shift_div: int, direction: str, fold_order: str = "future_first"
+) -> tuple[int, int]:
     """How many channels read t+1 and how many read t-1."""
     fold = channels // shift_div
+    if fold_order == "past_first":  # Paddle's folds end at C/div and at 2C/div, each rounded down
+        return 2 * channels // shift_div - fold, fold
     return (fold, fold) if direction == "bidirectional" else (0, fold)
 
 
@@ -71,6 +88,7 @@ def temporal_shift(
     direction: str = "bidirectional",
     channel_dim: int = 1,
     clip_lengths: Sequence[int] | Tensor | None = None,
+    fold_order: str = "future_first",
 ) -> Tensor:
     """Exchange channels between neighbouring frames of each clip.
 
@@ -88,6 +106,8 @@ def temporal_shift(
         channel_dim: the channel axis, any but the first.
         clip_lengths: how many frames each clip has, where clips of different lengths are packed along the
             first axis without padding; the differences of a packed kernel's `cu_seqlens`.
+        fold_order: `"past_first"` is PaddlePaddle's shift: channels `[0, C // shift_div)` from frame t-1 and
+            those up to `2 * C // shift_div` from frame t+1.
 
     Returns:
         A new tensor of `x`'s shape, dtype and memory format. Differentiable any number of times, backward and
@@ -120,7 +140,9 @@ def temporal_shift(
             + ("neither" if clip_lengths is None else f"both ({num_segments} and {clip_lengths})")
             + ": pass one of the two"
         )
-    segments, shift_div = check_shift(1 if num_segments is None else num_segments, shift_div, direction)
+    segments, shift_div = check_shift(
+        1 if num_segments is None else num_segments, shift_div, direction, fold_order
+    )
     channel_dim = as_int(channel_dim, "channel_dim")
     if x.dim() < 2:
         raise ValueError(
@@ -136,7 +158,8 @@ def temporal_shift(
             f"x must hold whole clips: expected a first axis divisible by num_segments={segments}, "
             f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
         )
-    n_future, n_past = fold_counts(x.shape[channel_dim], shift_div, direction)
+    n_future, n_past = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
+    future_first = fold_order == "future_first"
     if n_past == 0:
         raise ValueError(
             f"expected at least shift_div={shift_div} channels on axis {channel_dim}, got "
@@ -145,8 +168,8 @@ def temporal_shift(
         )
     if clip_lengths is not None:
         boundaries = clip_boundaries(clip_lengths, x.shape[0], x.device)
-        return ops.temporal_shift_packed(x, boundaries, n_future, n_past, True, channel_dim)
-    return ops.temporal_shift(x, segments, n_future, n_past, True, channel_dim)
+        return ops.temporal_shift_packed(x, boundaries, n_future, n_past, future_first, channel_dim)
+    return ops.temporal_shift(x, segments, n_future, n_past, future_first, channel_dim)
 
 
 def residual_shift(

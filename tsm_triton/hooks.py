@@ -49,6 +49,8 @@ class ShiftHook:
 
     # where clips of different lengths begin, inside `packed_clips`
     boundaries: Tensor | None = None
+    # whether `unpatch` took it off a part of a model whose record still knows it
+    removed = False
 
     def __init__(
         self,
@@ -57,12 +59,14 @@ class ShiftHook:
         direction: str,
         channel_dim: int,
         counter: "FrameCounter | None" = None,
+        fold_order: str = "future_first",
     ) -> None:
         self.num_segments = num_segments
         self.shift_div = shift_div
         self.direction = direction
         self.channel_dim = channel_dim
         self.counter = counter
+        self.fold_order = fold_order
         self.enabled = True
         self._step = _OfThread()
 
@@ -101,20 +105,23 @@ class ShiftHook:
 
     def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
         if self.boundaries is not None:
-            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction)
-            return ops.temporal_shift_packed(x, self.boundaries, *counts, True, channel_dim)
+            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction, self.fold_order)
+            future_first = self.fold_order == "future_first"
+            return ops.temporal_shift_packed(x, self.boundaries, *counts, future_first, channel_dim)
         return temporal_shift(
             x,
             self.num_segments,
             shift_div=self.shift_div,
             direction=self.direction,
             channel_dim=channel_dim,
+            fold_order=self.fold_order,
         )
 
     def __repr__(self) -> str:
+        order = "" if self.fold_order == "future_first" else f"fold_order={self.fold_order!r}, "
         return (
             f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
-            f"direction={self.direction!r}, channel_dim={self.channel_dim}, enabled={self.enabled})"
+            f"direction={self.direction!r}, channel_dim={self.channel_dim}, {order}enabled={self.enabled})"
         )
 
 
@@ -125,6 +132,8 @@ class FrameCounter:
     takes the last number of any: a GPU's backward runs again, on a thread of its own, what gradient
     checkpointing wraps, and the counter may stand outside of that.
     """
+
+    removed = False
 
     def __init__(self) -> None:
         self._eager = _OfThread()

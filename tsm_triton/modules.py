@@ -18,6 +18,7 @@ class TemporalShift(nn.Module):
         shift_div: one part in how many of the channels moves each way.
         direction: `"bidirectional"`, or `"causal"` for online video.
         channel_dim: 1 for `[N*T, C, ...]`, -1 for tokens and NHWC.
+        fold_order: `"past_first"` for PaddlePaddle's shift, see `temporal_shift`.
 
     Shapes:
         `[N*T, C, *spatial]` or `[N*T, ..., C]` -> the same.
@@ -43,11 +44,13 @@ class TemporalShift(nn.Module):
         shift_div: int = 8,
         direction: str = "bidirectional",
         channel_dim: int = 1,
+        fold_order: str = "future_first",
     ) -> None:
         super().__init__()
-        self.num_segments, self.shift_div = check_shift(num_segments, shift_div, direction)
+        self.num_segments, self.shift_div = check_shift(num_segments, shift_div, direction, fold_order)
         self.direction = direction
         self.channel_dim = as_int(channel_dim, "channel_dim")
+        self.fold_order = fold_order
 
     def forward(self, x: Tensor) -> Tensor:
         return temporal_shift(
@@ -56,10 +59,12 @@ class TemporalShift(nn.Module):
             shift_div=self.shift_div,
             direction=self.direction,
             channel_dim=self.channel_dim,
+            fold_order=self.fold_order,
         )
 
     def extra_repr(self) -> str:
+        order = "" if self.fold_order == "future_first" else f", fold_order={self.fold_order!r}"
         return (
             f"num_segments={self.num_segments}, shift_div={self.shift_div}, direction={self.direction!r}, "
-            f"channel_dim={self.channel_dim}"
+            f"channel_dim={self.channel_dim}{order}"
         )

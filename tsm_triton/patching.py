@@ -23,6 +23,7 @@ from .hooks import (
 from .integrations.dataflow import analyse
 from .integrations.tracing import BATCH, input_shape, trace
 from .integrations.verification import verify_shifts
+from .keeping import PatchRecord, remove_hooks
 from .sites import ShiftSite
 
 __all__ = [
@@ -46,6 +47,7 @@ def patch(
     *,
     shift_div: int = 8,
     direction: str = "bidirectional",
+    fold_order: str = "future_first",
     place: str = "blockres",
     stages: Iterable[int | str] | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
@@ -55,13 +57,17 @@ def patch(
 ) -> Model:
     """Shift a 2D model in time, in place: it then takes folded clips `[N*T, 3, H, W]`.
 
-    Keys of `state_dict` stay as they were. Compile after patching.
+    Keys of `state_dict` stay as they were. Compile after patching. A site is a place: a module that takes the place
+    of another (`convert_sync_batchnorm`, adapters of PEFT) takes its shift, too, and where a place is gone the
+    next call raises.
 
     Args:
         model: a timm or torchvision model, or a module that holds one.
         num_segments: T, the number of frames of a clip.
         shift_div: one part in how many of a site's channels moves each way.
         direction: `"bidirectional"`, or `"causal"` for online video.
+        fold_order: `"past_first"` for weights that were trained with PaddlePaddle: its first fold reads t-1, its
+            second t+1 and ends at `2 * C // shift_div`.
         place, stages, filter_fn, example_input: which sites, see `find_sites`.
         sites: exactly these, instead of what `find_sites` would choose; with the `place` they were found for.
         verify: trace the patched model on the meta device and compare: it must be the original plus these
@@ -84,7 +90,7 @@ def patch(
 
     Source: the authors' release for which sites, `place` and ResNet-101's every second block.
     """
-    num_segments, shift_div = check_shift(num_segments, shift_div, direction)
+    num_segments, shift_div = check_shift(num_segments, shift_div, direction, fold_order)
     check_model(model)
     guard_hooks()
     if is_patched(model):
@@ -110,7 +116,7 @@ def patch(
         )
     chosen = _wide_enough(chosen, shift_div, direction, may_skip)
     try:
-        _add_hooks(model, chosen, num_segments, shift_div, direction)
+        _add_hooks(model, chosen, num_segments, shift_div, direction, fold_order)
         difference = _difference(backbones, chosen, place) if verify else None
         if difference is not None:
             raise RuntimeError(
@@ -119,7 +125,7 @@ def patch(
                 "the site out with filter_fn, or shift by hand with tsm_triton.temporal_shift."
             )
     except BaseException:
-        _remove_hooks(model)
+        remove_hooks(model)
         raise
     return model
 
@@ -136,7 +142,7 @@ def unpatch(model: Model) -> Model:
         False
     """
     shift_hooks(model)
-    _remove_hooks(model)
+    remove_hooks(model)
     return model
 
 
@@ -202,9 +208,15 @@ def _wide_enough(
 
 
 def _add_hooks(
-    model: nn.Module, sites: Sequence[ShiftSite], num_segments: int, shift_div: int, direction: str
+    model: nn.Module,
+    sites: Sequence[ShiftSite],
+    num_segments: int,
+    shift_div: int,
+    direction: str,
+    fold_order: str,
 ) -> None:
     counters: dict[str, FrameCounter] = {}
+    hooks: dict[str, ShiftHook] = {}
     for site in sites:
         counter = None
         if site.frames_from is not None:
@@ -212,16 +224,11 @@ def _add_hooks(
             if counter is None:
                 counter = counters[site.frames_from] = FrameCounter()
                 model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
-        hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter)
+        hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter, fold_order)
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _remove_hooks(model: nn.Module) -> None:
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, (ShiftHook, FrameCounter)):
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        hooks[site.name] = hook
+    record = PatchRecord([*counters.items(), *hooks.items()])
+    model.register_forward_pre_hook(record, with_kwargs=True)
 
 
 def _difference(backbones: Sequence[Backbone], sites: Sequence[ShiftSite], place: str) -> str | None:

@@ -22,16 +22,25 @@ def first_conv(name: str, module: nn.Module) -> tuple[str, nn.Conv2d]:
 
 def resnet_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:
     """The authors' rule: `conv1` of every block, of every second one where layer3 has 23 blocks or more."""
-    stages = {name: module for name, module in model.named_children() if name in STAGES}
-    long = "layer3" in stages and len(list(stages["layer3"].children())) >= 23
-    every = 2 if place == "blockres" and long else 1
-    for stage, blocks in stages.items():
-        for index, (name, block) in enumerate(blocks.named_children()):
-            if index % every == 0:
-                conv1 = block.get_submodule("conv1")
-                # selective kernels split what they receive among several convolutions
-                channels = getattr(conv1, "in_channels", None) or first_conv("conv1", conv1)[1].in_channels
-                if place == "block":
-                    yield ShiftSite(f"{stage}.{name}", block, channels)
-                else:
-                    yield ShiftSite(f"{stage}.{name}.conv1", conv1, channels)
+    stages = {name: list(_blocks(module, name)) for name, module in model.named_children() if name in STAGES}
+    every = 2 if place == "blockres" and len(stages.get("layer3", ())) >= 23 else 1
+    for blocks in stages.values():
+        for name, block in blocks[::every]:
+            conv1 = block.get_submodule("conv1")
+            # selective kernels split what they receive among several convolutions
+            channels = getattr(conv1, "in_channels", None) or first_conv("conv1", conv1)[1].in_channels
+            if place == "block":
+                yield ShiftSite(name, block, channels)
+            else:
+                yield ShiftSite(f"{name}.conv1", conv1, channels)
+
+
+def _blocks(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks of a stage, however they are wrapped: with a non-local block, a pool, activation checkpointing."""
+    for child_name, child in module.named_children():
+        inner = f"{name}.{child_name}"
+        # not an attribute: a wrapper of torch's answers for what it wraps
+        if "conv1" in child._modules:
+            yield inner, child
+        else:
+            yield from _blocks(child, inner)

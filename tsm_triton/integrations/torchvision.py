@@ -11,10 +11,24 @@ from .residual import first_conv, resnet_sites
 from .tracing import Trace
 
 
+# what the detectors take their maps from: models that lost their heads
+BACKBONES = (
+    "torchvision.models._utils.IntermediateLayerGetter",
+    "torchvision.models.detection.ssd.SSDFeatureExtractorVGG",
+    "torchvision.models.detection.ssdlite.SSDLiteFeatureExtractorMobileNet",
+)
+
+
 def is_model(module: nn.Module) -> bool:
-    """Whether a module of torchvision's is a whole model: their classes are public, blocks are not."""
+    """Whether a module of torchvision's is a whole model of images: their classes are public, blocks are not.
+
+    Detectors take lists of images, and hold such a model as their backbone.
+    """
+    if f"{type(module).__module__}.{type(module).__qualname__}" in BACKBONES:
+        return True
     return any(
         cls.__module__.startswith("torchvision.models.")
+        and not cls.__module__.startswith("torchvision.models.detection.")
         and cls.__name__ in getattr(sys.modules[cls.__module__], "__all__", ())
         for cls in type(module).__mro__
     )
@@ -24,11 +38,20 @@ def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
     """The sites of a ResNet or MobileNetV2, named relative to it; None for what the dataflow decides."""
     from torchvision import models
 
-    if isinstance(model, models.ResNet):
+    if isinstance(model, models.ResNet) or _is_resnet_body(model):
         return list(resnet_sites(model, place))
     if isinstance(model, models.MobileNetV2):
         return list(_mobilenet_v2_sites(model, place))
     return None
+
+
+def _is_resnet_body(model: nn.Module) -> bool:
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    return isinstance(model, IntermediateLayerGetter) and any(
+        isinstance(module, (BasicBlock, Bottleneck)) for module in model.modules()
+    )
 
 
 def refusal(model: nn.Module) -> str | None:

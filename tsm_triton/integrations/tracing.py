@@ -8,7 +8,7 @@ No arithmetic is done and no weight is read; the model itself is never run nor w
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,8 +155,9 @@ def trace(
         raise ValueError(
             f"expected a model that runs on a meta tensor of shape {shape}, got {type(model).__name__}, "
             f"which raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}. Pass an "
-            "example_input of the right shape; a model that cannot be traced is shifted by hand, with "
-            "tsm_triton.temporal_shift in its forward."
+            "example_input of the right shape; of a model that takes something else than one tensor (a detector) "
+            "patch the backbone; what cannot be traced is shifted by hand, with tsm_triton.temporal_shift in its "
+            "forward."
         ) from error
     return Trace(recorder.values, recorder.calls, output)
 
@@ -170,17 +171,25 @@ def _run(recorder: "_Recorder", shape: tuple[int, ...]) -> object:
 
 
 def _meta_twin(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose weights and buffers have shapes but no memory."""
+    """A copy in eval mode whose weights and buffers have shapes but no memory, nor what moves or recomputes them."""
     memo: dict[int, Any] = {}
     for module in model.modules():
+        offloading = vars(module).get("_hf_hook")
+        if offloading is not None:  # accelerate's: it holds the weights, and fetches them in forward
+            memo[id(offloading)] = offloading
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=False)
         for buffer in module._buffers.values():
             if buffer is not None:
                 memo[id(buffer)] = _to_meta(buffer)
-    twin = copied(model, memo).eval()
+    twin = copied(model, memo)
+    twin.eval()  # the result may be None: mmaction2's backbones return nothing from train
     for module in twin.modules():
+        if "_hf_hook" in vars(module):
+            module.forward = module._old_forward
+        if "_checkpoint_wrapped_module" in module._modules:  # torch's activation checkpointing
+            module.checkpoint_fn = _call  # type: ignore[assignment]
         if getattr(module, "grad_checkpointing", False):
             module.grad_checkpointing = False  # type: ignore[assignment]
         # A user's hook may write to the user's own lists.
@@ -207,7 +216,13 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
 def _to_meta(tensor: Tensor) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):  # quantised or sharded: torchao's, DTensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_like(tensor.detach(), device="meta")
 
 
