@@ -1,0 +1,205 @@
+"""A patch stays whole when modules are replaced, wrapped or unwrapped after it, or the next call refuses."""
+
+import copy
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from networks import T, visible
+from timm.layers import convert_sync_batchnorm
+from timm.utils.model import freeze_batch_norm_2d
+from torch import nn
+
+from tsm_triton import find_sites, is_patched, patch, shift_disabled, unpatch
+from tsm_triton.hooks import shift_hooks
+
+
+def built(name: str = "test_resnet", **options) -> nn.Module:
+    return visible(timm.create_model(name, num_classes=5, **options))
+
+
+def frames(size: int = 64) -> torch.Tensor:
+    return torch.randn(2 * T, 3, size, size)
+
+
+def computes_the_same(changed: nn.Module, expected: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(changed(x), expected(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.compile(changed, backend="eager")(x), expected(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "convert"),
+    [
+        ("fastvit_t8", convert_sync_batchnorm),
+        ("coatnet_nano_cc_224", convert_sync_batchnorm),
+        ("test_resnet", convert_sync_batchnorm),
+        ("fastvit_t8", nn.SyncBatchNorm.convert_sync_batchnorm),  # torch's drops timm's activations of others
+    ],
+)
+def test_a_batch_norm_that_is_replaced_hands_its_shift_on(name, convert):
+    model = patch(built(name), T)
+    expected = copy.deepcopy(model)
+    changed = convert(model)
+    assert len(shift_hooks(changed)) == len(shift_hooks(expected))
+    x = torch.randn(T, 3, 224, 224) if name.startswith("coatnet") else frames(64)
+    with torch.no_grad():
+        torch.testing.assert_close(changed(x), expected(x), rtol=1e-3, atol=1e-3)
+
+
+def test_freezing_batch_norms_hands_their_shifts_on():
+    model = patch(built("fastvit_t8"), T)
+    expected = copy.deepcopy(model)
+    freeze_batch_norm_2d(model)
+    computes_the_same(model, expected, frames())
+
+
+class Adapter(nn.Module):
+    """What adapters do: a second path that reads what the wrapped layer reads."""
+
+    def __init__(self, base_layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.side = nn.Conv2d(base_layer.in_channels, base_layer.out_channels, 1, base_layer.stride)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.side(x)
+
+
+@pytest.mark.parametrize("order", ["patched first", "adapted first"])
+def test_an_adapter_around_a_site_reads_the_shifted_input(order):
+    model = built()
+    adapted = copy.deepcopy(model)
+    block = adapted.layer2[0]
+    if order == "patched first":
+        patch(adapted, T)
+        block.conv1 = Adapter(block.conv1)
+    else:
+        block.conv1 = Adapter(block.conv1)
+        patch(adapted, T)
+    by_hand = patch(copy.deepcopy(model), T)
+    inner = by_hand.layer2[0].conv1
+    hook = next(h for h in shift_hooks(by_hand) if h in inner._forward_pre_hooks.values())
+    inner._forward_pre_hooks.clear()
+    inner._forward_pre_hooks_with_kwargs.clear()
+    wrapper = Adapter(inner)
+    wrapper.side = block.conv1.side
+    dict.__setitem__(by_hand.layer2[0]._modules, "conv1", wrapper)
+    wrapper.register_forward_pre_hook(hook, with_kwargs=True)
+    assert len(shift_hooks(adapted)) == len(find_sites(model))
+    computes_the_same(adapted, by_hand, frames())
+    # and taken out again
+    block.conv1 = block.conv1.base_layer
+    computes_the_same(adapted, patch(copy.deepcopy(model), T), frames())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", ["patched first", "adapted first"])
+def test_lora_merged_equals_lora_unmerged(order, monkeypatch):
+    # transformers would take the link `kernels` at the root of the checkout for Hugging Face's package
+    root = Path(__file__).parents[1]
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != root])
+    peft = pytest.importorskip("peft")
+    model, x = built(), frames()
+    config = peft.LoraConfig(target_modules=r".*layer\d.\d.conv1", init_lora_weights=False)
+    if order == "patched first":
+        adapted = peft.get_peft_model(patch(model, T), config).eval()
+    else:
+        adapted = peft.get_peft_model(model, config).eval()
+        patch(adapted, T)
+    assert len(shift_hooks(adapted)) == 4
+    with torch.no_grad():
+        unmerged = adapted(x)
+        merged = adapted.merge_and_unload()
+        assert len(shift_hooks(merged)) == 4
+        torch.testing.assert_close(merged(x), unmerged, rtol=1e-3, atol=1e-3)
+        with shift_disabled(merged):
+            assert not torch.allclose(merged(x), unmerged, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("place", ["blockres", "block"])
+def test_wrappers_of_blocks_leave_the_shift_inside(place):
+    class Wrapper(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, x):
+            return self.block(x)
+
+    model = patch(built(), T, place=place)
+    expected = copy.deepcopy(model)
+    model.layer2[0] = Wrapper(model.layer2[0])
+    model.layer3 = nn.Sequential(model.layer3)
+    computes_the_same(model, expected, frames())
+    model.layer2[0] = model.layer2[0].block
+    computes_the_same(model, expected, frames())
+
+
+def test_a_new_module_takes_the_place_and_its_shift():
+    model = patch(built(), T)
+    fresh = nn.Conv2d(model.layer1[0].conv1.in_channels, model.layer1[0].conv1.out_channels, 3, padding=1)
+    old = model.layer1[0].conv1
+    model.layer1[0].conv1 = fresh
+    assert not is_patched(old)
+    assert len(shift_hooks(model)) == 4
+    # a block of the same shape, too: its sites have the same names
+    model.layer4[0] = copy.deepcopy(unpatch(copy.deepcopy(model)).layer4[0])
+    assert len(shift_hooks(model)) == 4
+    expected = patch(unpatch(copy.deepcopy(model)), T)
+    computes_the_same(model, expected, frames())
+    unpatch(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_another_model_in_the_place_of_a_patched_one_is_as_it_came():
+    holder = nn.ModuleDict({"backbone": patch(built(), T)})
+    holder["backbone"] = built()
+    assert not is_patched(holder)
+
+
+LOSSES = {
+    "deleted behind the back": lambda m: m.layer2[0]._modules.update(conv1=nn.Conv2d(32, 48, 3, 2, 1)),
+    "hooks cleared": lambda m: m.layer3[0].conv1._forward_pre_hooks.clear(),
+    "a stage taken out": lambda m: setattr(m, "layer4", nn.Identity()),
+    "another block": lambda m: m.layer1.__setitem__(0, nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("called", [True, False])
+def test_a_lost_shift_is_named_by_the_next_call(copied, loss, called):
+    model = patch(built(), T)
+    if called:
+        model(frames())
+    LOSSES[loss](model)
+    model = copied(model)
+    with pytest.raises(RuntimeError, match=r"'layer\d.0.conv1' is gone, and the shift with it. Call tsm_triton.unpatch"):
+        model(frames())
+    unpatch(model)
+
+
+def test_a_part_that_was_unpatched_on_purpose_is_not_missed():
+    model = patch(built(), T)
+    model(frames())
+    unpatch(model.layer4)
+    expected = patch(built(), T, stages=[0, 1, 2])
+    expected.load_state_dict(model.state_dict())
+    computes_the_same(model, expected, frames())
+    assert len(shift_hooks(copy.deepcopy(model))) == 3
+
+
+def test_a_lost_frame_counter_is_missed_too():
+    model = patch(visible(timm.create_model("swinv2_cr_tiny_ns_224", num_classes=5, img_size=64, window_size=2)), T)
+    counted = [m for m in model.modules() if any("Counter" in type(h).__name__ for h in m._forward_pre_hooks.values())]
+    assert counted
+    for module in counted:
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if "Counter" in type(hook).__name__:
+                del module._forward_pre_hooks[key]
+    with pytest.raises(RuntimeError, match="is gone, and the shift with it"):
+        model(torch.randn(T, 3, 64, 64))
