@@ -205,8 +205,20 @@ MUTATIONS = (
     Mutation(
         "patch: the identity is shifted too",
         "integrations/residual.py",
-        'yield ShiftSite(f"{stage}.{name}.conv1", conv1, channels)',
-        'yield ShiftSite(f"{stage}.{name}", block, channels)',
+        'yield ShiftSite(f"{name}.conv1", conv1, channels)',
+        "yield ShiftSite(name, block, channels)",
+    ),
+    Mutation(
+        "patch: a stale graph runs",
+        "hook_guards.py",
+        "    config = sys.modules.get(CONFIG)\n",
+        "    return\n",
+    ),
+    Mutation(
+        "patch: a hook is lost on replacement",
+        "keeping.py",
+        "        place.register_forward_pre_hook(hook, with_kwargs=True)\n",
+        "",
     ),
 )
 

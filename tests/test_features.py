@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from networks import T, visible
 
 from tsm_triton import fuse, patch
@@ -50,3 +51,22 @@ def test_a_fused_backbone_refuses_clips_of_another_length():
     with pytest.raises(ValueError, match=f"expected clips of {T} frames, .* got {2 * T}"):
         features(torch.randn(1, 2 * T, 3, 32, 32))
     assert features(torch.randn(2, T, 3, 32, 32))[0].shape[:2] == (2, T)
+
+
+def test_a_classifier_is_told_how_to_become_a_backbone():
+    with pytest.raises(
+        ValueError, match="got ResNet, a classifier of timm's. Create it with .*features_only=True"
+    ):
+        VideoFeatures(timm.create_model("resnet18"))
+    features = VideoFeatures(torchvision.models.resnet18())
+    with pytest.raises(TypeError, match="got Tensor from ResNet. .* create_feature_extractor"):
+        features(torch.randn(1, 8, 3, 64, 64))
+
+
+def test_a_detectors_backbone_gives_its_maps():
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None
+    )
+    patch(model, 4)
+    maps = VideoFeatures(model.backbone.body, num_segments=4)(torch.randn(1, 4, 3, 64, 64))
+    assert [tuple(one.shape[:2]) for one in maps] == [(1, 4)] * len(maps)

@@ -28,7 +28,9 @@ def frames(size: int = 64) -> torch.Tensor:
 def computes_the_same(changed: nn.Module, expected: nn.Module, x: torch.Tensor) -> None:
     with torch.no_grad():
         torch.testing.assert_close(changed(x), expected(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.compile(changed, backend="eager")(x), expected(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.compile(changed, backend="eager")(x), expected(x), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_lost_shift_is_named_by_the_next_call(copied, loss, called):
         model(frames())
     LOSSES[loss](model)
     model = copied(model)
-    with pytest.raises(RuntimeError, match=r"'layer\d.0.conv1' is gone, and the shift with it. Call tsm_triton.unpatch"):
+    with pytest.raises(RuntimeError, match=r"'layer\d.0.conv1' is gone, .* Call tsm_triton.unpatch"):
         model(frames())
     unpatch(model)
 
@@ -194,8 +196,14 @@ def test_a_part_that_was_unpatched_on_purpose_is_not_missed():
 
 
 def test_a_lost_frame_counter_is_missed_too():
-    model = patch(visible(timm.create_model("swinv2_cr_tiny_ns_224", num_classes=5, img_size=64, window_size=2)), T)
-    counted = [m for m in model.modules() if any("Counter" in type(h).__name__ for h in m._forward_pre_hooks.values())]
+    model = patch(
+        visible(timm.create_model("swinv2_cr_tiny_ns_224", num_classes=5, img_size=64, window_size=2)), T
+    )
+    counted = [
+        m
+        for m in model.modules()
+        if any("Counter" in type(h).__name__ for h in m._forward_pre_hooks.values())
+    ]
     assert counted
     for module in counted:
         for key, hook in list(module._forward_pre_hooks.items()):

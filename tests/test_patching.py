@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import tsm_triton
+import tsm_triton.modules
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, set_num_segments, shift_disabled, unpatch
 from tsm_triton.hooks import shift_hooks
 from tsm_triton.patching import ShiftHook
@@ -437,6 +438,54 @@ def test_a_graph_compiled_before_the_patch_does_not_survive_it(resnet):
         assert not torch.equal(compiled(frames), before)
         unpatch(resnet)
         assert torch.equal(compiled(frames), before)
+
+
+def paddle_shift(x: torch.Tensor, seg_num: int, shift_ratio: float) -> torch.Tensor:
+    """PaddlePaddle's op, by its documentation: the first fold reads t-1, the second t+1."""
+    clips = x.unflatten(0, (-1, seg_num))
+    padded = nn.functional.pad(clips, (0, 0, 0, 0, 0, 0, 1, 1))
+    c1, c2 = int(x.shape[1] * shift_ratio), int(x.shape[1] * 2 * shift_ratio)
+    parts = padded[:, :seg_num, :c1], padded[:, 2:, c1:c2], padded[:, 1:-1, c2:]
+    return torch.cat(parts, 2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("channels", [8, 12, 20, 64])
+def test_past_first_is_the_shift_of_paddle(channels):
+    x = torch.randn(2 * T, channels, 3, 3)
+    expected = paddle_shift(x, T, 1 / 8)
+    assert torch.equal(tsm_triton.temporal_shift(x, T, fold_order="past_first"), expected)
+    layer = tsm_triton.modules.TemporalShift(T, fold_order="past_first")
+    assert torch.equal(layer(x), expected)
+    packed = tsm_triton.temporal_shift(x, None, clip_lengths=[T, T], fold_order="past_first")
+    assert torch.equal(packed, expected)
+
+
+def test_a_patch_takes_the_order_of_the_folds(resnet):
+    by_hand = copy.deepcopy(resnet)
+    for site in find_sites(by_hand):
+        site.module.register_forward_pre_hook(lambda _, args: (paddle_shift(args[0], T, 1 / 8),))
+    patch(resnet, T, fold_order="past_first")
+    frames = torch.randn(2 * T, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(resnet(frames), by_hand(frames))
+        with tsm_triton.packed_clips(resnet, [T, T]):
+            assert torch.equal(resnet(frames), by_hand(frames))
+        fused = tsm_triton.fuse(copy.deepcopy(resnet), example_input=frames)
+        torch.testing.assert_close(fused(frames), by_hand(frames), rtol=1e-4, atol=1e-4)
+    assert "fold_order='past_first'" in repr(shift_hooks(resnet)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(fold_order="paddle"), "fold_order must be one of 'future_first', 'past_first', got 'paddle'"),
+        (dict(fold_order="past_first", direction="causal"), "a causal shift has one fold"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(resnet, options, message):
+    with pytest.raises(ValueError, match=message):
+        patch(resnet, **options)
+    assert not is_patched(resnet)
 
 
 def test_the_hook_says_what_it_is(resnet):

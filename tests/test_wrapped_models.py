@@ -174,5 +174,7 @@ def test_a_detector_of_no_known_backbone_is_told_where_to_patch():
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3))
     backbone.out_channels = 8
     model = detection.FasterRCNN(backbone, num_classes=2)
-    with pytest.raises(ValueError, match="of a model that takes something else than one tensor .a detector. patch"):
+    with pytest.raises(
+        ValueError, match="of a model that takes something else than one tensor .a detector. patch"
+    ):
         find_sites(model)

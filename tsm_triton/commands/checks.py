@@ -186,6 +186,8 @@ _OF_KERNELS = (("shift", "frames beyond 2**31 elements", op_checks.frames_beyond
 _ONCE = (
     ("shift", "tensors beyond 2**31 elements", op_checks.tensors_beyond_32_bits),
     ("model", "each branch is shifted, no identity is", model_checks.patched_model),
+    ("model", "a compiled model runs its own shifts", model_checks.patched_and_compiled),
+    ("model", "a module that is replaced hands its shift on", model_checks.replaced_modules),
     ("stream", "frame by frame equals the clip", model_checks.streams),
 )
 _SLOW = (

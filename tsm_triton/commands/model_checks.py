@@ -18,7 +18,16 @@ from ..patching import patch, unpatch
 from ..streaming import Streaming
 from ..testing import assert_same_bits
 
-__all__ = ["compiles", "exports", "fused_model", "fused_stream", "patched_model", "streams"]
+__all__ = [
+    "compiles",
+    "exports",
+    "fused_model",
+    "fused_stream",
+    "patched_and_compiled",
+    "patched_model",
+    "replaced_modules",
+    "streams",
+]
 
 
 def compiles(device: str) -> str:
@@ -70,6 +79,37 @@ def patched_model(device: str) -> str:
     assert not is_patched(unpatch(model)), "expected no hook after unpatch"
     assert_same_bits(model(frames), before)
     return f"{len(branches)} sites"
+
+
+def patched_and_compiled(device: str) -> str:
+    """A compiled model runs its own shifts, whatever was compiled of its class before."""
+    torch.compiler.reset()
+    model = _small_model().to(device)
+    frames = torch.randn(4, 3, 32, 32, device=device)
+    shifted = patch(copy.deepcopy(model), num_segments=4)
+    part = patch(copy.deepcopy(model), num_segments=4, stages=[3])
+    for each in (model, part, shifted, copy.deepcopy(part), model):
+        torch.testing.assert_close(torch.compile(each, backend="eager")(frames), each(frames))
+    return "3 models"
+
+
+def replaced_modules(device: str) -> str:
+    """A module that takes a shifted one's place is shifted; a model that lost a shift refuses to run."""
+    model = patch(_small_model().to(device), num_segments=4)
+    frames = torch.randn(4, 3, 32, 32, device=device)
+    expected = model(frames)
+    for name in [site.name for site in find_sites(unpatch(copy.deepcopy(model)))]:
+        conv = model.get_submodule(name)
+        twin = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        twin.weight, twin.bias = conv.weight, conv.bias
+        model.set_submodule(name, twin)
+    assert_same_bits(model(frames), expected)
+    model.get_submodule("layer1.0.conv1")._forward_pre_hooks.clear()
+    try:
+        model(frames)
+    except RuntimeError:
+        return "4 sites"
+    raise AssertionError("expected a model without one of its shifts to refuse to run, got an output")
 
 
 def streams(device: str) -> str:

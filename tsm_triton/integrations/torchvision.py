@@ -10,7 +10,6 @@ from .merges import Skipped
 from .residual import first_conv, resnet_sites
 from .tracing import Trace
 
-
 # what the detectors take their maps from: models that lost their heads
 BACKBONES = (
     "torchvision.models._utils.IntermediateLayerGetter",

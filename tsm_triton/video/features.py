@@ -28,7 +28,7 @@ class VideoFeatures(nn.Module):
 
     Raises:
         TypeError: the model does not return a list, tuple or dict of maps.
-        ValueError: bad arguments, or an input of another shape.
+        ValueError: a classifier of timm's, bad arguments, or an input of another shape.
 
     Example:
         >>> import timm, torch, tsm_triton
@@ -43,6 +43,11 @@ class VideoFeatures(nn.Module):
     def __init__(self, model: nn.Module, num_segments: int = 8) -> None:
         super().__init__()
         check_frame_model(model)
+        if hasattr(model, "forward_features") and hasattr(model, "reset_classifier"):
+            raise ValueError(
+                f"expected a backbone that returns feature maps, got {type(model).__name__}, a classifier of timm's. "
+                "Create it with timm.create_model(name, features_only=True, out_indices=...)."
+            )
         self.model = model
         self.num_segments = as_count(num_segments, "num_segments")
         info = getattr(model, "feature_info", None)
@@ -65,6 +70,7 @@ class VideoFeatures(nn.Module):
         if not isinstance(maps, Sequence):
             raise TypeError(
                 f"expected a model that returns a list of feature maps, got {type(maps).__name__} from "
-                f"{type(self.model).__name__}. Create it with timm.create_model(..., features_only=True)."
+                f"{type(self.model).__name__}. Create it with timm.create_model(..., features_only=True), or of "
+                "torchvision's models take torchvision.models.feature_extraction.create_feature_extractor(model, nodes)."
             )
         return [one.unflatten(0, video.shape[:2]) for one in maps]
