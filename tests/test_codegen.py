@@ -31,7 +31,7 @@ def shift_arguments(
         "out_ptr": pointer,
         **dict.fromkeys((*integers, *strides), "i64" if int64 else "i32"),
         "VEC": vec,
-        "BLOCK": kernel.BLOCK if folds_aligned else kernel.STRADDLING_BLOCK,
+        "BLOCK": kernel.BLOCK,
         "SINGLE_ROW": single_row,
         "FOLDS_ALIGNED": folds_aligned,
         "REVERSE": reverse,
