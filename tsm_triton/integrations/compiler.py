@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from .. import ops
 from . import choice
 from .graphs import CONVOLUTIONS, activation_name, arguments, make_functional, name_of, same_kind, site_of
+from .layouts import channels_last_maps
 from .norms import batch_affine, folded_bias, folded_weight, running_affine
 from .steps import cache_of, convolved_step, shift_before, shifted_map, why_cache_is_read
 
@@ -100,6 +101,7 @@ class _Rewriting:
         self.report = report
         # never read from another place than the graph's own
         self.written = make_functional(graph)
+        self.channels_last = channels_last_maps(graph)
         # what could have been fused -> why it was not
         self.refused: dict[Node, str] = {}
 
@@ -165,8 +167,11 @@ class _Rewriting:
         """Why a convolution and what stands around it is better left, None where it is not."""
         if not self.written.isdisjoint(inputs):
             return "an input is written in place"
-        if not choice.is_channels_last(end.meta["val"]):
-            # the op writes channels_last, and views behind it may rely on what the graph has
+        # The op writes channels_last, and views behind it may rely on what the graph has. Its kernel would copy an
+        # input of another layout.
+        if end not in self.channels_last or (
+            end.meta["val"].device.type != "cpu" and x not in self.channels_last
+        ):
             return "the graph is not channels_last here"
         return None if choice.is_faster(kind, x.meta["val"]) else SLOWER
 
@@ -300,6 +305,8 @@ class _Rewriting:
     def replace(self, old: Node, new: Node) -> None:
         """Let `new` stand for `old`, and take out what nothing reads any more."""
         new.meta.update(old.meta)
+        if old in self.channels_last:
+            self.channels_last.add(new)
         old.replace_all_uses_with(new)
         waiting = [old]
         while waiting:
