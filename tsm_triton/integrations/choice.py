@@ -8,10 +8,11 @@ and activations in place: `python -m benchmarks` times whole models, patched and
 (benchmarks/results/<device>/results.md).
 """
 
+import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["is_faster", "takes_norm"]
+__all__ = ["is_faster", "rewrites_convolutions", "takes_norm"]
 
 
 def is_faster(kind: str, x: Tensor) -> bool:
@@ -22,13 +23,28 @@ def is_faster(kind: str, x: Tensor) -> bool:
         x: the map that the place reads, of its shape, dtype and device; no values are needed. Its strides say
             nothing on a GPU, see `layouts`.
     """
-    # a pooled vector: no traffic to save, and one more shape to tune
-    return not (kind == "conv1x1" and statically_known_true(x.shape[2] * x.shape[3] == 1))
+    if kind in ("conv1x1", "convolution", "stem", "depthwise") and statically_known_true(
+        x.shape[2] * x.shape[3] == 1
+    ):
+        return False  # a pooled vector: no traffic to save, and one more shape to tune
+    if kind.startswith("convolution"):
+        # cuDNN takes bias and ReLU along, at the price of the bare convolution (0.56 to 0.81 of
+        # convolution and pass on an H200, bf16)
+        return x.dtype in (torch.float16, torch.bfloat16) and torch.version.hip is None
+    return kind not in ("stem", "depthwise") or x.dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
 def takes_norm(x: Tensor) -> bool:
     """Whether `residual_shift` does the batch-norm of the branch in inference, or else the convolution before it.
 
     On CUDA the convolution would add the bias in a pass of its own, on a CPU it adds it on the way.
+    """
+    return x.device.type != "cpu"
+
+
+def rewrites_convolutions(x: Tensor) -> bool:
+    """Whether convolutions of other sizes than 1x1 are fused too, and biases moved into the next kernel that has one.
+
+    On a CPU oneDNN adds the bias on its way, and Inductor the activation.
     """
     return x.device.type != "cpu"
