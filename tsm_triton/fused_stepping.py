@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from .fusion import FusionReport, capture, check_fusible, rewritten
+from .fusion import MOST_ROWS, FusionReport, capture, check_fusible, rewritten
 from .integrations.tracing import copied
 from .stepping import StreamStep
 
@@ -116,7 +116,7 @@ class FusedStep(StreamStep):
 
 def _captured(model: nn.Module, features: bool, frame: Tensor, state: Sequence[Tensor]) -> GraphModule:
     """The functional graph of one frame of any number of streams, in channels_last."""
-    streams = torch.export.Dim("streams", min=1)
+    streams = torch.export.Dim("streams", min=1, max=MOST_ROWS)
     rows = [len(cache) // len(frame) if cache.numel() else 0 for cache in state]
     with torch.inference_mode(False), torch.no_grad():
         example = torch.zeros(2, *frame.shape[1:], dtype=frame.dtype, device=frame.device)

@@ -16,6 +16,10 @@ from .integrations.tracing import copied, input_shape
 
 __all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
 
+# Up to here cuDNN's rows are all alike: torch.export finds a guard on them on a GPU, and refuses a wider range.
+# The graphs hold no guard, so they take more.
+MOST_ROWS = 65535
+
 # torch.export holds what it does in globals
 _CAPTURING = threading.Lock()
 
@@ -161,7 +165,7 @@ def _captured(model: nn.Module, num_segments: int, input_size: tuple[int, ...]) 
     template = next(p for p in model.parameters() if p.is_floating_point())
     frames = torch.zeros(2 * num_segments, *input_size, dtype=template.dtype, device=template.device)
     frames = frames.contiguous(memory_format=torch.channels_last)
-    clips = torch.export.Dim("clips", min=1)
+    clips = torch.export.Dim("clips", min=1, max=max(1, MOST_ROWS // num_segments))
     batch = clips if num_segments == 1 else num_segments * clips
     wanted = f"any number of clips of {num_segments} frames of {list(input_size)}"
     network = capture(model, (frames,), ({0: batch},), type(model).__name__, wanted)
@@ -182,7 +186,7 @@ def capture(
     Raises:
         RuntimeError: `torch.export` cannot capture it so.
     """
-    module = module.requires_grad_(False).to(memory_format=torch.channels_last)
+    _to_channels_last(module.requires_grad_(False))
     try:
         with _CAPTURING:
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -193,6 +197,22 @@ def capture(
             "Pass example_input if its input is of another size; else keep the patched model, which "
             "torch.compile takes as it is."
         ) from error
+
+
+def _to_channels_last(module: nn.Module) -> None:
+    """`module.to(memory_format=torch.channels_last)`, for fake tensors too."""
+    converted: dict[nn.Parameter, nn.Parameter] = {}
+    for inner in module.modules():
+        for name, parameter in inner._parameters.items():
+            if parameter is None or parameter.dim() != 4:
+                continue
+            if parameter not in converted:
+                values = parameter.detach().contiguous(memory_format=torch.channels_last)
+                converted[parameter] = nn.Parameter(values, requires_grad=False)
+            inner._parameters[name] = converted[parameter]
+        for name, buffer in inner._buffers.items():
+            if buffer is not None and buffer.dim() == 4:
+                inner._buffers[name] = buffer.contiguous(memory_format=torch.channels_last)
 
 
 def _with_plain_signature(network: GraphModule) -> GraphModule:

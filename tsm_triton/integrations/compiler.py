@@ -14,7 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 from .. import ops
 from . import choice
 from .graphs import CONVOLUTIONS, activation_name, arguments, make_functional, name_of, same_kind, site_of
-from .norms import batch_affine, folded_bias, folded_weight, running_affine
+from .layouts import channels_last_maps
+from .norms import batch_affine, folded_bias, folded_weight, joined_bias, running_affine
 from .steps import cache_of, convolved_step, shift_before, shifted_map, why_cache_is_read
 
 __all__ = ["Fusion", "FusionReport", "fold_constants", "rewrite"]
@@ -30,8 +31,8 @@ class Fusion:
     Attributes:
         site: the name of the module it stands at.
         kind: of a fused place `"shift + conv1x1"`, `"conv1x1 + residual"`, `"shift + conv1x1 + residual"`,
-            `"conv1x1"` (with an activation alone) or `"residual + shift"`; of one that stayed `"shift"` or
-            `"residual"`.
+            `"conv1x1"` (with activation or bias alone) or `"residual + shift"`, on a GPU also `"convolution"`,
+            `"convolution + residual"`, `"stem"` and `"depthwise"`; of one that stayed `"shift"` or `"residual"`.
         reason: the activation that was taken along, or why nothing was rewritten.
     """
 
@@ -100,6 +101,7 @@ class _Rewriting:
         self.report = report
         # never read from another place than the graph's own
         self.written = make_functional(graph)
+        self.channels_last = channels_last_maps(graph)
         # what could have been fused -> why it was not
         self.refused: dict[Node, str] = {}
 
@@ -111,6 +113,10 @@ class _Rewriting:
         for node in list(self.graph.nodes):
             if node.target is ops.temporal_shift and self.why_no_residual_shift(node) is None:
                 self.fuse_residual_shift(node, training)
+        if not training:
+            for node in list(self.graph.nodes):
+                if node.target in CONVOLUTIONS and choice.rewrites_convolutions(node.meta["val"]):
+                    self.fuse_convolution(node)
         self.report_left(training)
         self.graph.lint()
         return self.report
@@ -137,7 +143,9 @@ class _Rewriting:
         parts = ("shift" * (shift is not None), "conv1x1", "residual" * (identity is not None))
         kind = " + ".join(part for part in parts if part)
         dtype = conv.meta["val"].dtype
-        if (kind == "conv1x1" and activation == "none") or x.meta["val"].dtype != dtype:
+        # a bias alone is worth the op where it would be a pass of its own
+        alone = (norm is None and bias is None) or not choice.rewrites_convolutions(conv.meta["val"])
+        if (kind == "conv1x1" and activation == "none" and alone) or x.meta["val"].dtype != dtype:
             return
         reason = self.why_no_pointwise(kind, x, end, {x, cache, weight, bias, identity})
         if reason is not None:
@@ -150,6 +158,9 @@ class _Rewriting:
                 weight, bias = self.folded(conv, norm, dtype)
             else:
                 weight, bias = self.cast(weight, dtype), self.cast(bias, dtype)
+        if identity is not None:
+            identity, bias = self.joined(identity, bias, end)
+        with self.graph.inserting_before(end):
             if shift is not None and cache is not None:
                 fused = convolved_step(self.graph, shift, weight, bias, identity, activation)
             else:
@@ -165,10 +176,85 @@ class _Rewriting:
         """Why a convolution and what stands around it is better left, None where it is not."""
         if not self.written.isdisjoint(inputs):
             return "an input is written in place"
-        if not choice.is_channels_last(end.meta["val"]):
-            # the op writes channels_last, and views behind it may rely on what the graph has
+        # The op writes channels_last, and views behind it may rely on what the graph has. Its kernel would copy an
+        # input of another layout.
+        if end not in self.channels_last or (
+            end.meta["val"].device.type != "cpu" and x not in self.channels_last
+        ):
             return "the graph is not channels_last here"
         return None if choice.is_faster(kind, x.meta["val"]) else SLOWER
+
+    def fuse_convolution(self, conv: Node) -> None:
+        """`act(norm(conv(x)) + identity)` as one op of inference, where the convolution is not a 1x1."""
+        values, form = arguments(conv), convolution_form(conv)
+        x, weight, bias = values["input"], values["weight"], values["bias"]
+        if form is None or x.meta["val"].dim() != 4:
+            return
+        (c_out, depth, *size), groups, dtype = weight.meta["val"].shape, form[3], conv.meta["val"].dtype
+        norm, identity = self.running_norm_behind(conv), None
+        end = conv if norm is None else norm
+        if 1 < groups == c_out == x.meta["val"].shape[1]:
+            kind = "depthwise"
+        elif groups == 1 and depth <= 4 and max(size) > 1 and max(form[2]) == 1:
+            kind = "stem"
+        else:
+            kind = "convolution"
+            if (add := _only_user(end)) is not None and (identity := _other_operand(add, end)) is not None:
+                kind, end = "convolution + residual", add
+        activation, end = _activation_behind(end)
+        bare = norm is None and bias is None
+        useless = {"depthwise": bare and activation == "none", "stem": bare}.get(kind, activation != "relu")
+        if (
+            useless
+            or x.meta["val"].dtype != dtype
+            or self.why_no_pointwise(kind, x, end, {x, weight, bias, identity})
+        ):
+            return
+        with self.graph.inserting_before(end):
+            if norm is not None:
+                weight, bias = self.folded(conv, norm, dtype)
+            else:
+                weight, bias = self.cast(weight, dtype), self.cast(bias, dtype)
+        if identity is not None:
+            identity, bias = self.joined(identity, bias, end)
+        stride, padding, dilation, _ = form
+        calls = {
+            "stem": (ops.stem_convolution, (x, weight, bias, stride, padding, activation)),
+            "depthwise": (
+                ops.depthwise_convolution,
+                (x, weight, bias, stride, padding, dilation, activation),
+            ),
+        }
+        call = calls.get(kind, (ops.convolution, (x, weight, bias, identity, *form, activation)))
+        with self.graph.inserting_before(end):
+            fused = self.graph.call_function(*call)
+        self.report.fused.append(Fusion(site_of(conv), kind, activation))
+        self.replace(end, fused)
+
+    def joined(self, identity: Node, bias: Node | None, end: Node) -> tuple[Node, Node | None]:
+        """The identity without the bias of its own batch-norm, which joins `bias`: so a shortcut needs no pass."""
+        if (
+            not choice.rewrites_convolutions(identity.meta["val"])
+            or identity.target is not aten.batch_norm.default
+        ):
+            return identity, bias
+        conv, dtype = arguments(identity)["input"], identity.meta["val"].dtype
+        plain = (
+            conv.target in CONVOLUTIONS and convolution_form(conv) is not None and len(identity.users) == 1
+        )
+        if (
+            not plain
+            or self.running_norm_behind(conv) is not identity
+            or not self.written.isdisjoint({conv, identity})
+        ):
+            return identity, bias
+        with self.graph.inserting_before(conv):
+            weight, other = self.folded(conv, identity, dtype)
+        with self.graph.inserting_before(end):
+            bias = other if bias is None else self.graph.call_function(joined_bias, (other, bias))
+        conv.args = (conv.args[0], weight, None, *conv.args[3:])
+        self.replace(identity, conv)
+        return conv, bias
 
     def fuse_residual_shift(self, shift: Node, training: bool) -> None:
         """`y = act(norm(branch) + identity)` with the shift of y as one op."""
@@ -287,10 +373,10 @@ class _Rewriting:
         names = ("weight", "bias", "running_mean", "running_var", "eps")
         gamma, beta, mean, var, eps = (of_norm[name] for name in names)
         self.report.batch_norms += 1
-        return (
-            self.graph.call_function(folded_weight, (of_conv["weight"], gamma, var, eps, dtype)),
-            self.graph.call_function(folded_bias, (of_conv["bias"], gamma, beta, mean, var, eps, dtype)),
-        )
+        weight = self.graph.call_function(folded_weight, (of_conv["weight"], gamma, var, eps, dtype))
+        weight.meta["val"] = of_conv["weight"].meta["val"].to(dtype)
+        bias = (of_conv["bias"], gamma, beta, mean, var, eps, dtype)
+        return weight, self.graph.call_function(folded_bias, bias)
 
     def cast(self, value: Node | None, dtype: torch.dtype) -> Node | None:
         if value is None or value.meta["val"].dtype == dtype:
@@ -300,6 +386,8 @@ class _Rewriting:
     def replace(self, old: Node, new: Node) -> None:
         """Let `new` stand for `old`, and take out what nothing reads any more."""
         new.meta.update(old.meta)
+        if old in self.channels_last:
+            self.channels_last.add(new)
         old.replace_all_uses_with(new)
         waiting = [old]
         while waiting:
@@ -327,7 +415,7 @@ def fold_constants(module: GraphModule, report: FusionReport) -> None:
         rewriting.replace(norm, conv)
     for node in list(graph.nodes):
         constants = all(x.op == "get_attr" for x in node.all_input_nodes)  # no computed weight
-        if node.target in (folded_weight, folded_bias, running_affine) and constants:
+        if node.target in (folded_weight, folded_bias, joined_bias, running_affine) and constants:
             _compute(module, node)
     graph.eliminate_dead_code()
     graph.lint()
@@ -350,6 +438,32 @@ def _compute(module: GraphModule, node: Node) -> None:
         constant.meta["val"] = value
         output.replace_all_uses_with(constant)
         module.graph.erase_node(output)
+
+
+def convolution_form(conv: Node) -> tuple[list[int], list[int], list[int], int] | None:
+    """Stride, padding and dilation of both axes, and the groups; None of a transposed one or of uneven padding.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.Conv2d(3, 8, (1, 3), padding="same"), (torch.ones(1, 3, 4, 4),))
+        >>> (conv,) = (node for node in program.graph.nodes if node.target in CONVOLUTIONS)
+        >>> convolution_form(conv)
+        ([1, 1], [0, 1], [1, 1], 1)
+    """
+    values = arguments(conv)
+    weight, dilation, padding = values["weight"].meta["val"], _pair(values["dilation"]), values["padding"]
+    if values.get("transposed", False) or weight.dim() != 4:
+        return None
+    if padding == "same":
+        whole = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
+        if any(size % 2 for size in whole):
+            return None
+        padding = [size // 2 for size in whole]
+    return _pair(values["stride"]), _pair(0 if padding == "valid" else padding), dilation, values["groups"]
+
+
+def _pair(value: Any) -> list[int]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * 2 if len(values) == 1 else values
 
 
 def why_not_pointwise(conv: Node) -> str | None:

@@ -6,7 +6,7 @@ Plain functions that a rewritten graph calls; sums and quotients are float32, fo
 import torch
 from torch import Tensor
 
-__all__ = ["batch_affine", "folded_bias", "folded_weight", "running_affine"]
+__all__ = ["batch_affine", "folded_bias", "folded_weight", "joined_bias", "running_affine"]
 
 
 def running_affine(
@@ -92,6 +92,11 @@ def folded_bias(
     """The bias `[C_out]` that goes with `folded_weight`; `bias` is the convolution's own."""
     scale, shift = running_affine(gamma, beta, mean, var, eps)
     return (shift if bias is None else shift + _wide(bias) * scale).to(dtype)
+
+
+def joined_bias(first: Tensor, second: Tensor) -> Tensor:
+    """The bias of two maps that are added."""
+    return (_wide(first) + _wide(second)).to(first.dtype)
 
 
 def _affine(

@@ -7,10 +7,13 @@ Triton on machines that never do.
 from .activations import ACTIVATIONS, check_activation
 from .conv1x1 import shift_conv1x1
 from .conv1x1_pair import conv1x1_shift_conv1x1
+from .convolution import convolution
+from .depthwise import depthwise_convolution
 from .library import let_inductor_decompose
 from .packed import temporal_shift_packed
 from .residual import residual_shift, residual_shift_backward
 from .shift import shift_by_copies, temporal_shift
+from .stem import stem_convolution
 from .step import shift_step, shift_step_into
 from .step_conv1x1 import shift_step_conv1x1
 
@@ -18,6 +21,8 @@ __all__ = [
     "ACTIVATIONS",
     "check_activation",
     "conv1x1_shift_conv1x1",
+    "convolution",
+    "depthwise_convolution",
     "let_inductor_decompose",
     "residual_shift",
     "residual_shift_backward",
@@ -26,6 +31,7 @@ __all__ = [
     "shift_step",
     "shift_step_conv1x1",
     "shift_step_into",
+    "stem_convolution",
     "temporal_shift",
     "temporal_shift_packed",
 ]

@@ -18,6 +18,8 @@ torch.compiler.config.cache_key_tag += f" tsm_triton {__version__}"
 
 # Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+# Fakes promise channels_last whatever the inputs' layout is, so Inductor may feed what it has.
+INFERENCE_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 
 def implement(name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]) -> None:
@@ -49,6 +51,18 @@ def differentiate(name: str, noted: Callable[..., Any]) -> None:
             return op(*arguments)
 
     library.impl(name, noted_or_below, "Autograd")
+
+
+def refuse_gradients(name: str) -> None:
+    """Register that an op of inference raises where autograd would have to note a call."""
+
+    def refused(*_: Any) -> Any:
+        raise RuntimeError(
+            f"expected {name} in inference, got an argument that requires a gradient. Call it inside torch.no_grad(), "
+            "or torch.nn.functional.conv2d, which autograd knows."
+        )
+
+    differentiate(name, refused)
 
 
 # The fused kernels count the elements of a frame in 32 bits; a program's last block may reach past its end.
