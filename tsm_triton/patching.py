@@ -111,7 +111,7 @@ def patch(
         )
     chosen = _wide_enough(chosen, shift_div, direction, may_skip)
     try:
-        _add_hooks(model, chosen, num_segments, shift_div, direction)
+        _add_hooks(model, chosen, num_segments, shift_div, direction, place)
         difference = _difference(backbones, chosen, place) if verify else None
         if difference is not None:
             raise RuntimeError(
@@ -205,7 +205,12 @@ def _wide_enough(
 
 
 def _add_hooks(
-    model: nn.Module, sites: Sequence[ShiftSite], num_segments: int, shift_div: int, direction: str
+    model: nn.Module,
+    sites: Sequence[ShiftSite],
+    num_segments: int,
+    shift_div: int,
+    direction: str,
+    place: str,
 ) -> None:
     counters: dict[str, FrameCounter] = {}
     for site in sites:
@@ -216,6 +221,7 @@ def _add_hooks(
                 counter = counters[site.frames_from] = FrameCounter()
                 model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter)
+        hook.channels, hook.place = site.channels, place
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
