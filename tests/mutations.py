@@ -208,6 +208,12 @@ MUTATIONS = (
         'yield ShiftSite(f"{stage}.{name}.conv1", conv1, channels)',
         'yield ShiftSite(f"{stage}.{name}", block, channels)',
     ),
+    Mutation(
+        "frames: wrong normalisation of a model that is wrapped",
+        "video/preparation.py",
+        "for name, module in model.named_modules():",
+        'for name, module in [("", model)]:',
+    ),
 )
 
 

@@ -213,9 +213,9 @@ def built(checkpoint: Checkpoint) -> nn.Module:
         model = checkpoint.origin.build()
     except Exception as error:  # of whatever kind a library raises
         raise ValueError(
-            f"expected {checkpoint.origin.full_name} with {checkpoint.origin.options}, as {checkpoint.source} names it, "
-            f"got {type(error).__name__} from this version of {checkpoint.origin.library}. Make the model yourself, patch "
-            "it, and call tsm_triton.load_checkpoint(model, ...)."
+            f"expected {checkpoint.origin.full_name} with {checkpoint.origin.options}, as {checkpoint.source} names "
+            f"it, got {type(error).__name__} from this version of {checkpoint.origin.library}. Make the model "
+            "yourself, patch it, and call tsm_triton.load_checkpoint(model, ...)."
         ) from error
     if checkpoint.patch is not None:
         apply_patch(model, checkpoint.patch)
@@ -228,7 +228,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, advice: str = "") -> Non
     inner = unwrapped(module_of(model))
     if isinstance(inner, FusedModel):
         raise TypeError(
-            "expected a patched model, got a fused copy, whose weights are folded. Pass the model it was made of, and fuse again."
+            "expected a patched model, got a fused copy, whose weights are folded. Pass the model it was made of, and "
+            "fuse it again."
         )
     if checkpoint.ours:
         check_same_patch(inner, checkpoint.patch, checkpoint.source)
@@ -274,8 +275,8 @@ def _checked_labels(labels: Any, model: nn.Module) -> list[str] | None:
     labels, classes = list(labels), getattr(model, "num_classes", None)
     if isinstance(classes, int) and len(labels) != classes:
         raise ValueError(
-            f"expected {classes} labels, as many as {type(model).__name__} has classes, got {len(labels)}: pass one for "
-            "each class"
+            f"expected {classes} labels, as many as {type(model).__name__} has classes, got {len(labels)}: pass one "
+            "for each class"
         )
     return labels
 

@@ -83,8 +83,8 @@ def check_same_patch(model: nn.Module, record: dict[str, Any] | None, source: st
         )
     if own is not None and record is None:
         raise ValueError(
-            f"expected weights that were trained with the shift of {type(model).__name__} ({described(own)}), got those "
-            f"of an unshifted network in {source}. Call load_checkpoint first, then tsm_triton.patch, and train."
+            f"expected weights that were trained with the shift of {type(model).__name__} ({described(own)}), got "
+            f"those of an unshifted network in {source}. Call load_checkpoint first, then tsm_triton.patch, and train."
         )
     if own is None or record is None:
         return

@@ -186,6 +186,7 @@ _OF_KERNELS = (("shift", "frames beyond 2**31 elements", op_checks.frames_beyond
 _ONCE = (
     ("shift", "tensors beyond 2**31 elements", op_checks.tensors_beyond_32_bits),
     ("model", "each branch is shifted, no identity is", model_checks.patched_model),
+    ("frames", "are prepared as the model says", model_checks.prepared),
     ("stream", "frame by frame equals the clip", model_checks.streams),
 )
 _SLOW = (

@@ -17,8 +17,10 @@ from ..hooks import is_patched, shift_disabled
 from ..patching import patch, unpatch
 from ..streaming import Streaming
 from ..testing import assert_same_bits
+from ..video.classifier import VideoClassifier
+from ..video.transforms import transform_for
 
-__all__ = ["compiles", "exports", "fused_model", "fused_stream", "patched_model", "streams"]
+__all__ = ["compiles", "exports", "fused_model", "fused_stream", "patched_model", "prepared", "streams"]
 
 
 def compiles(device: str) -> str:
@@ -70,6 +72,21 @@ def patched_model(device: str) -> str:
     assert not is_patched(unpatch(model)), "expected no hook after unpatch"
     assert_same_bits(model(frames), before)
     return f"{len(branches)} sites"
+
+
+def prepared(device: str) -> str:
+    """Frames are normalised and sized as the model says, in whatever it is wrapped."""
+    model = timm.create_model("test_vit", img_size=96).to(device)
+    mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
+    assert mean != (0.485, 0.456, 0.406), "expected a model whose frames are not ImageNet's"
+    wrapped = (model, VideoClassifier(model), nn.DataParallel(nn.Sequential(VideoClassifier(model))))
+    for value in (0, 51, 255):
+        clip = torch.full((2, 3, 120, 160), value, dtype=torch.uint8, device=device)
+        expected = (torch.tensor(value / 255) - torch.tensor(mean)) / torch.tensor(std)
+        expected = expected.to(device).view(3, 1, 1).expand(2, 3, 96, 96)
+        for holder in wrapped:
+            torch.testing.assert_close(transform_for(holder)(clip), expected)
+    return f"{len(wrapped)} wrappers"
 
 
 def streams(device: str) -> str:
