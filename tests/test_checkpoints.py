@@ -77,7 +77,7 @@ def test_what_was_saved_is_built_again(options, name, tmp_path):
     [
         lambda: timm.create_model("test_vit", num_classes=2, img_size=96),
         lambda: timm.create_model("test_resnet", features_only=True, out_indices=(1, 3)),
-        lambda: timm.create_model("test_efficientnet", num_classes=2, drop_rate=0.2, drop_path_rate=0.1),
+        lambda: timm.create_model("test_resnet", num_classes=2, drop_rate=0.2, drop_path_rate=0.1),
         lambda: torchvision.models.mobilenet_v2(num_classes=2),
         lambda: torchvision.models.resnet18(),
         lambda: nn.SyncBatchNorm.convert_sync_batchnorm(torchvision.models.resnet18(num_classes=2)),
@@ -218,7 +218,7 @@ def test_num_segments_stays_the_models_own(path):
 @pytest.mark.parametrize(
     ("options", "got"),
     [
-        (dict(direction="bidirectional"), "got direction='bidirectional'"),
+        (dict(direction="bidirectional"), "direction='bidirectional'"),
         (dict(direction="causal", shift_div=4), "shift_div=4"),
         (dict(direction="causal", stages=[0]), "shifted in the file only: layer2.0.conv1, layer3"),
         (dict(direction="causal", place="block"), "in the model only: layer1.0, layer2.0"),

@@ -60,8 +60,6 @@ def _read_torch(path: Path) -> Any:
 def _read_safetensors(path: Path) -> Any:
     from safetensors import safe_open
 
-    if not path.exists():
-        raise FileNotFoundError(path)
     with safe_open(path, framework="pt", device="cpu") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
         about = (file.metadata() or {}).get(METADATA)

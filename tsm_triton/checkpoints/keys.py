@@ -81,7 +81,7 @@ def state_in(held: Any, source: str) -> dict[str, Tensor]:
     )
 
 
-def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str) -> dict[str, Tensor]:
+def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str = "") -> dict[str, Tensor]:
     """The weights under the model's own keys.
 
     A prefix that all keys share is taken off where exactly the model's keys are left, and only there: a model may
@@ -117,7 +117,8 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str)
             if keys
         )
         raise ValueError(
-            f"expected the state dict of {type(model).__name__}, got one with keys {listed} in {source}. {advice}"
+            f"expected the state dict of {type(model).__name__}, got one with keys {listed} in {source}. "
+            f"Make the model as that one was made{advice}."
         )
     return {key: given[name] for name, (key, _) in expected.items()}
 

@@ -13,6 +13,7 @@ A dictionary of plain values, the same in a `.safetensors` file and in one of `t
     labels       a name a class, or None
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -235,7 +236,6 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, advice: str = "") -> Non
         check_same_patch(inner, checkpoint.patch, checkpoint.source)
     else:
         shift_hooks(inner)
-    advice = advice or "Make the model as that one was made, with as many classes."
     inner.load_state_dict(fit(checkpoint.state, inner, checkpoint.source, advice))
     if checkpoint.preparation is not None and _frames_of(inner) != _frames(
         checkpoint.preparation, checkpoint.besides or {}
@@ -244,8 +244,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, advice: str = "") -> Non
         config: Any = inner.pretrained_cfg
         config.update(checkpoint.besides or {})
     if checkpoint.labels is not None:
-        config = dict(getattr(inner, "pretrained_cfg", None) or {})
-        inner.pretrained_cfg = {**config, "label_names": list(checkpoint.labels)}  # pyright: ignore[reportAttributeAccessIssue]
+        config: Any = dict(getattr(inner, "pretrained_cfg", None) or {})
+        config["label_names"] = list(checkpoint.labels)
+        inner.pretrained_cfg = config
 
 
 def _frames(preparation: Preparation, besides: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def patched_model(device: str) -> str:
 
 def prepared(device: str) -> str:
     """Frames are normalised and sized as the model says, in whatever it is wrapped."""
-    model = timm.create_model("test_vit", img_size=96).to(device)
+    model: Any = timm.create_model("test_vit", img_size=96).to(device)
     mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
     assert mean != (0.485, 0.456, 0.406), "expected a model whose frames are not ImageNet's"
     wrapped = (model, VideoClassifier(model), nn.DataParallel(nn.Sequential(VideoClassifier(model))))

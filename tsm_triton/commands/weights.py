@@ -69,7 +69,7 @@ def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
             )
         model = create_model(name, **_head(name, checkpoint.state))
         apply_patch(model, record)
-        load_into(model, checkpoint, "Check --model.")
+        load_into(model, checkpoint, ", or check --model")
         return Trained(model.eval(), name, checkpoint.labels)
     if name not in (None, origin.full_name):
         raise ValueError(
@@ -89,7 +89,7 @@ def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | No
             "--direction causal if it was trained so, or use tsm_triton.save_checkpoint, which writes that down"
         )
     model = patch(create_model(name, **_head(name, checkpoint.state)), direction=direction)
-    load_into(model, checkpoint, "Check --model.")
+    load_into(model, checkpoint, ", or check --model")
     return Trained(model.eval(), name, None)
 
 

@@ -83,7 +83,7 @@ def set_preparation(model: nn.Module, preparation: Preparation) -> None:
         "mean": tuple(preparation.mean),
         "std": tuple(preparation.std),
     }
-    model.pretrained_cfg = config  # pyright: ignore[reportAttributeAccessIssue]
+    model.pretrained_cfg = config  # pyright: ignore[reportArgumentType]
 
 
 def module_of(model: Any) -> nn.Module:
@@ -169,8 +169,10 @@ def _config(module: nn.Module) -> Mapping[str, Any] | None:
     for name in ("pretrained_cfg", "default_cfg"):
         # not by getattr alone: compiled modules pass on what they hold
         config = vars(module).get(name, getattr(type(module), name, None))
-        if config:
-            return config if isinstance(config, Mapping) else vars(config)
+        if config and not isinstance(config, Mapping):
+            config = vars(config)
+        if config and any(config.get(key) for key in ("input_size", "mean", "std")):
+            return config
     if "torchvision" in sys.modules and any(
         cls.__module__.startswith("torchvision.models.") for cls in type(module).__mro__
     ):
