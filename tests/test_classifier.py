@@ -136,7 +136,7 @@ def test_pixels_as_decoded_are_refused(model, reader, dtype):
     message = rf"must hold normalised floats, got {dtype}: pass what .*transform_for\(model\)"
     for shape in ((2, T, 3, 48, 48), (2 * T, 3, 48, 48), (1, 2, T, 3, 48, 48)):
         with pytest.raises(TypeError, match="video " + message):
-            reader(model, T)(torch.zeros(shape, dtype=dtype))
+            reader(torch.nn.Sequential(model), T)(torch.zeros(shape, dtype=dtype))
     tsm_triton.patch(tsm_triton.unpatch(model), direction="causal")
     with pytest.raises(TypeError, match="frame " + message):
         tsm_triton.Streaming(model)(torch.zeros(2, 3, 48, 48, dtype=dtype))
@@ -155,7 +155,7 @@ def test_pixels_as_decoded_are_refused(model, reader, dtype):
 @pytest.mark.parametrize("reader", [VideoClassifier, VideoFeatures])
 def test_channels_on_another_axis_are_refused(model, reader, shape, like):
     with pytest.raises(ValueError, match=rf"channels on the third axis from the end.* got \(.*like {like}"):
-        reader(model, T)(torch.zeros(shape))
+        reader(torch.nn.Sequential(model), T)(torch.zeros(shape))
 
 
 def test_three_frames_of_other_channels_are_no_channels_on_another_axis():

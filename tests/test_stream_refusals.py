@@ -171,7 +171,7 @@ def test_a_file_is_no_folder_for_results(weights, picture, capsys):
     [
         (("version",), 2, "expected a checkpoint of version 1, got version 2"),
         (("patch", "direction"), "sideways", "expected direction to be one of 'bidirectional', 'causal'"),
-        (("patch", "num_segments"), True, "expected num_segments to be a positive integer, got True"),
+        (("patch", "num_segments"), True, "expected num_segments to be a positive integer in"),
         (("patch", "sites"), [], "expected sites to be a list of dictionaries"),
         (("patch", "sites", 0, "name"), "nowhere", "expected a module of ResNet, got 'nowhere'"),
         (("patch", "sites", 0, "channel_dim"), 0, "expected channel_dim to be one of 1, -1"),
@@ -179,7 +179,7 @@ def test_a_file_is_no_folder_for_results(weights, picture, capsys):
         (("model", "name"), "\x1b[31mred", "expected \ufffd[31mred with {"),
         (("model", "library"), "os", "expected library to be one of 'timm', 'torchvision'"),
         (("model", "options"), {"odd": 1}, "expected test_resnet with {'odd': 1}, as "),
-        (("frames", "size"), 10**6, "expected size to be from 1 to 4096 pixels"),
+        (("frames", "size"), 10**6, "expected size to be from 1 to 4096 pixels in"),
         (("frames", "mean"), [0, math.nan, 0], "expected mean to be three numbers"),
         (("labels",), 5, "expected labels to be a list of strings"),
         (("labels",), ["a", 1, "c"], "expected labels to be a list of strings"),

@@ -174,7 +174,7 @@ def test_a_timm_model_is_asked():
 HOLDERS = {
     "plain": lambda m: m,
     "classifier": VideoClassifier,
-    "features": VideoFeatures,
+    "features": lambda m: VideoFeatures(nn.Sequential(m)),
     "data parallel": nn.DataParallel,
     "compiled": torch.compile,
     "averaged": AveragedModel,
@@ -247,7 +247,9 @@ def test_a_model_of_another_size_that_does_not_tell_it_is_refused():
 def test_models_inside_that_want_other_frames_are_named():
     with torch.device("meta"):
         two = nn.ModuleDict({"rgb": timm.create_model("test_vit"), "flow": timm.create_model("resnet18")})
-    with pytest.raises(ValueError, match=r"to want the same frames, got 'rgb' 160 pixels.*'flow' 224 pixels"):
+    with pytest.raises(
+        ValueError, match=r"to want the same frames, got 'model.rgb' 160 pixels.*'model.flow' 224 pixels"
+    ):
         transform_for(VideoClassifier(two))
     given = dict(size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert preparation_of(two, **given) == Preparation(short_side=73, **given)
@@ -258,7 +260,7 @@ def test_models_inside_that_want_other_frames_are_named():
 
 def test_a_graph_that_lost_what_its_model_said_is_refused():
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1)))
-    with pytest.raises(ValueError, match="got GraphModule, a graph that has lost it"):
+    with pytest.raises(ValueError, match="got Sequential, a graph that has lost it"):
         transform_for(nn.Sequential(graph))
     assert preparation_of(graph, size=32, mean=(0.5,) * 3, std=(0.5,) * 3).size == 32
 

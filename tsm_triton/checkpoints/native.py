@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 
 from ..files import printable
@@ -90,7 +89,7 @@ def save_checkpoint(
         ValueError: labels of another number than classes; sharded weights; parts that are patched differently.
 
     Example:
-        >>> import tempfile, timm, tsm_triton
+        >>> import tempfile, timm, torch, tsm_triton
         >>> model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=2), direction="causal")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_checkpoint(model, f"{folder}/best.pt", labels=["left", "right"])
@@ -165,7 +164,7 @@ def load_checkpoint(*arguments: Any) -> Any:
             built, or is of a later version. The model is as it was before.
 
     Example:
-        >>> import timm, tsm_triton
+        >>> import timm, torch, tsm_triton
         >>> model = tsm_triton.patch(timm.create_model("test_resnet"))
         >>> state = torch.nn.DataParallel(model).state_dict()
         >>> load_checkpoint(model, {"epoch": 3, "state_dict": state}) is model
@@ -300,7 +299,7 @@ def _parsed(held: Mapping[str, Any], source: str) -> Checkpoint:
     origin = None
     if "name" in model:
         options = {key: _tupled(value) for key, value in get(model, "options", _DICT).items()}
-        origin = Origin(get(model, "library", _LIBRARY), get(model, "name", _TEXT), options)
+        origin = Origin(get(model, "library", _LIBRARY), printable(get(model, "name", _TEXT)), options)
     preparation, besides = None, {}
     if frames is not None:
         frames = get(held, "frames", _DICT)
@@ -374,9 +373,7 @@ _LABELS: _Kind = "a list of strings", lambda value: value is None or _is_list_of
 _PIXELS: _Kind = f"from 1 to {MAX_SIZE} pixels", lambda value: _is_count(value) and value <= MAX_SIZE
 _COLOURS: _Kind = (
     "three numbers",
-    lambda value: (
-        _is_list_of((int, float), value) and len(value) == 3 and torch.tensor(value).isfinite().all()
-    ),
+    lambda value: _is_list_of((int, float), value) and len(value) == 3 and all(map(math.isfinite, value)),
 )
 
 

@@ -186,13 +186,13 @@ def _torchvision_config(module: nn.Module) -> Mapping[str, Any] | None:
 
     from ..integrations.torchvision import is_model
 
-    if not is_model(module):
-        return None
-    if type(module).__module__.startswith("torchvision.models.detection"):
+    if type(getattr(module, "transform", None)).__name__ == "GeneralizedRCNNTransform":
         raise ValueError(
             f"expected a model of normalised frames, got {type(module).__name__}, which resizes and normalises them "
             "itself. Pass it frames divided by 255."
         )
+    if not is_model(module):
+        return None
     for name in lookalikes(module):
         weights: Any = models.get_model_weights(name)
         transforms = (weights.DEFAULT if hasattr(weights, "DEFAULT") else next(iter(weights))).transforms()
