@@ -248,7 +248,7 @@ def test_models_inside_that_want_other_frames_are_named():
     with torch.device("meta"):
         two = nn.ModuleDict({"rgb": timm.create_model("test_vit"), "flow": timm.create_model("resnet18")})
     with pytest.raises(
-        ValueError, match=r"to want the same frames, got 'model.rgb' 160 pixels.*'model.flow' 224 pixels"
+        ValueError, match=r"the same frames, got 'model.rgb' 160 pixels.*'model.flow' 224 pixels"
     ):
         transform_for(VideoClassifier(two))
     given = dict(size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
