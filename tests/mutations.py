@@ -220,6 +220,12 @@ MUTATIONS = (
         "        place.register_forward_pre_hook(hook, with_kwargs=True)\n",
         "",
     ),
+    Mutation(
+        "frames: wrong normalisation of a model that is wrapped",
+        "video/preparation.py",
+        "for name, module in model.named_modules():",
+        'for name, module in [("", model)]:',
+    ),
 )
 
 

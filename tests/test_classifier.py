@@ -128,3 +128,36 @@ def test_videos_of_no_frames_are_refused(model, shape, patched):
 def test_bad_options_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         VideoClassifier(model, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("reader", [VideoClassifier, VideoFeatures])
+def test_pixels_as_decoded_are_refused(model, reader, dtype):
+    message = rf"must hold normalised floats, got {dtype}: pass what .*transform_for\(model\)"
+    for shape in ((2, T, 3, 48, 48), (2 * T, 3, 48, 48), (1, 2, T, 3, 48, 48)):
+        with pytest.raises(TypeError, match="video " + message):
+            reader(torch.nn.Sequential(model), T)(torch.zeros(shape, dtype=dtype))
+    tsm_triton.patch(tsm_triton.unpatch(model), direction="causal")
+    with pytest.raises(TypeError, match="frame " + message):
+        tsm_triton.Streaming(model)(torch.zeros(2, 3, 48, 48, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "like"),
+    [
+        ((2, 3, T, 48, 48), r"\[N, 3, T, H, W\]: pass video.movedim\(-4, -3\)"),
+        ((2, 3, 1, 48, 48), r"\[N, 3, T, H, W\]: pass video.movedim\(-4, -3\)"),
+        ((2, T, 48, 48, 3), r"\[..., H, W, 3\]: pass video.movedim\(-1, -3\)"),
+        ((2 * T, 48, 48, 3), r"\[..., H, W, 3\]: pass video.movedim\(-1, -3\)"),
+        ((1, 2, 3, T, 48, 48), r"\[N, 3, T, H, W\]: pass video.movedim\(-4, -3\)"),
+    ],
+)
+@pytest.mark.parametrize("reader", [VideoClassifier, VideoFeatures])
+def test_channels_on_another_axis_are_refused(model, reader, shape, like):
+    with pytest.raises(ValueError, match=rf"channels on the third axis from the end.* got \(.*like {like}"):
+        reader(torch.nn.Sequential(model), T)(torch.zeros(shape))
+
+
+def test_three_frames_of_other_channels_are_no_channels_on_another_axis():
+    model = tsm_triton.patch(timm.create_model("test_resnet", in_chans=1, num_classes=2).eval(), 3)
+    assert VideoClassifier(model, 3)(torch.zeros(2, 3, 1, 48, 48)).shape == (2, 2)

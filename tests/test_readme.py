@@ -19,7 +19,7 @@ def test_the_blocks_of_the_readme_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"my_shift": ops.temporal_shift}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     with torch.no_grad():
         for block in blocks:
             for ours, small in SMALLER.items():

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tsm_triton import Streaming, patch
+from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.cli import main
 from tsm_triton.commands import annotation, sources, stream
 from tsm_triton.commands.common import create_model
 from tsm_triton.commands.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.sources import open_source
-from tsm_triton.commands.weights import load_trained, save_trained
+from tsm_triton.commands.weights import load_trained
 from tsm_triton.video import probe, read_frames
+from tsm_triton.video.preparation import Preparation, set_preparation
 from tsm_triton.video.transforms import eval_transform
 
 from .video_files import numbers, write_video
@@ -27,8 +28,9 @@ NUM_FRAMES = 6
 @pytest.fixture
 def weights(tmp_path):
     """Untrained, and named as the demo names its own."""
-    model = create_model("test_resnet", num_classes=len(CLASSES))
-    save_trained(tmp_path / "causal.pt", model, "test_resnet", CLASSES, 48)
+    model = patch(create_model("test_resnet", num_classes=len(CLASSES)), direction="causal")
+    set_preparation(model, Preparation(48, 48))
+    save_checkpoint(model, tmp_path / "causal.pt", CLASSES)
     return tmp_path / "causal.pt"
 
 
@@ -117,6 +119,9 @@ def test_plain_state_dicts_need_a_model_and_take_labels(clip, tmp_path, capsys):
     assert main(argv) == 2
     assert "got none named in" in capsys.readouterr().err
     argv += ["--model", "test_resnet"]
+    assert main(argv) == 2
+    assert "a bare state dict" in capsys.readouterr().err
+    argv += ["--direction", "causal"]
     assert main([*argv, "--labels", str(tmp_path / "labels.txt")]) == 0
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     for path in (tmp_path / "out").iterdir():
@@ -131,6 +136,7 @@ def test_weights_of_another_model_name_the_keys(clip, weights, tmp_path, capsys)
     state["extra.weight"] = state.pop("conv1.0.weight" if "conv1.0.weight" in state else next(iter(state)))
     torch.save(state, tmp_path / "other.pt")
     argv = ["stream", str(clip), "--weights", str(tmp_path / "other.pt"), "--model", "test_resnet"]
+    argv += ["--direction", "causal"]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "missing: conv1.0.weight" in error or "missing: " in error
@@ -149,6 +155,23 @@ def test_a_file_that_is_no_weights_is_refused_and_runs_no_code(clip, tmp_path, c
         assert "expected weights that torch.load(weights_only=True) reads" in capsys.readouterr().err
     assert main(["stream", str(clip), "--weights", str(tmp_path / "none.pt"), "--model", "test_resnet"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("patched", "got"),
+    [(dict(direction="bidirectional"), "got bidirectional ones"), (None, "got unshifted ones")],
+)
+def test_weights_that_read_the_next_frame_or_none_are_refused(patched, got, clip, tmp_path, capsys):
+    model = create_model("test_resnet", num_classes=3)
+    save_checkpoint(model if patched is None else patch(model, **patched), tmp_path / "other.pt")
+    argv = ["stream", str(clip), "--weights", str(tmp_path / "other.pt"), "--out", str(tmp_path / "out")]
+    for more in ([], ["--direction", "causal"], ["--model", "test_resnet"]):
+        assert main([*argv, *more]) == 2
+        error = capsys.readouterr().err
+        assert "expected causal weights" in error
+        assert got in error
+        assert 'patched with direction="causal"' in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

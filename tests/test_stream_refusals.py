@@ -13,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tsm_triton import patch, save_checkpoint
 from tsm_triton.cli import main
 from tsm_triton.commands import sources
 from tsm_triton.commands.annotation import MAX_WIDTH, annotated_video
 from tsm_triton.commands.common import create_model
 from tsm_triton.commands.sources import open_source
-from tsm_triton.commands.weights import load_trained, save_trained
+from tsm_triton.commands.weights import load_trained
 from tsm_triton.video import probe
+from tsm_triton.video.preparation import Preparation, set_preparation
 
 from .damage import damaged
 from .video_files import write_video
@@ -34,8 +36,9 @@ def state():
 
 @pytest.fixture
 def weights(state, tmp_path):
-    model = create_model("test_resnet", num_classes=3)
-    save_trained(tmp_path / "weights.pt", model, "test_resnet", CLASSES, 32)
+    model = patch(create_model("test_resnet", num_classes=3), direction="causal")
+    set_preparation(model, Preparation(32, 32))
+    save_checkpoint(model, tmp_path / "weights.pt", CLASSES)
     return tmp_path / "weights.pt"
 
 
@@ -144,7 +147,7 @@ def test_scores_that_are_no_numbers_are_refused(state, picture, tmp_path, refuse
         {key: value * torch.nan if value.is_floating_point() else value for key, value in state.items()},
         tmp_path / "nan.pt",
     )
-    error = refused(picture, tmp_path / "nan.pt", "--model", "test_resnet")
+    error = refused(picture, tmp_path / "nan.pt", "--model", "test_resnet", "--direction", "causal")
     assert "expected finite scores" in error
     assert "nan.pt" in error
 
@@ -164,24 +167,35 @@ def test_a_file_is_no_folder_for_results(weights, picture, capsys):
 
 
 @pytest.mark.parametrize(
-    ("about", "message"),
+    ("keys", "value", "message"),
     [
-        ({"model": 7}, "expected model to be a string"),
-        ({"model": "test_resnet", "classes": 5}, "expected classes to be a list of strings"),
-        ({"model": "test_resnet", "classes": ["a", 1, "c"]}, "expected classes to be a list of strings"),
-        ({"model": "test_resnet", "classes": ["a", "b"]}, "expected 3 classes, as many as outputs, got 2"),
-        ({"model": "test_resnet", "size": "x"}, "expected size to be"),
-        ({"model": "test_resnet", "size": 10**6}, "expected size to be"),
-        ({"model": "test_resnet", "size": True}, "expected size to be"),
-        ({}, "expected weights that name their model"),
-        ({"model": "\x1b[31mred"}, "expected the name of a timm model"),
+        (("version",), 2, "expected a checkpoint of version 1, got version 2"),
+        (("patch", "direction"), "sideways", "expected direction to be one of 'bidirectional', 'causal'"),
+        (("patch", "num_segments"), True, "expected num_segments to be a positive integer in"),
+        (("patch", "sites"), [], "expected sites to be a list of dictionaries"),
+        (("patch", "sites", 0, "name"), "nowhere", "expected a module of ResNet, got 'nowhere'"),
+        (("patch", "sites", 0, "channel_dim"), 0, "expected channel_dim to be one of 1, -1"),
+        (("model", "name"), 7, "expected name to be a string"),
+        (("model", "name"), "\x1b[31mred", "expected \ufffd[31mred with {"),
+        (("model", "library"), "os", "expected library to be one of 'timm', 'torchvision'"),
+        (("model", "options"), {"odd": 1}, "expected test_resnet with {'odd': 1}, as "),
+        (("frames", "size"), 10**6, "expected size to be from 1 to 4096 pixels in"),
+        (("frames", "mean"), [0, math.nan, 0], "expected mean to be three numbers"),
+        (("labels",), 5, "expected labels to be a list of strings"),
+        (("labels",), ["a", 1, "c"], "expected labels to be a list of strings"),
+        (("labels",), ["a", "b"], "expected 3 labels, one a class, got 2"),
+        (("state_dict",), {}, "expected a state dict of dense tensors"),
     ],
 )
-def test_weights_that_say_odd_things_of_themselves_are_refused(
-    about, message, state, picture, tmp_path, refused
+def test_checkpoints_that_say_odd_things_of_themselves_are_refused(
+    keys, value, message, weights, picture, refused
 ):
-    torch.save({"state_dict": state, **about}, tmp_path / "odd.pt")
-    assert message in refused(picture, tmp_path / "odd.pt")
+    held = inner = torch.load(weights, weights_only=True)
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    torch.save(held, weights)
+    assert message in refused(picture, weights)
 
 
 def test_keys_and_values_that_no_model_has_are_refused(state, picture, tmp_path, refused):
@@ -194,13 +208,14 @@ def test_keys_and_values_that_no_model_has_are_refused(state, picture, tmp_path,
         {last: state[last].to_sparse()},
     ):
         torch.save({**state, **changed}, tmp_path / "odd.pt")
-        assert "odd.pt" in refused(picture, tmp_path / "odd.pt", "--model", "test_resnet")
+        options = ("--model", "test_resnet", "--direction", "causal")
+        assert "odd.pt" in refused(picture, tmp_path / "odd.pt", *options)
 
 
-def test_classes_are_made_printable(state, tmp_path):
-    about = {"state_dict": state, "model": "test_resnet", "classes": ["a", "\x1b[31mred", "c"], "size": 32}
-    torch.save(about, tmp_path / "w.pt")
-    assert load_trained(tmp_path / "w.pt", None).classes == ["a", "\N{REPLACEMENT CHARACTER}[31mred", "c"]
+def test_classes_are_made_printable(weights):
+    held = torch.load(weights, weights_only=True)
+    torch.save({**held, "labels": ["a", "\x1b[31mred", "c"]}, weights)
+    assert load_trained(weights, None).classes == ["a", "\N{REPLACEMENT CHARACTER}[31mred", "c"]
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -212,7 +227,7 @@ def test_damaged_weights_are_refused(zipped, state, tmp_path):
     for _ in range(150):
         path.write_bytes(damaged(whole, rng, 800))
         with pytest.raises(ValueError, match="expected .*got"):
-            load_trained(path, "test_resnet")
+            load_trained(path, "test_resnet", "causal")
 
 
 @pytest.mark.parametrize("kind", ["bmp", "jpeg", "png", "ppm", "tiff", "webp"])

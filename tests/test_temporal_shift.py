@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from tsm_triton import ops, reference, temporal_shift
+from tsm_triton import ShiftSite, functional, ops, patch, reference, temporal_shift
+from tsm_triton.hooks import FrameCounter, ShiftHook
 from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
 from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
@@ -226,3 +227,66 @@ def page_flags(x):
         elif inside and key == "VmFlags:":
             return values
     raise AssertionError("no such memory")
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_dim", "moved"),
+    [
+        ((8, 4, 16, 5, 5), 1, r"x.flatten\(0, 1\)"),
+        ((8, 4, 16, 5, 5), 2, r"x.flatten\(0, 1\)"),
+        ((8, 4, 5, 5, 16), -1, r"x.flatten\(0, 1\)"),
+        ((8, 16, 4, 5, 5), 1, r"x.movedim\(2, 1\).flatten\(0, 1\)"),
+        ((8, 2, 4, 16, 5, 5), 1, r"x.movedim\(2, 1\).flatten\(0, 1\)"),
+        ((2, 4, 16, 5, 5), 1, r"x.flatten\(0, 1\)"),
+    ],
+)
+def test_a_video_that_is_not_folded_is_refused(shape, channel_dim, moved):
+    x = torch.randn(shape)
+    with pytest.raises(ValueError, match=rf"must hold folded clips .* got \(.*num_segments=4. Pass {moved}"):
+        temporal_shift(x, 4, shift_div=2, channel_dim=channel_dim)
+    if channel_dim == 1:
+        with pytest.raises(ValueError, match="branch must h"):
+            functional.residual_shift(x, x, 4, shift_div=2)
+        with pytest.raises(ValueError, match="x must hold folded clips"):
+            TemporalShift(4, shift_div=2)(x)
+
+
+def test_volumes_and_single_frames_are_shifted():
+    x = torch.randn(8, 16, 3, 5, 5)
+    assert torch.equal(temporal_shift(x, 4), reference.temporal_shift(x, 4, 2, 2))
+    assert torch.equal(temporal_shift(x, 8), reference.temporal_shift(x, 8, 2, 2))
+    one = torch.randn(8, 16, 1, 5, 5)
+    assert torch.equal(temporal_shift(one, 1), reference.temporal_shift(one, 1, 2, 2))
+    ambiguous = torch.randn(8, 16, 4, 5, 5)
+    explicit = torch.ops.tsm_triton.temporal_shift(ambiguous, 4, 2, 2, True, 1)
+    assert torch.equal(explicit, reference.temporal_shift(ambiguous, 4, 2, 2))
+
+
+@pytest.mark.parametrize("channel_dim", [-1, 1])
+def test_windows_of_a_patched_model_are_no_frames(channel_dim):
+    counter = FrameCounter()
+    counter(torch.nn.Identity(), (torch.zeros(8, 1),), {})
+    hook = ShiftHook(4, 8, "bidirectional", channel_dim, counter)
+    windows = torch.randn(
+        8 * 4, *((16, 3, 3) if channel_dim == 1 else (3, 3, 16))
+    )  # as many a frame as frames
+    last = windows.movedim(1, -1) if channel_dim == 1 else windows
+    expected = temporal_shift(last.reshape(8, 4 * 9, 16), 4, channel_dim=-1).view(32, 3, 3, 16)
+    actual = hook.shift(windows)
+    assert torch.equal(actual.movedim(1, -1) if channel_dim == 1 else actual, expected)
+
+
+def test_a_patched_model_refuses_a_video_that_is_not_folded():
+    class Mixer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = torch.nn.Linear(16, 16)
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    model = Mixer()
+    patch(model, 4, sites=[ShiftSite("branch", model.branch, 16, -1)], verify=False)
+    assert model(torch.randn(8, 5, 5, 16)).shape == (8, 5, 5, 16)
+    with pytest.raises(ValueError, match="x must hold folded clips"):
+        model(torch.randn(8, 4, 5, 5, 16))

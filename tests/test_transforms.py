@@ -1,13 +1,22 @@
-"""Crops against the authors' release, written out in plain Python."""
+"""Crops against the authors' release, written out in plain Python; and what each model wants of its frames."""
+
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import functional as F
 
+import tsm_triton
+from tsm_triton import VideoClassifier
+from tsm_triton.video.features import VideoFeatures
+from tsm_triton.video.preparation import Preparation, preparation_of, set_preparation
 from tsm_triton.video.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -160,6 +169,121 @@ def test_a_timm_model_is_asked():
     assert torch.equal(transform_for(model)(video := clip()), eval_transform()(video))
     inception = timm.create_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     assert transform_for(inception)(torch.zeros(1, 3, 256, 256, dtype=torch.uint8)).unique().tolist() == [-1]
+
+
+HOLDERS = {
+    "plain": lambda m: m,
+    "classifier": VideoClassifier,
+    "features": lambda m: VideoFeatures(nn.Sequential(m)),
+    "data parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "averaged": AveragedModel,
+    "ema": ModelEmaV3,
+    "sequential": lambda m: nn.Sequential(m, nn.Linear(1000, 2)),
+    "inside": lambda m: nn.ModuleDict({"rgb": nn.Sequential(VideoClassifier(m)), "head": nn.Linear(1, 1)}),
+    "of all": lambda m: nn.DataParallel(torch.compile(VideoClassifier(nn.DataParallel(m)))),
+    "streaming": lambda m: tsm_triton.Streaming(tsm_triton.patch(m.eval(), direction="causal")),
+    "fused": lambda m: tsm_triton.fuse(tsm_triton.patch(m.eval(), 2)),
+    "fused stream": lambda m: tsm_triton.Streaming(
+        tsm_triton.patch(m.eval(), direction="causal"), fused=True
+    ),
+    "method": lambda m: m.forward,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_model_is_found_in_whatever_holds_it(holder):
+    said = Preparation(96, 109, (0.5,) * 3, (0.5,) * 3)
+    model = timm.create_model("test_vit", img_size=96)
+    if "fused" in holder:  # export of small networks is quicker
+        model = timm.create_model("test_resnet")
+        said = replace(said, size=160, short_side=182)
+    assert preparation_of(HOLDERS[holder](model)) == said
+
+
+def replaced_input(model):
+    model.set_input_size(img_size=96)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "mean"),
+    [
+        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=384), 384, 0.5),
+        (lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=448), 448, 0.485),
+        (lambda: timm.create_model("test_vit", features_only=True, img_size=96), 96, 0.5),
+        (lambda: replaced_input(timm.create_model("test_vit")), 96, 0.5),
+        (lambda: timm.create_model("inception_v3", aux_logits=False), 299, 0.5),
+        (lambda: timm.create_model("levit_128"), 224, 0.485),
+        (lambda: torchvision.models.inception_v3(init_weights=False), 299, 0.485),
+        (lambda: torchvision.models.vit_b_32(image_size=384), 384, 0.485),
+        (lambda: torchvision.models.resnet18(num_classes=2), 224, 0.485),
+    ],
+    ids=["vit", "swin", "features", "set", "inception", "levit", "tv inception", "tv vit", "tv resnet"],
+)
+def test_the_size_is_the_one_a_model_was_made_for(build, size, mean):
+    with torch.device("meta"):
+        model = build()
+    for holder in (model, VideoClassifier(model)):
+        said = preparation_of(holder)
+        assert (said.size, said.short_side, said.mean[0]) == (size, size * 256 // 224, mean)
+
+
+def test_torchvisions_weights_say_it_of_the_models_of_their_builder():
+    with torch.device("meta"):
+        model = torchvision.models.efficientnet_b2()
+        model.classifier = nn.Linear(1408, 3)
+    assert preparation_of(nn.Sequential(model)).size == 288
+
+
+def test_a_model_of_another_size_that_does_not_tell_it_is_refused():
+    with torch.device("meta"):
+        model = timm.create_model("levit_128", img_size=288)
+    with pytest.raises(ValueError, match="got one made for another size, which it does not tell. Pass size"):
+        transform_for(VideoClassifier(model))
+    assert preparation_of(model, size=288).size == 288
+
+
+def test_models_inside_that_want_other_frames_are_named():
+    with torch.device("meta"):
+        two = nn.ModuleDict({"rgb": timm.create_model("test_vit"), "flow": timm.create_model("resnet18")})
+    with pytest.raises(
+        ValueError, match=r"the same frames, got 'model.rgb' 160 pixels.*'model.flow' 224 pixels"
+    ):
+        transform_for(VideoClassifier(two))
+    given = dict(size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert preparation_of(two, **given) == Preparation(short_side=73, **given)
+    del two["flow"]
+    two["other"] = two["rgb"]
+    assert preparation_of(two).size == 160
+
+
+def test_a_graph_that_lost_what_its_model_said_is_refused():
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    with pytest.raises(ValueError, match="got Sequential, a graph that has lost it"):
+        transform_for(nn.Sequential(graph))
+    assert preparation_of(graph, size=32, mean=(0.5,) * 3, std=(0.5,) * 3).size == 32
+
+
+def test_detectors_that_normalise_themselves_are_refused():
+    with torch.device("meta"):
+        model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights_backbone=None)
+    with pytest.raises(ValueError, match="got SSD, which resizes and normalises them itself"):
+        transform_for(model)
+
+
+def test_what_holds_no_model_is_refused():
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
+        transform_for("resnet18")
+
+
+def test_a_networks_own_word_is_set_and_given():
+    model, video = nn.Sequential(nn.Identity()), clip()
+    set_preparation(model, Preparation(32, 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    expected = eval_transform(32, short_side=40, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))(video)
+    assert torch.equal(transform_for(VideoClassifier(model))(video), expected)
+    assert transform_for(model, size=48)(video).shape == (4, 3, 48, 48)
+    assert transform_for(nn.Identity(), size=32, short_side=32)(video).shape == (4, 3, 32, 32)
 
 
 def test_any_other_model_gets_imagenet_defaults():

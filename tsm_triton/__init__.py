@@ -1,5 +1,6 @@
 """The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
 
+from .checkpoints import load_checkpoint, save_checkpoint
 from .finding import find_sites, skipped_sites
 from .functional import temporal_shift
 from .fusion import fuse
@@ -18,8 +19,10 @@ __all__ = [
     "find_sites",
     "fuse",
     "is_patched",
+    "load_checkpoint",
     "packed_clips",
     "patch",
+    "save_checkpoint",
     "set_num_segments",
     "shift_disabled",
     "skipped_sites",

@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-__all__ = ["as_count", "as_int", "as_ints"]
+__all__ = ["as_count", "as_int", "as_ints", "check_frames"]
 
 
 def as_int(value: Any, name: str) -> int:
@@ -54,3 +55,29 @@ def as_ints(values: Any, name: str) -> list[int]:
     if listed and all(isinstance(value, bool) for value in listed):
         raise TypeError(f"{name} must be a list of ints, got a mask of bools: pass the places of its True")
     return [as_int(value, f"each of {name}") for value in listed]
+
+
+def check_frames(x: Tensor, model: nn.Module, name: str) -> None:
+    """Raise for pixels as they are decoded, and for channels on another axis than the third from the end.
+
+    Raises:
+        TypeError: values that are not floats.
+        ValueError: an axis of channels elsewhere.
+    """
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name} must hold normalised floats, got {x.dtype}: pass what "
+            "tsm_triton.video.transforms.transform_for(model) makes of decoded frames"
+        )
+    if x.dim() < 4 or x.shape[-3] == 3:
+        return
+    # the first convolution may be none of the input's own: both are taken
+    channels = {3, next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)}
+    if x.shape[-3] in channels:
+        return
+    last, shape = x.shape[-1] in channels, tuple(x.shape)
+    if last or x.shape[-4] in channels:
+        raise ValueError(
+            f"{name} must have its channels on the third axis from the end, [..., 3, H, W], got {shape}, which looks "
+            f"like {'[..., H, W, 3]' if last else '[N, 3, T, H, W]'}: pass {name}.movedim({-1 if last else -4}, -3)"
+        )

@@ -53,6 +53,23 @@ def fold_counts(
     return (fold, fold) if direction == "bidirectional" else (0, fold)
 
 
+def check_folded(x: Tensor, num_segments: int, channel_dim: int = 1, name: str = "x") -> None:
+    """Raise for a video that is not folded, whose clips a shift would mix where N is a multiple of T.
+
+    Five axes are volumes, `[N*T, C, D, H, W]`, unless the axis where a video has its frames has T entries.
+    """
+    if num_segments == 1 or x.dim() < 5:
+        return
+    for axis in (1, 2) if channel_dim == 1 or x.dim() > 5 else (1,):
+        if x.shape[axis] == num_segments:
+            moved = "" if axis == 1 else f".movedim({axis}, 1)"
+            raise ValueError(
+                f"{name} must hold folded clips [N*T, C, ...], got {tuple(x.shape)} with as many entries on axis "
+                f"{axis} as num_segments={num_segments}. Pass {name}{moved}.flatten(0, 1); if that axis is none of "
+                "frames, call the op in torch.ops.tsm_triton with explicit counts."
+            )
+
+
 def clip_boundaries(
     clip_lengths: Sequence[int] | Tensor, num_frames: int | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -116,8 +133,9 @@ def temporal_shift(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: frames that do not divide into clips, fewer channels than `shift_div` (nothing would
-            move; `torch.ops.tsm_triton.temporal_shift` takes explicit counts, zero included), or a
-            value outside the lists above.
+            move; `torch.ops.tsm_triton.temporal_shift` takes explicit counts, zero included), a video
+            `[N, T, C, H, W]` or `[N, C, T, H, W]` that is not folded, or a value outside the lists above. Volumes
+            `[N*T, C, D, H, W]` with C or D of `num_segments` look like one: the registered op takes them.
 
     Example:
         >>> clip = torch.arange(1.0, 4).view(3, 1) * torch.ones(3, 4)  # frame t holds the value t
@@ -153,6 +171,7 @@ def temporal_shift(
             f"channel_dim must name an axis of x behind the frames, got {channel_dim} for shape "
             f"{tuple(x.shape)}: pass that of the channels"
         )
+    check_folded(x, segments, channel_dim % x.dim())
     if x.shape[0] % segments:
         raise ValueError(
             f"x must hold whole clips: expected a first axis divisible by num_segments={segments}, "
@@ -228,6 +247,7 @@ def residual_shift(
         if value is not None:
             _check_match(value, name, branch.shape[1:2], (torch.float32, branch.dtype), branch.device)
     ops.check_activation(activation)
+    check_folded(branch, num_segments, name="branch")
     n_future, n_past = _counts(branch, "branch", num_segments, shift_div, direction)
     return ops.residual_shift(branch, scale, bias, identity, num_segments, n_future, n_past, True, activation)
 

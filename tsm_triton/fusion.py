@@ -2,6 +2,7 @@
 
 import math
 import threading
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .finding import check_model, is_compiled
 from .hooks import shift_hooks
 from .integrations.compiler import Fusion, FusionReport, fold_constants, rewrite
 from .integrations.tracing import copied, input_shape
+from .video.preparation import preparation_of
 
 __all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
 
@@ -44,6 +46,8 @@ class FusedModel(nn.Module):
         self.num_segments = num_segments
         self.input_size = input_size
         self.report = report
+        # how frames are prepared, which the graph does not tell
+        self.pretrained_cfg: dict[str, Any] = {}
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +116,11 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
     input_size = input_shape(model, example_input)[1:]
     network, report = rewritten(_captured(copied(model), num_segments, input_size))
-    return FusedModel(network, num_segments, input_size, report)
+    fused = FusedModel(network, num_segments, input_size, report)
+    with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
+        prepared = preparation_of(model, size=input_size[-1])
+        fused.pretrained_cfg = {"input_size": input_size, "mean": prepared.mean, "std": prepared.std}
+    return fused
 
 
 def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:

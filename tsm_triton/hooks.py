@@ -51,6 +51,9 @@ class ShiftHook:
     boundaries: Tensor | None = None
     # whether `unpatch` took it off a part of a model whose record still knows it
     removed = False
+    # of the site and the patch that it came from, for `save_checkpoint`
+    channels = 0
+    place = "blockres"
 
     def __init__(
         self,
@@ -101,6 +104,8 @@ class ShiftHook:
         frames = self.counter.frames
         rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
         channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
+        if rows.dim() > 4:  # no axis that could be taken for frames
+            rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
         return self._shift(rows, channel_dim).reshape(x.shape)
 
     def _shift(self, x: Tensor, channel_dim: int) -> Tensor:

@@ -116,7 +116,7 @@ def patch(
         )
     chosen = _wide_enough(chosen, shift_div, direction, may_skip)
     try:
-        _add_hooks(model, chosen, num_segments, shift_div, direction, fold_order)
+        _add_hooks(model, chosen, num_segments, shift_div, direction, fold_order, place)
         difference = _difference(backbones, chosen, place) if verify else None
         if difference is not None:
             raise RuntimeError(
@@ -214,6 +214,7 @@ def _add_hooks(
     shift_div: int,
     direction: str,
     fold_order: str,
+    place: str,
 ) -> None:
     counters: dict[str, FrameCounter] = {}
     hooks: dict[str, ShiftHook] = {}
@@ -225,6 +226,7 @@ def _add_hooks(
                 counter = counters[site.frames_from] = FrameCounter()
                 model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter, fold_order)
+        hook.channels, hook.place = site.channels, place
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
         hooks[site.name] = hook
     record = PatchRecord([*counters.items(), *hooks.items()])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .arguments import check_frames
 from .functional import fold_counts
 from .hooks import ShiftHook, shift_hooks
 
@@ -154,6 +155,7 @@ class StreamStep(nn.Module):
                 "frame must have shape [B, 3, H, W], one frame of each of B streams, "
                 f"got {tuple(frame.shape)}. Call frame.unsqueeze(0) for a single stream."
             )
+        check_frames(frame, self.model, "frame")
         if self.model.training:
             raise RuntimeError(
                 "expected a model in evaluation mode, got one in training mode, whose batch statistics mix "

@@ -16,7 +16,7 @@ from .connection import listening
 
 
 async def serve(args: argparse.Namespace) -> None:
-    trained = load_trained(args.weights, args.model)
+    trained = load_trained(args.weights, args.model, args.direction)
     preprocess = trained.transform()
     shape = preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape[1:]
     model = trained.model.to(pick_device(args.device))
@@ -37,6 +37,7 @@ def main() -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=DEMO_WEIGHTS, help="causal weights (default: the demo's)")
     add("--model", metavar="NAME", help="whose weights they are, where the file does not say")
+    add("--direction", choices=["causal"], help="how they were trained, where the file does not say")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--host", default="127.0.0.1", help="default: %(default)s")
     add("--port", type=int, default=8765, help="default: %(default)s")

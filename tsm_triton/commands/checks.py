@@ -188,6 +188,7 @@ _ONCE = (
     ("model", "each branch is shifted, no identity is", model_checks.patched_model),
     ("model", "a compiled model runs its own shifts", model_checks.patched_and_compiled),
     ("model", "a module that is replaced hands its shift on", model_checks.replaced_modules),
+    ("frames", "are prepared as the model says", model_checks.prepared),
     ("stream", "frame by frame equals the clip", model_checks.streams),
 )
 _SLOW = (

@@ -1,14 +1,13 @@
 """What several commands share: models by name, devices, and files that appear whole or not at all."""
 
 import difflib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..files import printable, replacing
 
 __all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing"]
 
@@ -69,41 +68,6 @@ def make_folder(path: Path) -> None:
         raise ValueError(
             f"expected a folder for results, got {str(path)!r} ({error.strerror}): pass another --out"
         ) from error
-
-
-def printable(text: str) -> str:
-    """What may go to a terminal or a picture: other characters, undecodable bytes of a name among them, become U+FFFD.
-
-    Example:
-        >>> printable("caf\\udce9.mp4")
-        'caf\ufffd.mp4'
-    """
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file under a temporary name in its folder; it takes its own name when complete.
-
-    An error or Ctrl-C inside the `with` removes the temporary file and leaves what was there before.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(f"{folder}/numbers.txt") as temporary:
-        ...         _ = temporary.write_text("1 2 3")
-        ...     os.listdir(folder)
-        ['numbers.txt']
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_name(given: str, name: str, known: list[str], library: str) -> None:

@@ -16,17 +16,18 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from ..checkpoints import save_checkpoint
 from ..extras import check_installed
 from ..functional import DIRECTIONS
 from ..patching import patch
 from ..streaming import Streaming
 from ..video.classifier import VideoClassifier
 from ..video.decoding import read_clip
+from ..video.preparation import Preparation, set_preparation
 from ..video.transforms import eval_transform
 from .common import create_model, make_folder, pick_device
 from .motion_clips import CLASSES, render, sample_textures, write_clip
 from .report import save_plot, save_results, versions
-from .weights import save_trained
 
 __all__ = ["Clips", "Training", "add_arguments", "make_clips", "run", "train"]
 
@@ -135,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
     if args.direction == "causal":
         results["streamed"] = compare_streamed(classifier, test_clips.to(device))
         written.append(args.out / "causal.pt")
-        save_trained(written[-1], classifier.model, args.model, CLASSES, SIZE)
+        set_preparation(classifier.model, Preparation(SIZE, SIZE))
+        save_checkpoint(classifier, written[-1], CLASSES)
     save_results(written[0], results)
     save_plot(written[1], results, test_clips.frames, test_clips.labels.tolist())
 

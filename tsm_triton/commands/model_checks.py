@@ -17,6 +17,8 @@ from ..hooks import is_patched, shift_disabled
 from ..patching import patch, unpatch
 from ..streaming import Streaming
 from ..testing import assert_same_bits
+from ..video.classifier import VideoClassifier
+from ..video.transforms import transform_for
 
 __all__ = [
     "compiles",
@@ -25,6 +27,7 @@ __all__ = [
     "fused_stream",
     "patched_and_compiled",
     "patched_model",
+    "prepared",
     "replaced_modules",
     "streams",
 ]
@@ -110,6 +113,21 @@ def replaced_modules(device: str) -> str:
     except RuntimeError:
         return "4 sites"
     raise AssertionError("expected a model without one of its shifts to refuse to run, got an output")
+
+
+def prepared(device: str) -> str:
+    """Frames are normalised and sized as the model says, in whatever it is wrapped."""
+    model: Any = timm.create_model("test_vit", img_size=96).to(device)
+    mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
+    assert mean != (0.485, 0.456, 0.406), "expected a model whose frames are not ImageNet's"
+    wrapped = (model, VideoClassifier(model), nn.DataParallel(nn.Sequential(VideoClassifier(model))))
+    for value in (0, 51, 255):
+        clip = torch.full((2, 3, 120, 160), value, dtype=torch.uint8, device=device)
+        expected = (torch.tensor(value / 255) - torch.tensor(mean)) / torch.tensor(std)
+        expected = expected.to(device).view(3, 1, 1).expand(2, 3, 96, 96)
+        for holder in wrapped:
+            torch.testing.assert_close(transform_for(holder)(clip), expected)
+    return f"{len(wrapped)} wrappers"
 
 
 def streams(device: str) -> str:

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video file, a folder of images, or the number of a camera")
     add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
-    add("--weights", type=Path, metavar="STATE_DICT", help=f"causal weights (default: {DEMO_WEIGHTS})")
+    add("--weights", type=Path, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
+    add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
     add("--labels", type=Path, metavar="FILE", help="a class name a line")
     add(
         "--out",
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"expected --max-frames of at least 1, got {args.max_frames}: leave it out for all")
     device = pick_device(args.device)
     weights = _weights(args.weights)
-    trained = load_trained(weights, args.model)
+    trained = load_trained(weights, args.model, args.direction)
     model = trained.model.to(device)
     labels = trained.classes if args.labels is None else _labels(args.labels)
     stream = Streaming(model, consensus=args.consensus, every=args.every)

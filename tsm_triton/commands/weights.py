@@ -1,21 +1,19 @@
-"""Trained weights in a file: those of the demo, which say what they are, and plain state dicts."""
+"""Causal weights for a stream: checkpoints of ours, which say what they are, and state dicts, of which it is said."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from ..checkpoints.native import Checkpoint, built, load_into, read_checkpoint
+from ..checkpoints.patches import apply_patch
 from ..patching import patch
-from ..video.transforms import eval_transform, transform_for
-from .common import create_model, printable, replacing
+from ..video.transforms import transform_for
+from .common import create_model
 
-__all__ = ["Trained", "load_trained", "save_trained"]
-
-NAMED = 6  # keys in an error
-MAX_SIZE = 4096  # of a picture's side
+__all__ = ["Trained", "load_trained"]
 
 
 @dataclass(frozen=True)
@@ -26,108 +24,73 @@ class Trained:
         model: patched with `direction="causal"`, in evaluation mode.
         name: the model's name, see `create_model`.
         classes: the labels the file names; None if it names none.
-        size: side of the pictures it was trained with; None for the model's own.
     """
 
     model: nn.Module
     name: str
     classes: list[str] | None
-    size: int | None
 
     def transform(self) -> v2.Compose:
         """From uint8 frames `[..., 3, H, W]` to the model's input."""
-        if self.size is None:
-            return transform_for(self.model)
-        return eval_transform(self.size, short_side=self.size)
+        return transform_for(self.model)
 
 
-def save_trained(path: Path, model: nn.Module, name: str, classes: tuple[str, ...], size: int) -> None:
-    """Write weights with what `load_trained` needs to know of them."""
-    state = {key: value.cpu() for key, value in model.state_dict().items()}
-    with replacing(path) as temporary:
-        torch.save({"state_dict": state, "model": name, "classes": list(classes), "size": size}, temporary)
-
-
-def load_trained(path: Path, name: str | None) -> Trained:
-    """Build a model and load weights into it, strictly; no code in the file is run.
+def load_trained(path: Path, name: str | None, direction: str | None = None) -> Trained:
+    """Build a model and load causal weights into it, strictly; no code in the file is run.
 
     Args:
-        path: what `save_trained` wrote, or a state dict, on its own or under the key `state_dict`.
+        path: what `save_checkpoint` wrote, or a state dict, on its own or inside of what others wrap around it.
         name: of the model; may be None where the file names it.
+        direction: how a bare state dict was trained, which it does not say; `"causal"`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not weights, weights of another model, or no model named.
+        ValueError: no weights; weights of another model, or without a shift, or with one that reads the next frame;
+            no model named; a bare state dict of which nobody said that it is causal.
     """
-    try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"expected weights at {str(path)!r}, which does not exist: check the path"
-        ) from None
-    except Exception as error:  # a damaged pickle fails in any way
-        reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
+    checkpoint = read_checkpoint(path)
+    return _of_ours(checkpoint, name) if checkpoint.ours else _of_state_dict(checkpoint, name, direction)
+
+
+def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
+    record, origin = checkpoint.patch, checkpoint.origin
+    if record is None or record["direction"] != "causal":
+        kind = "unshifted" if record is None else record["direction"]
         raise ValueError(
-            f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} ({reason}). "
-            "Save a plain model.state_dict()."
-        ) from error
-    about = held if isinstance(held, dict) and isinstance(held.get("state_dict"), dict) else {}
-    state = about.get("state_dict", held)
-    if not isinstance(state, dict) or not state or not all(_is_entry(*item) for item in state.items()):
-        raise ValueError(
-            f"expected a state dict of dense tensors in {str(path)!r}, got {type(state).__name__}: "
-            "save model.state_dict()"
+            f"expected causal weights, which read the past only, got {kind} ones in {checkpoint.source}: a stream has "
+            'no next frame. Train a model that is patched with direction="causal", as `tsm-triton demo --direction '
+            "causal` does."
         )
-    named, classes, size = _about(about, path)
-    if None not in (name, named) and name != named:
+    if origin is None:
+        if name is None:
+            raise ValueError(
+                f"expected weights that name their model, got none named in {checkpoint.source} "
+                f"({checkpoint.why_not}): pass --model"
+            )
+        model = create_model(name, **_head(name, checkpoint.state))
+        apply_patch(model, record)
+        load_into(model, checkpoint, ", or check --model")
+        return Trained(model.eval(), name, checkpoint.labels)
+    if name not in (None, origin.full_name):
         raise ValueError(
-            f"expected weights of {name!r}, got weights of {named!r} in {str(path)!r}: drop --model"
+            f"expected weights of {name!r}, got weights of {origin.full_name!r} in {checkpoint.source}: drop --model"
         )
-    name = name or named
+    return Trained(built(checkpoint), origin.full_name, checkpoint.labels)
+
+
+def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | None) -> Trained:
     if name is None:
         raise ValueError(
-            f"expected weights that name their model, got none named in {str(path)!r}: pass --model"
+            f"expected weights that name their model, got none named in {checkpoint.source}: pass --model"
         )
-    head = _head(name, state)
-    if classes is not None and len(classes) != head.get("num_classes", len(classes)):
+    if direction != "causal":
         raise ValueError(
-            f"expected {head['num_classes']} classes, as many as outputs, got {len(classes)} in {str(path)!r}: "
-            "save them again, one a class"
+            f"expected weights that say how they are shifted, got a bare state dict in {checkpoint.source}: pass "
+            "--direction causal if it was trained so, or use tsm_triton.save_checkpoint, which writes that down"
         )
-    model = create_model(name, **head)
-    _load(model, state, name, path)
-    patch(model.eval(), direction="causal")
-    return Trained(model, name, classes, size)
-
-
-def _is_entry(key: object, value: object) -> bool:
-    return (
-        isinstance(key, str)
-        and isinstance(value, Tensor)
-        and value.device.type == "cpu"
-        and value.layout is torch.strided
-    )
-
-
-def _about(about: dict[str, Any], path: Path) -> tuple[str | None, list[str] | None, int | None]:
-    """The model, the classes and the size that a file names, each None where it names none."""
-    kinds = {
-        "model": ("a string", lambda value: isinstance(value, str)),
-        "classes": (
-            "a list of strings",
-            lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-        ),
-        "size": (f"from 1 to {MAX_SIZE} pixels", lambda value: type(value) is int and 1 <= value <= MAX_SIZE),
-    }
-    for key, (kind, holds) in kinds.items():
-        value = about.get(key)
-        if value is not None and not holds(value):
-            raise ValueError(
-                f"expected {key} to be {kind} in {str(path)!r}, got {value!r:.40}: "
-                "save the weights again, or a plain model.state_dict()"
-            )
-    classes = about.get("classes")
-    return about.get("model"), classes and [printable(name) for name in classes], about.get("size")
+    model = patch(create_model(name, **_head(name, checkpoint.state)), direction=direction)
+    load_into(model, checkpoint, ", or check --model")
+    return Trained(model.eval(), name, None)
 
 
 def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
@@ -135,29 +98,9 @@ def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
     with torch.device("meta"):
         model = create_model(name)
     layers = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
-    weight = state.get(f"{layers[-1]}.weight") if layers else None
-    return {} if weight is None or not weight.dim() else {"num_classes": weight.shape[0]}
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
-    expected = model.state_dict()
-    shapes = [
-        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    wrong = {
-        "missing": [key for key in expected if key not in state],
-        "unexpected": [printable(key) for key in state if key not in expected],
-        "of another shape": shapes,
-    }
-    if any(wrong.values()):
-        listed = "; ".join(
-            f"{what}: {', '.join(keys[:NAMED])}{f' and {len(keys) - NAMED} more' if len(keys) > NAMED else ''}"
-            for what, keys in wrong.items()
-            if keys
-        )
-        raise ValueError(
-            f"expected the state dict of {name}, got one with keys {listed} in {str(path)!r}. Check --model."
-        )
-    model.load_state_dict(state)
+    if not layers:
+        return {}
+    # behind whichever prefix
+    wanted = f"{layers[-1]}.weight"
+    found = [value for key, value in state.items() if f".{key}".endswith(f".{wanted}") and value.dim()]
+    return {"num_classes": found[0].shape[0]} if found else {}

@@ -69,7 +69,7 @@ class VideoClassifier(nn.Module):
         self.view_average = view_average
 
     def forward(self, video: Tensor, clip_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
-        check_video(video)
+        check_video(video, self.model)
         if clip_lengths is not None:
             return self._packed_scores(video, as_ints(clip_lengths, "clip_lengths"))
         if video.dim() == 6:

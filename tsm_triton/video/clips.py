@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ..arguments import check_frames
 from ..hooks import is_patched, set_num_segments, shift_hooks
 
 __all__ = ["check_fixed_length", "check_frame_model", "check_video", "follow_length"]
@@ -14,8 +15,8 @@ def check_frame_model(model: nn.Module) -> None:
         )
 
 
-def check_video(video: Tensor) -> None:
-    """Raise for what is no tensor, and for clips without a frame or a view."""
+def check_video(video: Tensor, model: nn.Module) -> None:
+    """Raise for what is no tensor of normalised frames, and for clips without a frame or a view."""
     if not isinstance(video, Tensor):
         raise TypeError(
             f"video must be a torch.Tensor, got {type(video).__name__}. Convert an array with "
@@ -25,6 +26,7 @@ def check_video(video: Tensor) -> None:
         raise ValueError(
             f"video must have at least one frame and view, got {tuple(video.shape)}. Leave empty videos out."
         )
+    check_frames(video, model, "video")
 
 
 def follow_length(model: nn.Module, num_segments: int) -> None:

@@ -55,7 +55,7 @@ class VideoFeatures(nn.Module):
         self.reductions: list[int] = info.reduction() if info is not None else []
 
     def forward(self, video: Tensor) -> list[Tensor]:
-        check_video(video)
+        check_video(video, self.model)
         if video.dim() == 4 and video.shape[0] % self.num_segments == 0:
             video = video.unflatten(0, (-1, self.num_segments))
         if video.dim() != 5:

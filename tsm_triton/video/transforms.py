@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from .preparation import IMAGENET_MEAN, IMAGENET_STD, preparation_of
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -20,9 +22,6 @@ __all__ = [
     "train_transform",
     "transform_for",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Where crops may stand, in quarters of the room that the frame leaves: (down, right).
 CORNERS_AND_CENTRE = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
@@ -203,38 +202,48 @@ def eval_transform(
     return v2.Compose([ViewCrops(size, short_side, views), *_normalise(mean, std)])
 
 
-def transform_for(model: nn.Module, *, train: bool = False, flip: bool = True, views: int = 1) -> v2.Compose:
-    """The preprocessing that a model's weights were trained with.
+def transform_for(
+    model: Any,
+    *,
+    size: int | None = None,
+    short_side: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    train: bool = False,
+    flip: bool = True,
+    views: int = 1,
+) -> v2.Compose:
+    """The preprocessing that a model's weights were trained with, as the model says it.
 
     Args:
-        model: a timm model, whose `pretrained_cfg` gives input size, mean and std; any other model gets 224
-            pixels and ImageNet's mean and std.
+        model: a timm model, whose `pretrained_cfg` gives mean and std, and the size where the model was made for
+            no other (`img_size=384`); a torchvision model, for which the size, mean and std of the weights of
+            its builder are taken; any other with a `pretrained_cfg` of its own. Or what holds such a model: a
+            VideoClassifier, a wrapper of torch's, a fused or compiled copy, a Streaming, a network of one's own. A
+            network that says nothing gets 224 pixels and ImageNet's mean and std.
+        size, short_side, mean, std: instead of what the model says. The short side is 256/224 of the size where
+            nothing else is said.
         train: `train_transform` instead of `eval_transform`.
         flip: for training, see `train_transform`.
-        views: for testing, see `eval_transform`. The short side is 256/224 of the input size.
+        views: for testing, see `eval_transform`.
 
     Raises:
-        ValueError: a model whose input is not square, RGB pictures.
+        TypeError: no model.
+        ValueError: a model whose input is not square, RGB pictures; models inside that want other frames than each
+            other; one that does not tell (a traced or scripted graph, some made with another `img_size`).
 
     Example:
-        >>> transform_for(nn.Identity())(torch.zeros(8, 3, 120, 160, dtype=torch.uint8)).shape
-        torch.Size([8, 3, 224, 224])
+        >>> import timm
+        >>> clip = torch.zeros(8, 3, 120, 160, dtype=torch.uint8)
+        >>> transform_for(timm.create_model("test_vit"))(clip).shape
+        torch.Size([8, 3, 160, 160])
+        >>> transform_for(torch.nn.Identity(), size=112)(clip).shape
+        torch.Size([8, 3, 112, 112])
     """
-    size, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
-    if getattr(model, "pretrained_cfg", None):
-        from timm.data.config import resolve_model_data_config
-
-        config = resolve_model_data_config(model)
-        mean, std = config["mean"], config["std"]
-        channels, size, width = config["input_size"]
-        if channels != 3 or size != width:
-            raise ValueError(
-                f"expected a model of square RGB pictures (3, S, S), got input_size {config['input_size']}: "
-                "compose a transform from torchvision.transforms.v2"
-            )
+    said = preparation_of(model, size=size, short_side=short_side, mean=mean, std=std)
     if train:
-        return train_transform(size, mean=mean, std=std, flip=flip)
-    return eval_transform(size, short_side=size * 256 // 224, mean=mean, std=std, views=views)
+        return train_transform(said.size, mean=said.mean, std=said.std, flip=flip)
+    return eval_transform(said.size, short_side=said.short_side, mean=said.mean, std=said.std, views=views)
 
 
 def _normalise(mean: Sequence[float], std: Sequence[float]) -> list[v2.Transform]:

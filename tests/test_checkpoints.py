@@ -1,0 +1,329 @@
+"""Checkpoints: what was saved comes back whole, in whatever it was wrapped, and nothing else is loaded."""
+
+import copy
+import os
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import tsm_triton
+from tsm_triton import VideoClassifier, load_checkpoint, patch, save_checkpoint
+from tsm_triton.checkpoints.patches import patch_of
+from tsm_triton.hooks import is_patched, shift_hooks
+from tsm_triton.video.preparation import Preparation, preparation_of, set_preparation
+
+FRAMES = torch.randn(8, 3, 48, 48)
+
+
+def network(name="test_resnet", num_classes=3, **options):
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # a branch that is closed as built
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return patch(model.eval(), 4, **options)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network(direction="causal")
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    save_checkpoint(model, tmp_path / "a.pt", ["left", "right", "still"])
+    return tmp_path / "a.pt"
+
+
+def same(model, other):
+    with torch.no_grad():
+        return torch.equal(model(FRAMES), other(FRAMES))
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(direction="causal", shift_div=4),
+        dict(place="block"),
+        dict(stages=[0, "layer3"]),
+        dict(filter_fn=lambda _, name: name != "layer2.0.conv1"),
+    ],
+)
+def test_what_was_saved_is_built_again(options, name, tmp_path):
+    model = network(**options)
+    tsm_triton.set_num_segments(model.layer3, 2)
+    set_preparation(model, Preparation(48, 52, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    save_checkpoint(model, tmp_path / name, ["left", "right", "still"])
+    assert os.listdir(tmp_path) == [name]
+    again = load_checkpoint(tmp_path / name)
+    assert not again.training
+    assert patch_of(again) == patch_of(model)
+    assert preparation_of(again) == preparation_of(model)
+    assert again.pretrained_cfg["label_names"] == ["left", "right", "still"]
+    assert same(again, model)
+    save_checkpoint(again, tmp_path / "twice.pt")
+    assert torch.load(tmp_path / "twice.pt", weights_only=True)["labels"] == ["left", "right", "still"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: timm.create_model("test_vit", num_classes=2, img_size=96),
+        lambda: timm.create_model("test_resnet", features_only=True, out_indices=(1, 3)),
+        lambda: timm.create_model("test_resnet", num_classes=2, drop_rate=0.2, drop_path_rate=0.1),
+        lambda: torchvision.models.mobilenet_v2(num_classes=2),
+        lambda: torchvision.models.resnet18(),
+        lambda: nn.SyncBatchNorm.convert_sync_batchnorm(torchvision.models.resnet18(num_classes=2)),
+    ],
+    ids=["vit", "features", "drop", "mobilenet", "torchvision", "sync"],
+)
+def test_models_of_both_libraries_are_built_by_their_names(build, tmp_path):
+    model = patch(build().eval(), 4)
+    save_checkpoint(model, tmp_path / "a.pt")
+    again = load_checkpoint(tmp_path / "a.pt")
+    side = preparation_of(model).size
+    assert preparation_of(again) == preparation_of(model)
+    frames = torch.randn(4, 3, side, side)
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        torch.testing.assert_close(again(frames), model(frames), rtol=0, atol=0)
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
+def custom_head():
+    model = torchvision.models.resnet18()
+    model.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 2))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (custom_head, "ResNet differs from torchvision/resnet18 at fc"),
+        (lambda: timm.create_model("resnet18", output_stride=16), "differs from resnet18 at layer4"),
+        (
+            lambda: nn.Sequential(timm.create_model("test_resnet", num_classes=4), nn.Linear(4, 2)),
+            "none of timm",
+        ),
+    ],
+)
+def test_a_model_that_no_builder_makes_is_loaded_into(build, reason, tmp_path):
+    model, other = patch(build().eval(), 4), patch(build().eval(), 4)
+    save_checkpoint(model, tmp_path / "a.pt")
+    with pytest.raises(
+        ValueError, match=rf"whose model can be built, got .*{reason}.*load_checkpoint\(model, "
+    ):
+        load_checkpoint(tmp_path / "a.pt")
+    assert load_checkpoint(other, tmp_path / "a.pt") is other
+    assert same(other, model)
+
+
+class Holder(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+class Lightning(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.classifier = VideoClassifier(model)
+
+
+def compiled_inside(model):
+    model = copy.deepcopy(model)
+    model.layer1 = torch.compile(model.layer1)
+    return model
+
+
+WRAPPERS = {
+    "plain": lambda m: m,
+    "classifier": VideoClassifier,
+    "data parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "of all": lambda m: nn.DataParallel(torch.compile(VideoClassifier(nn.DataParallel(m)))),
+    "model": Holder,
+    "twice": lambda m: Holder(Holder(m)),
+    "lightning": Lightning,
+    "averaged": AveragedModel,
+    "ema": ModelEmaV3,
+    "inside": compiled_inside,
+}
+CONTAINERS = {
+    "bare": lambda state: state,
+    "timm": lambda state: {"epoch": 3, "arch": "x", "state_dict": state, "optimizer": {"lr": 0.1}},
+    "model": lambda state: {"model": state},
+    "nested": lambda state: {"model": {"state_dict": state}},
+    "ema": lambda state: {"state_dict": {k: v + 1 for k, v in state.items()}, "state_dict_ema": state},
+    "model_ema": lambda state: {"model": {k: v + 1 for k, v in state.items()}, "model_ema": state},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_are_found_behind_any_wrapper(wrapper, model, tmp_path):
+    state = WRAPPERS[wrapper](model).state_dict()
+    for container in CONTAINERS.values():
+        other = network(direction="causal")
+        nn.init.zeros_(other.fc.weight)
+        assert load_checkpoint(other, container(state)) is other
+        assert same(other, model)
+    torch.save(CONTAINERS["timm"](state), tmp_path / "a.pt")
+    save_file({key: value.clone() for key, value in state.items()}, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        other = network(direction="causal")
+        nn.init.zeros_(other.fc.weight)
+        assert same(load_checkpoint(other, tmp_path / name), model)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["classifier", "data parallel", "compiled", "of all", "averaged", "ema", "inside"]
+)
+def test_wrapped_models_are_saved_and_loaded_as_what_they_hold(wrapper, model, tmp_path):
+    save_checkpoint(WRAPPERS[wrapper](copy.deepcopy(model)), tmp_path / "a.pt")
+    if wrapper != "inside":  # a compiled child has another class: nothing proves what it was
+        assert same(load_checkpoint(tmp_path / "a.pt"), model)
+    other = network(direction="causal")
+    nn.init.zeros_(other.fc.weight)
+    wrapped = WRAPPERS[wrapper](other)
+    assert load_checkpoint(wrapped, tmp_path / "a.pt") is wrapped
+    assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), model.parameters(), strict=True))
+
+
+def test_a_child_called_model_or_module_keeps_its_name(model, tmp_path):
+    holder = Holder(nn.Sequential())
+    holder.model = nn.ModuleDict({"module": copy.deepcopy(model)})
+    other = copy.deepcopy(holder)
+    nn.init.zeros_(other.model["module"].fc.weight)
+    for state in (holder.state_dict(), nn.DataParallel(holder).state_dict(), Holder(holder).state_dict()):
+        load_checkpoint(other, state)
+        assert all(torch.equal(a, b) for a, b in zip(other.parameters(), holder.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"missing: model\.module\..*unexpected: conv1"):
+        load_checkpoint(other, model.state_dict())
+
+
+def test_num_segments_stays_the_models_own(path):
+    other = network(direction="causal")
+    tsm_triton.set_num_segments(other, 2)
+    load_checkpoint(other, path)
+    assert {hook.num_segments for hook in shift_hooks(other)} == {2}
+    assert {hook.num_segments for hook in shift_hooks(load_checkpoint(path))} == {4}
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        (dict(direction="bidirectional"), "direction='bidirectional'"),
+        (dict(direction="causal", shift_div=4), "shift_div=4"),
+        (dict(direction="causal", stages=[0]), "shifted in the file only: layer2.0.conv1, layer3"),
+        (dict(direction="causal", place="block"), "in the model only: layer1.0, layer2.0"),
+    ],
+)
+def test_a_model_patched_differently_is_refused(options, got, path):
+    other = network(**options)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=f"direction='causal', shift_div=8, .*got .*{got}.*tsm_triton.patch"):
+        load_checkpoint(other, path)
+    assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+
+
+def test_unpatched_models_and_weights_do_not_go_with_patched_ones(model, path, tmp_path):
+    plain = timm.create_model("test_resnet", num_classes=3)
+    with pytest.raises(RuntimeError, match="direction='causal'.*got an unpatched model. Call tsm_triton"):
+        load_checkpoint(plain, path)
+    with pytest.raises(RuntimeError, match="expected a patched model"):
+        load_checkpoint(plain, model.state_dict())
+    save_checkpoint(plain, tmp_path / "plain.pt")
+    assert not is_patched(load_checkpoint(tmp_path / "plain.pt"))
+    with pytest.raises(ValueError, match="the shift of ResNet .*got those of an unshifted network"):
+        load_checkpoint(copy.deepcopy(model), tmp_path / "plain.pt")
+
+
+def test_keys_and_shapes_that_differ_are_named_and_nothing_is_loaded(model):
+    state = model.state_dict()
+    other = network(num_classes=5, direction="causal")
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"another shape: fc.weight \(3, 96\) for \(5, 96\)"):
+        load_checkpoint(other, state)
+    weight = state.pop("fc.weight")
+    with pytest.raises(ValueError, match="missing: fc.weight; unexpected: head.weight"):
+        load_checkpoint(other, {**state, "head.weight": weight})
+    assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+
+
+def test_a_bare_state_dict_names_no_model(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    for source in (model.state_dict(), tmp_path / "a.pt"):
+        with pytest.raises(ValueError, match="a state dict says nothing of its model"):
+            load_checkpoint(source)
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_no_code_of_a_file_is_run(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": model.state_dict(), "hyper": Code()}, "a.pt")
+    with pytest.raises(
+        ValueError, match=r"that torch.load\(weights_only=True\) reads, got 'a.pt' \(Unpickling"
+    ):
+        load_checkpoint(copy.deepcopy(model), "a.pt")
+    assert os.listdir() == ["a.pt"]
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_save_that_fails_leaves_the_file_of_before(name, model, tmp_path, monkeypatch):
+    save_checkpoint(model, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(model, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: load_checkpoint(), TypeError, "got nothing"),
+        (lambda m: load_checkpoint(m), TypeError, "got ResNet"),
+        (lambda m: load_checkpoint(m, 3), TypeError, "a path or a state dict, got int"),
+        (lambda m: load_checkpoint(m, {}), ValueError, "expected a state dict of dense tensors"),
+        (lambda m: load_checkpoint(m, {"epoch": 3}), ValueError, "got dict with 'epoch'"),
+        (lambda m: load_checkpoint("nowhere.pt"), FileNotFoundError, "does not exist"),
+        (lambda m: load_checkpoint("nowhere.safetensors"), FileNotFoundError, "does not exist"),
+        (lambda m: save_checkpoint("resnet18", "a.pt"), TypeError, "got str"),
+        (lambda m: save_checkpoint(m, "a.pt", "abc"), TypeError, "labels must be strings"),
+        (lambda m: save_checkpoint(m, "a.pt", ["a"]), ValueError, "expected 3 labels"),
+    ],
+)
+def test_what_cannot_be_saved_or_loaded_is_said(call, error, message, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        call(model)
+    assert not os.listdir(tmp_path)
+
+
+def test_parts_patched_differently_are_not_saved(tmp_path):
+    model = timm.create_model("test_resnet")
+    patch(model.layer1, direction="causal", verify=False, example_input=torch.empty(4, 32, 8, 8))
+    patch(model.layer2, verify=False, example_input=torch.empty(4, 32, 8, 8))
+    with pytest.raises(
+        ValueError, match="expected one shift for the whole model, got .*causal.*bidirectional"
+    ):
+        save_checkpoint(model, tmp_path / "a.pt")
+
+
+def test_fused_copies_are_refused(model, path):
+    fused = tsm_triton.fuse(copy.deepcopy(model), example_input=FRAMES[:4])
+    with pytest.raises(TypeError, match="got a fused copy, whose weights are folded"):
+        save_checkpoint(fused, path)
+    with pytest.raises(TypeError, match="got a fused copy, whose weights are folded"):
+        load_checkpoint(fused, path)

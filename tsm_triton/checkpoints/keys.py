@@ -1,0 +1,144 @@
+"""A model's weights in what a file holds: inside of which dictionary, behind which prefix, and whether they fit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import printable
+
+__all__ = ["fit", "own_name", "state_in", "unwrapped"]
+
+NAMED = 6  # keys in an error
+# where others keep a state dict; averaged weights first, as timm takes them
+CONTAINERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+)
+# what torch puts into the middle of a name
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# classes that hold a model and add no weights, and where
+HOLDERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+    "VideoClassifier": "model",
+    "VideoFeatures": "model",
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what wraps it and has no weights of its own.
+
+    Example:
+        >>> from tsm_triton import VideoClassifier
+        >>> unwrapped(nn.DataParallel(VideoClassifier(nn.Linear(1, 1))))
+        Linear(in_features=1, out_features=1, bias=True)
+    """
+    while (
+        type(model).__module__.partition(".")[0] in ("torch", "timm", "tsm_triton")
+        and type(model).__name__ in HOLDERS
+    ):
+        model = getattr(model, HOLDERS[type(model).__name__])
+    return model
+
+
+def own_name(name: str) -> str:
+    """A key or a module's name, as it is without torch's wrappers in the middle.
+
+    Example:
+        >>> own_name("layer1._orig_mod.0.conv1.weight")
+        'layer1.0.conv1.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def state_in(held: Any, source: str) -> dict[str, Tensor]:
+    """The state dict that `held` is, or holds under one of the usual names.
+
+    Raises:
+        ValueError: none, or one of other things than dense tensors.
+    """
+    inside, wrong = held, ""
+    while isinstance(inside, Mapping):
+        wrong = next((repr(key) for key, value in inside.items() if not _is_entry(key, value)), "")
+        if inside and not wrong:
+            return dict(inside)
+        inside = next((inside[key] for key in CONTAINERS if isinstance(inside.get(key), Mapping)), None)
+    raise ValueError(
+        f"expected a state dict of dense tensors in {source}, got {type(held).__name__}"
+        f"{f' with {printable(wrong):.60}' if wrong else ''}: save model.state_dict()"
+    )
+
+
+def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str = "") -> dict[str, Tensor]:
+    """The weights under the model's own keys.
+
+    A prefix that all keys share is taken off where exactly the model's keys are left, and only there: a model may
+    have a child called `model` or `module`.
+
+    Raises:
+        ValueError: keys that are missing or unexpected, or tensors of other shapes, with their names.
+    """
+    expected = {own_name(key): (key, value) for key, value in model.state_dict().items()}
+    given = {own_name(key): value for key, value in state.items()}
+    counter = given.get("n_averaged")
+    if counter is not None and not counter.dim() and "n_averaged" not in expected:  # of AveragedModel
+        del given["n_averaged"]
+    given = max(_stripped(given), key=lambda keys: len(keys.keys() & expected.keys()))
+    if any(value.is_meta for _, value in expected.values()):
+        raise ValueError(
+            f"expected a model with memory to load weights into, got {type(model).__name__} on the meta device. Call "
+            "model.to_empty(device='cpu') first."
+        )
+    wrong = {
+        "missing": [key for key in expected if key not in given],
+        "unexpected": [printable(key) for key in given if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(given[key].shape)} for {tuple(value.shape)}"
+            for key, (_, value) in expected.items()
+            if key in given and given[key].shape != value.shape
+        ],
+    }
+    if any(wrong.values()):
+        listed = "; ".join(
+            f"{what}: {', '.join(keys[:NAMED])}{f' and {len(keys) - NAMED} more' if len(keys) > NAMED else ''}"
+            for what, keys in wrong.items()
+            if keys
+        )
+        raise ValueError(
+            f"expected the state dict of {type(model).__name__}, got one with keys {listed} in {source}. "
+            f"Make the model as that one was made{advice}."
+        )
+    return {key: given[name] for name, (key, _) in expected.items()}
+
+
+def _stripped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """As it is, and without one, two ... of the parts of names that all keys begin with."""
+    found = [state]
+    while state:
+        first = next(iter(state)).partition(".")[0] + "."
+        if not all(key.startswith(first) for key in state):
+            break
+        state = {key.removeprefix(first): value for key, value in state.items()}
+        found.append(state)
+    return found
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and not value.is_meta
+        and value.layout is torch.strided
+    )
