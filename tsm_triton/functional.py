@@ -9,10 +9,9 @@ from torch import Tensor
 
 from . import ops
 from .arguments import as_count, as_int, as_ints
+from .choices import DIRECTIONS
 
 __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
-
-DIRECTIONS = ("bidirectional", "causal")
 
 
 def check_shift(num_segments: Any, shift_div: Any, direction: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing"]
+__all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing", "say"]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -69,6 +70,12 @@ def make_folder(path: Path) -> None:
         raise ValueError(
             f"expected a folder for results, got {str(path)!r} ({error.strerror}): pass another --out"
         ) from error
+
+
+def say(line: str) -> None:
+    """A line on stderr where it is no terminal: there no bar is drawn, and minutes would pass in silence."""
+    if not sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,9 @@ and activations in place: `python -m benchmarks` times whole models, patched and
 (benchmarks/results/<device>/results.md).
 """
 
+from typing import Any
+
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = ["is_channels_last", "is_faster", "takes_norm"]
 
@@ -23,7 +24,7 @@ def is_faster(kind: str, x: Tensor) -> bool:
     """
     if kind == "residual + shift":
         return True
-    if kind == "conv1x1" and statically_known_true(x.shape[2] * x.shape[3] == 1):
+    if kind == "conv1x1" and _known(x.shape[2] * x.shape[3] == 1):
         return False  # a pooled vector: no traffic to save, and one more shape to tune
     return x.device.type == "cpu" or is_channels_last(x)
 
@@ -40,4 +41,14 @@ def is_channels_last(x: Tensor) -> bool:
     """The question of `is_contiguous`, of which symbolic sizes make no guard."""
     channels, width = x.shape[1], x.shape[3]
     strides = ((1, 1), (3, channels), (2, channels * width))
-    return all(statically_known_true(x.stride(axis) == stride) for axis, stride in strides)
+    return all(_known(x.stride(axis) == stride) for axis, stride in strides)
+
+
+def _known(condition: Any) -> bool:
+    """Whether it is true of all sizes that a symbol stands for, without a guard."""
+    if isinstance(condition, bool):
+        return condition
+    # brings sympy along: half a second, and whoever has symbols has it already
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
