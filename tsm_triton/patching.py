@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .description import describe, forget_description
 from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites, is_compiled
 from .functional import check_shift, fold_counts
 from .hooks import (
@@ -217,10 +218,12 @@ def _add_hooks(
                 model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter)
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
+        describe(site.module, hook)
 
 
 def _remove_hooks(model: nn.Module) -> None:
     for module in model.modules():
+        forget_description(module)
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, (ShiftHook, FrameCounter)):
                 del module._forward_pre_hooks[key]
