@@ -135,7 +135,7 @@ FAULTS = {
     ),
     "empty": (
         lambda x, *shift: right(x, *shift) if len(x) else x.new_zeros(()).item() + torch.stack([]),
-        "expected a result of shift(x, 1, 0, 0, False, 1), got RuntimeError",
+        "expected a result of shift(x, 3, 2, 2, True, 1), got RuntimeError",
     ),
     "strides": (
         lambda x, *shift: right(x.as_strided(x.shape, torch.empty(x.shape).stride()), *shift),
@@ -147,7 +147,7 @@ FAULTS = {
     ),
     "no gradient": (lambda *given: right(*given).detach(), "expected a result that can be differentiated"),
     "gradient": (WrongBackward.apply, "the_gradient_is_the_adjoint: expected the gradient: "),
-    "sums": (DenseGradientsOnly.apply, "expected the gradient of a sum: 1.0 at frame 0, channel 0, got 0.0"),
+    "sums": (DenseGradientsOnly.apply, "expected the gradient of a sum: 1.0 at frame 0, channel 2, got 0.0"),
     "no second": (NoSecond.apply, "a gradient of the gradient, got RuntimeError"),
     "second": (WrongSecond.apply, "expected the gradient of the gradient: "),
     "repeats": (changes_its_mind, "dtype=torch.float64"),

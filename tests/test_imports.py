@@ -116,6 +116,14 @@ def test_only_the_library_of_the_model_is_imported():
     )
 
 
+def test_the_source_distribution_holds_what_the_tests_read():
+    taken = (ROOT / "MANIFEST.in").read_text().split()
+    for folder in ("tests", "docs", "benchmarks", "sweep", "examples"):
+        assert (ROOT / folder).is_dir()
+        assert folder in taken
+    assert {"Makefile", "CHANGELOG.md"} <= set(taken)
+
+
 @pytest.mark.skipif((ROOT / "PKG-INFO").exists(), reason="a source distribution has no links")
 def test_the_links_at_the_top_refuse_to_be_packages():
     for name in ("kernels", "integrations"):
