@@ -83,7 +83,7 @@ def test_sites_builds_no_weights():
         (["torchvision/resnet19"], "Did you mean torchvision/resnet"),
         (["resnet18", "--shift-div", "0"], "--shift-div must be at least 1, got 0"),
         (["resnet18", "--shift-div", "1"], "so --shift-div must be at least 2"),
-        (["vgg11"], "or pass --place block"),
+        (["vgg11"], "Pass --place block"),
     ],
 )
 def test_a_users_error_is_one_line_and_status_2(argv, message, capsys):
