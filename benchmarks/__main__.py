@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tsm_triton.commands.common import say
+
 from . import charts, fused, models, overhead, report, shift, streaming, traffic, training
 
 
@@ -22,14 +24,13 @@ def main() -> None:
     results = {
         "environment": environment,
         "quick": args.quick,
-        "shift": shift.run(args.device, args.quick),
-        "fused": fused.run(args.device, args.quick),
-        "overhead": overhead.run(args.device, args.quick),
-        "models": models.run(args.device, args.quick),
-        "streaming": streaming.run(args.device, args.quick),
-        "training": training.run(args.device, args.quick),
-        "traffic": traffic.run(args.quick),
     }
+    for section in (shift, fused, overhead, models, streaming, training):
+        name = section.__name__.rpartition(".")[2]
+        say(f"Measuring {name}")
+        results[name] = section.run(args.device, args.quick)
+    say("Counting traffic")
+    results["traffic"] = traffic.run(args.quick)
     report.save(out, results)
     print(report.markdown(results))
     print(charts.save(out, results))

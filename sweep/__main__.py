@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tsm_triton.commands.common import say
+
 from . import checks, report, zoo
 from .checks import Record, Task
 
@@ -80,7 +82,11 @@ def _run(
     spawn = multiprocessing.get_context("spawn")
     # Fresh processes now and then: large models leave memory behind.
     with spawn.Pool(jobs, maxtasksperchild=400) as pool, progress.open("a") as file:
-        for record in tqdm(pool.imap_unordered(checks.run, tasks), step, total=len(tasks), mininterval=2):
+        found = pool.imap_unordered(checks.run, tasks)
+        bar = tqdm(found, step, total=len(tasks), mininterval=2, disable=None)
+        for count, record in enumerate(bar, start=1):
+            if count % 20 == 0 or count == len(tasks):
+                say(f"{step}: {count} of {len(tasks)}")
             file.write(json.dumps({**record, "versions": made_with}) + "\n")
             file.flush()
             new.append(record)

@@ -86,10 +86,8 @@ def totals(models: dict[str, Any]) -> dict[str, int]:
 
 def markdown(results: dict[str, Any]) -> str:
     versions = results["versions"]
-    lines = [
-        "| | names | structure | of these only when chosen | refused | failed | groups | numbers | failed |"
-    ]
-    lines[0] += " structure only |"
+    lines = ["| | names | structure | of these only when chosen | refused | structure failed "]
+    lines[0] += "| groups | numbers | numbers failed | structure only |"
     lines.append("|---|" + "---:|" * 9)
     for library, total in results["totals"].items():
         lines.append(

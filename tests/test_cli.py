@@ -1,5 +1,8 @@
 """The command line: help, the table of sites, and errors in one line."""
 
+import os
+import subprocess
+import sys
 from importlib.metadata import requires
 
 import pytest
@@ -78,7 +81,9 @@ def test_sites_builds_no_weights():
         (["resnet18.nowhere_in1k"], "resnet18."),
         (["hf-hub:someone/something"], "timm model"),
         (["torchvision/resnet19"], "Did you mean torchvision/resnet"),
-        (["resnet18", "--shift-div", "0"], "shift_div must be at least 1"),
+        (["resnet18", "--shift-div", "0"], "--shift-div must be at least 1, got 0"),
+        (["resnet18", "--shift-div", "1"], "so --shift-div must be at least 2"),
+        (["vgg11"], "Pass --place block"),
     ],
 )
 def test_a_users_error_is_one_line_and_status_2(argv, message, capsys):
@@ -100,6 +105,35 @@ def test_a_command_names_the_extras_it_misses(monkeypatch, capsys):
 def test_the_extras_that_messages_name_are_those_of_the_package():
     asked = {requirement.partition(";")[0].strip() for requirement in requires("tsm-triton") or ()}
     assert set(extras.EXTRAS.values()) <= asked
+
+
+def test_options_are_named_as_on_the_command_line(monkeypatch, capsys):
+    def refuse(args):
+        raise ValueError(
+            "place must be 'block', got 'x' (chunk b'\\xd1h'): pass place='block' or shift_div=4; a place"
+        )
+
+    monkeypatch.setattr(sites, "run", refuse)
+    assert main(["sites", "resnet18"]) == 2
+    words = "--place must be 'block', got 'x' (chunk \\xd1h): pass --place block or --shift-div 4; a place"
+    assert capsys.readouterr().err == f"tsm-triton: error: {words}\n"
+
+
+@pytest.mark.parametrize("argv", [["demo", "--seed", str(2**64)], ["verify", "--seed", "x"]])
+def test_a_seed_that_torch_does_not_take_is_refused(argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    assert "argument --seed: " in capsys.readouterr().err
+
+
+def test_an_ascii_terminal_gets_every_word():
+    code = "import sys; from tsm_triton.commands import sites; from tsm_triton.cli import main\n"
+    code += "sites.run = lambda args: print('caf\\xe9 \\u2713') or 0\n"
+    code += "sys.exit(main(['sites', 'resnet18']))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\u2713\n"), done.stderr
 
 
 def test_ctrl_c_is_status_130(monkeypatch, capsys):

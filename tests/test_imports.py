@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tsm_triton.commands import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -13,11 +17,83 @@ def run(code: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_neither_triton_nor_any_model_library_is_imported():
+def test_nothing_is_imported_beside_torch_and_the_package():
     run(
-        "import sys, tsm_triton;"
-        "roots = {name.partition('.')[0] for name in sys.modules};"
-        "unwanted = roots & {'timm', 'torchvision', 'triton', 'av', 'hypothesis', 'matplotlib'};"
+        "import sys, torch; before = set(sys.modules)\n"
+        "import tsm_triton; assert all(getattr(tsm_triton, name) for name in tsm_triton.__all__)\n"
+        "new = set(sys.modules) - before\n"
+        "assert len(new) < 80 and all(name.partition('.')[0] == 'tsm_triton' for name in new), sorted(new)"
+    )
+
+
+def test_torch_is_imported_when_a_name_is_asked_for():
+    run(
+        "import sys, tsm_triton; from tsm_triton import cli; assert 'torch' not in sys.modules\n"
+        "assert set(tsm_triton.__all__) <= set(dir(tsm_triton)) and 'torch' not in sys.modules\n"
+        "from tsm_triton import patch; from tsm_triton.patching import patch as again\n"
+        "assert patch is again is tsm_triton.patch and 'torch' in sys.modules\n"
+        "import copy, pickle; assert pickle.loads(pickle.dumps(patch)) is patch\n"
+        "assert set(tsm_triton.__all__) <= set(vars(tsm_triton))"
+    )
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error():
+    run(
+        "import tsm_triton\n"
+        "try: tsm_triton.nonsense\n"
+        "except AttributeError as error: assert 'nonsense' in str(error)\n"
+        "else: raise AssertionError\n"
+        "try: from tsm_triton import nonsense\n"
+        "except ImportError as error: assert 'nonsense' in str(error)\n"
+        "else: raise AssertionError"
+    )
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import torch, tsm_triton",
+        "import tsm_triton, torch",
+        "import tsm_triton.functional, torch",
+        "import tsm_triton; from torch import nn; import torch",
+    ],
+)
+def test_the_ops_are_registered_in_every_order_of_imports(order):
+    run(
+        f"{order}; import sys\n"
+        "x = torch.randn(4, 8); shifted = torch.ops.tsm_triton.temporal_shift(x, 2, 1, 1, True, 1)\n"
+        "assert torch.equal(shifted, tsm_triton.temporal_shift(x, 2))\n"
+        "assert not any(type(finder).__module__.startswith('tsm_triton') for finder in sys.meta_path)\n"
+        "assert 'exec_module' not in vars(torch.__spec__.loader)"
+    )
+
+
+def test_a_name_first_asked_for_inside_a_compiled_function_is_found():
+    run(
+        "import tsm_triton, torch; x = torch.randn(4, 8)\n"
+        "shift = torch.compile(lambda x: tsm_triton.temporal_shift(x, 2), backend='eager', fullgraph=True)\n"
+        "assert torch.equal(shift(x), tsm_triton.temporal_shift(x, 2))"
+    )
+
+
+def test_a_torch_that_is_missing_is_said_to_be():
+    run(
+        "import sys; sys.path = [path for path in sys.path if 'packages' not in path]\n"
+        "import tsm_triton\n"
+        "try: tsm_triton.patch\n"
+        "except ModuleNotFoundError as error: assert error.name == 'torch'\n"
+        "else: raise AssertionError"
+    )
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_no_torch(argv):
+    run(
+        "import runpy, sys\n"
+        f"sys.argv[1:] = {argv!r}\n"
+        "try: runpy.run_module('tsm_triton', run_name='__main__')\n"
+        "except SystemExit as exit_: assert exit_.code == 0\n"
+        "unwanted = {'torch', 'numpy', 'tqdm', 'timm'} & set(sys.modules)\n"
         "assert not unwanted, unwanted"
     )
 
@@ -40,6 +116,15 @@ def test_only_the_library_of_the_model_is_imported():
     )
 
 
+def test_the_source_distribution_holds_what_the_tests_read():
+    taken = (ROOT / "MANIFEST.in").read_text().split()
+    for folder in ("tests", "docs", "benchmarks", "sweep", "examples"):
+        assert (ROOT / folder).is_dir()
+        assert folder in taken
+    assert {"Makefile", "CHANGELOG.md"} <= set(taken)
+
+
+@pytest.mark.skipif((ROOT / "PKG-INFO").exists(), reason="a source distribution has no links")
 def test_the_links_at_the_top_refuse_to_be_packages():
     for name in ("kernels", "integrations"):
         assert (ROOT / name).is_symlink()

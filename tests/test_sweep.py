@@ -48,6 +48,9 @@ def test_what_is_installed_is_covered(results, library):
 
 def test_the_table_is_that_of_the_results(results):
     assert (ROOT / "docs" / "models.md").read_text() == report.markdown(results)
+    head = next(line for line in report.markdown(results).splitlines() if line.startswith("| |"))
+    columns = [cell.strip() for cell in head.split("|")[2:-1]]
+    assert len(set(columns)) == len(columns) == len(next(iter(results["totals"].values())))
     assert f"timm {results['versions']['timm']}" in report.markdown(results)
 
 

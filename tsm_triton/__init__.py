@@ -1,15 +1,23 @@
 """The Temporal Shift Module as Triton kernels, for any timm or torchvision model."""
 
-from .checkpoints import load_checkpoint, save_checkpoint
-from .finding import find_sites, skipped_sites
-from .functional import temporal_shift
-from .fusion import fuse
-from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
-from .patching import patch, unpatch
-from .sites import ShiftSite
-from .streaming import Streaming
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import late
 from .version import __version__
-from .video.classifier import VideoClassifier
+
+if TYPE_CHECKING or "torch" in sys.modules:
+    from .checkpoints import load_checkpoint, save_checkpoint
+    from .finding import find_sites, skipped_sites
+    from .functional import temporal_shift
+    from .fusion import fuse
+    from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
+    from .patching import patch, unpatch
+    from .sites import ShiftSite
+    from .streaming import Streaming
+    from .video.classifier import VideoClassifier
+else:  # `tsm-triton --help`, or torch is imported behind us
+    late.register_ops_with_torch()
 
 __all__ = [
     "ShiftSite",
@@ -29,3 +37,11 @@ __all__ = [
     "temporal_shift",
     "unpatch",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        return late.attribute(sys.modules[__name__], name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

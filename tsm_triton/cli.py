@@ -1,13 +1,15 @@
 """The `tsm-triton` command: parse, dispatch, and report users' errors in one line."""
 
 import argparse
+import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
-from . import __version__
-from .commands import COMMANDS
+from .commands import COMMANDS, options
+from .version import __version__
 
 __all__ = ["main"]
 
@@ -19,11 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; `sys.argv[1:]` if None.
 
     Returns:
-        The exit status: 0, 2 for an error of the user's, 130 after Ctrl-C.
+        The exit status: 0, 1 where the command did not find what it should (`demo`, `verify`), 2 for an error of
+        the user's, 130 after Ctrl-C.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ascii locale: a label's letters are no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    names: list[str] = []
     try:
-        args = _parser(argv).parse_args(argv)
+        parser, commands = _parser()
+        args = parser.parse_args(argv)
+        usage = commands[args.command].format_usage()
+        names = [name for name in vars(args) if _option(name) in usage]
         status = import_module(f".commands.{args.command}", __package__).run(args)
         sys.stdout.flush()
         return status
@@ -34,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tsm-triton: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(f"tsm-triton: error: {error}", file=sys.stderr)
+        print(f"tsm-triton: error: {_on_the_command_line(str(error), names)}", file=sys.stderr)
         return 2
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and that of each command."""
     parser = argparse.ArgumentParser(
         prog="tsm-triton",
         description="The Temporal Shift Module: video models out of the 2D models of timm and torchvision.",
@@ -48,9 +58,31 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name in argv:
-            import_module(f".commands.{name}", __package__).add_arguments(command)
-    return parser
+        getattr(options, name)(command)
+    return parser, commands.choices
+
+
+def _on_the_command_line(message: str, names: Iterable[str]) -> str:
+    """A message of the package, which speaks of arguments, in the words of these options.
+
+    Example:
+        >>> _on_the_command_line("every must be at least 1, got 0: pass every=1", ["every"])
+        '--every must be at least 1, got 0: pass --every 1'
+        >>> _on_the_command_line("broken PNG file (chunk b'tEXt')", [])
+        'broken PNG file (chunk tEXt)'
+    """
+    for name in names:
+        option = _option(name)
+        # told from the word of everyday by what stands around it, or by its underscore
+        value = r"=(?:'([^']*)'|\"([^\"]*)\"|([\w.]+))"
+        message = re.sub(rf"(?<![\w.-]){name}{value}", rf"{option} \1\2\3", message)
+        word = rf"{name}\b" if "_" in name else rf"{name}(?= must )"
+        message = re.sub(rf"(?<![\w.-]){word}", option, message)
+    return re.sub(r"\bb(['\"])(.*?)\1", r"\2", message)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import as_int
+from .choices import PLACES
 from .integrations.dataflow import analyse
 from .integrations.merges import Merge, Skipped
 from .integrations.tracing import Trace
 from .sites import ShiftSite
 
 __all__ = [
-    "PLACES",
     "Backbone",
     "Found",
     "backbones_of",
@@ -27,7 +27,6 @@ __all__ = [
     "skipped_sites",
 ]
 
-PLACES = ("blockres", "block")
 INTEGRATIONS = ("timm", "torchvision")
 
 

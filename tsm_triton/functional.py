@@ -9,11 +9,9 @@ from torch import Tensor
 
 from . import ops
 from .arguments import as_count, as_int, as_ints
+from .choices import DIRECTIONS, FOLD_ORDERS
 
 __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
-
-DIRECTIONS = ("bidirectional", "causal")
-FOLD_ORDERS = ("future_first", "past_first")
 
 
 def check_shift(

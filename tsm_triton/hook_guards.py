@@ -6,19 +6,17 @@ cost a compiled call nothing that shows: ResNet-50 at N=1 and 32 px on two CPU c
 without them (`python -m benchmarks.hook_guards`).
 """
 
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from .late import after_import
+
 __all__ = ["guard_hooks"]
 
 CONFIG = "torch._dynamo.config"
+_waiting: list[str] = []
 
 
 def guard_hooks() -> None:
@@ -31,34 +29,10 @@ def guard_hooks() -> None:
         if config.skip_nnmodule_hook_guards:
             config.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]
             torch.compiler.reset()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(CONFIG, _set))
+    elif not _waiting:
+        _waiting.append(CONFIG)
+        after_import(CONFIG, _set)
 
 
 def _set(config: Any) -> None:
     config.skip_nnmodule_hook_guards = False
-
-
-class _AfterImport(MetaPathFinder):
-    """Hands a module to a function when it is imported for the first time."""
-
-    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
-        self.name = name
-        self.then = then
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def run_then(module: ModuleType) -> None:
-                run(module)
-                self.then(module)
-
-            spec.loader.exec_module = run_then  # type: ignore[method-assign]
-        return spec

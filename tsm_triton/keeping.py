@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from .description import describe, forget_description
 from .hooks import FrameCounter, ShiftHook
 
 __all__ = ["PatchRecord", "remove_hooks"]
@@ -76,6 +77,7 @@ class PatchRecord:
 def remove_hooks(model: nn.Module) -> None:
     """Take all that a patch has put into a model, or into a part of one, out of it."""
     for module in model.modules():
+        forget_description(module)
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
                 _take(module, key)
@@ -100,6 +102,9 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
             continue
         _take(module, key)
         place.register_forward_pre_hook(hook, with_kwargs=True)
+        if isinstance(hook, ShiftHook):
+            forget_description(module)
+            describe(place, hook)
 
 
 def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:

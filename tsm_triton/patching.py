@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from .description import describe
 from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites, is_compiled
 from .functional import check_shift, fold_counts
 from .hook_guards import guard_hooks
@@ -228,6 +229,7 @@ def _add_hooks(
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter, fold_order)
         hook.channels, hook.place = site.channels, place
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
+        describe(site.module, hook)
         hooks[site.name] = hook
     record = PatchRecord([*counters.items(), *hooks.items()])
     model.register_forward_pre_hook(record, with_kwargs=True)

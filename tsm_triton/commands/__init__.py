@@ -1,6 +1,6 @@
-"""The commands of `tsm-triton`, one module each: `add_arguments(parser)` and `run(args) -> int`."""
+"""The commands of `tsm-triton`, one module each: `run(args) -> int`; their options stand in `options`."""
 
-# Listed here so that `tsm-triton --help` imports none of them.
+# Listed here so that `tsm-triton --help` imports none of them, and no torch.
 COMMANDS = {
     "demo": "train a small model with and without the shift on clips that no single frame tells apart",
     "sites": "list the modules of a timm or torchvision model that the shift would stand before",

@@ -1,6 +1,7 @@
 """What several commands share: models by name, devices, and files that appear whole or not at all."""
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from ..files import printable, replacing
 
-__all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing"]
+__all__ = ["create_model", "make_folder", "pick_device", "printable", "replacing", "say"]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -68,6 +69,12 @@ def make_folder(path: Path) -> None:
         raise ValueError(
             f"expected a folder for results, got {str(path)!r} ({error.strerror}): pass another --out"
         ) from error
+
+
+def say(line: str) -> None:
+    """A line on stderr where it is no terminal: there no bar is drawn, and minutes would pass in silence."""
+    if not sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _check_name(given: str, name: str, known: list[str], library: str) -> None:

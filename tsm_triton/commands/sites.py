@@ -5,28 +5,11 @@ import argparse
 import torch
 from torch import nn
 
-from ..finding import PLACES, choose_sites
+from ..finding import choose_sites
 from ..functional import check_shift, fold_counts
 from .common import create_model
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a timm name, or torchvision/NAME")
-    parser.add_argument(
-        "--place",
-        choices=PLACES,
-        default="blockres",
-        help="shift the residual branch only, or the whole block (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--shift-div",
-        type=int,
-        default=8,
-        metavar="N",
-        help="one channel in N moves each way (default: %(default)s)",
-    )
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

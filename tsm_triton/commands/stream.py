@@ -16,33 +16,11 @@ from ..extras import check_installed
 from ..streaming import Streaming
 from .annotation import annotated_video, save_timeline
 from .common import make_folder, pick_device, printable
+from .options import DEMO_WEIGHTS
 from .sources import Source, open_source
 from .weights import load_trained
 
-__all__ = ["add_arguments", "run"]
-
-DEMO_WEIGHTS = Path("demo", "causal.pt")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="SOURCE", help="a video file, a folder of images, or the number of a camera")
-    add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
-    add("--weights", type=Path, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
-    add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
-    add("--labels", type=Path, metavar="FILE", help="a class name a line")
-    add(
-        "--out",
-        type=Path,
-        default=Path("stream"),
-        metavar="DIR",
-        help="folder for results (default: stream/)",
-    )
-    add("--device", help="where to run (default: cuda where there is one, else cpu)")
-    add("--realtime", action="store_true", help="keep to the source's pace, dropping frames where need be")
-    add("--consensus", type=int, metavar="K", help="average the logits of the last K frames")
-    add("--every", type=int, default=1, metavar="N", help="compute each N-th frame (default: %(default)s)")
-    add("--max-frames", type=int, metavar="N", help="stop after N frames of the source")
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,28 +17,7 @@ from .. import __version__, kernels
 from ..extras import requirements
 from .common import pick_device
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", metavar="DEVICE", help="cuda, cuda:1, cpu (default: CUDA where there is a GPU)"
-    )
-    parser.add_argument(
-        "--examples",
-        type=int,
-        default=50,
-        metavar="N",
-        help="cases for each property (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="what cases and weights are drawn from (default: %(default)s)",
-    )
-    parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

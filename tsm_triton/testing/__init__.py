@@ -1,17 +1,16 @@
 """What the tests of this package are made of, for users who test the ops, or a backend of their own.
 
-    from hypothesis import given
-    from tsm_triton.testing import properties, shift_cases
+    from tsm_triton.testing import check_shift
 
-    @given(case=shift_cases())
-    def test_my_shift_matches_the_reference(case):
-        properties.matches_reference(my_shift, case)
+    def test_my_shift():
+        check_shift(my_shift)  # every property and gradient; or one of `properties` with `shift_cases`
 
 `tsm-triton verify` runs all of it on the machine at hand.
 """
 
 from . import fused, properties
 from .cases import DTYPES, LAYOUTS, ShiftCase, laid_out, moved_to, ragged_cases, shift_cases
+from .checking import check_shift
 from .comparison import TOLERANCES, assert_close, assert_matches_reference, assert_same_bits
 from .memory import guarded_memory
 
@@ -23,6 +22,7 @@ __all__ = [
     "assert_close",
     "assert_matches_reference",
     "assert_same_bits",
+    "check_shift",
     "fused",
     "guarded_memory",
     "laid_out",

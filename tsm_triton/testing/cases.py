@@ -97,11 +97,17 @@ class ShiftCase:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.frames, self.channels, self.height, self.width)
         x = torch.randint(-128, 128, shape, generator=generator).to(self.dtype)
+        if self.dtype.is_complex:
+            x = x + 1j * torch.randint(-128, 128, shape, generator=generator).to(self.dtype)
         if self.special and self.dtype.is_floating_point:
             special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0], dtype=self.dtype)
             places = torch.rand(shape, generator=generator) < 0.1
             x = torch.where(places, special[torch.randint(0, 4, shape, generator=generator)], x)
         return laid_out(x, self.layout)
+
+    def new_x(self, device: str | torch.device = "cpu") -> Tensor:
+        """The input once more, in memory of its own, which a shift may write without harm to `x`."""
+        return moved_to(replace(self).x, device)
 
     @property
     def frames(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 
-__all__ = ["TOLERANCES", "assert_close", "assert_matches_reference", "assert_same_bits"]
+__all__ = ["TOLERANCES", "assert_close", "assert_matches_reference", "assert_same_bits", "different_bits"]
 
 # For ops that compute: one rounding of the result, after arithmetic of its own width or fp32.
 TOLERANCES: dict[torch.dtype, dict[str, float]] = {
@@ -17,7 +17,7 @@ TOLERANCES: dict[torch.dtype, dict[str, float]] = {
     torch.bfloat16: dict(rtol=1.6e-2, atol=1e-2),
 }
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
@@ -31,20 +31,30 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
         >>> assert_same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
         Traceback (most recent call last):
         ...
-        AssertionError: expected the same bits, got 1 of 1 different, the first at (0,): 0.0 for -0.0
+        AssertionError: expected the same bits, got 1 of 1 different, the first at (0,): -0.0 expected, got 0.0
     """
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise AssertionError(
             f"expected {tuple(expected.shape)} {expected.dtype}, got {tuple(actual.shape)} {actual.dtype}"
         )
-    bits = _BITS[actual.itemsize]
-    different = actual.contiguous().view(bits) != expected.contiguous().to(actual.device).view(bits)
+    different = different_bits(actual, expected)
     if different.any():
         where = tuple(different.nonzero()[0].tolist())
         raise AssertionError(
             f"expected the same bits, got {int(different.sum())} of {different.numel()} different, "
-            f"the first at {where}: {actual[where].item()} for {expected[where].item()}"
+            f"the first at {where}: {expected[where].item()} expected, got {actual[where].item()}"
         )
+
+
+def different_bits(actual: Tensor, expected: Tensor) -> Tensor:
+    """Which elements of two tensors of one shape and dtype differ in their bits, as a bool tensor of this shape."""
+    bits = _BITS[actual.itemsize]
+    pair = (x.resolve_conj().contiguous().view(-1).view(bits) for x in (actual, expected.to(actual.device)))
+    different = next(pair) != next(pair)
+    # a complex128 is two words
+    return (
+        different.view(*actual.shape, -1).any(-1) if actual.itemsize == 16 else different.view(actual.shape)
+    )
 
 
 def assert_close(actual: Tensor, expected: Tensor, roundings: int = 1) -> None:
