@@ -16,7 +16,7 @@ from tsm_triton.commands.common import create_model
 from tsm_triton.commands.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.sources import open_source
 from tsm_triton.commands.weights import load_trained, save_trained
-from tsm_triton.video import probe, read_frames
+from tsm_triton.video import live, probe, read_frames
 from tsm_triton.video.transforms import eval_transform
 
 from .video_files import numbers, write_video
@@ -58,7 +58,7 @@ def outputs(out):
 @pytest.fixture
 def camera(clip, monkeypatch):
     """A camera that shows a file."""
-    monkeypatch.setitem(sources.CAMERAS, sys.platform, ("mp4", str(clip).replace("clip", "{}")))
+    monkeypatch.setitem(live.CAMERAS, sys.platform, ("mp4", str(clip).replace("clip", "{}")))
     clip.rename(clip.with_name("0.mp4"))
 
 

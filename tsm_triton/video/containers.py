@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
-__all__ = ["MAX_PIXELS", "Orientation", "check_pages", "decode", "demux", "open_video"]
+__all__ = [
+    "MAX_PIXELS",
+    "Orientation",
+    "Upright",
+    "check_pages",
+    "decode",
+    "demux",
+    "open_video",
+    "prepare",
+    "tracks_of",
+]
 
 # 8192 x 8192: twice 8K television, 192 MiB a frame in RGB. More is a broken or a hostile file.
 MAX_PIXELS = 8192 * 8192
 MAX_THREADS = 8
+# the display matrices of 0, 90, 180 and 270 degrees counterclockwise
+QUARTERS = ((1, 0, 0, 0, 1), (0, -1, 0, 1, 0), (-1, 0, 0, 0, -1), (0, 1, 0, -1, 0))
 
 
 @contextmanager
@@ -37,12 +49,12 @@ def open_video(
         FileNotFoundError, ImportError, ValueError: as for `tsm_triton.video.probe`.
     """
     with _opened(path) as container:
-        tracks = _tracks(container, path)
+        tracks = tracks_of(container, path)
         if track is None and len(tracks) == 1:
             track = tracks[0].index
         if track is not None:
             stream: Any = container.streams[track]
-            _prepare(stream, path, threads)
+            prepare(stream, path, threads)
             yield container, stream
             return
         track = _film(container, tracks)
@@ -77,7 +89,7 @@ def _opened(path: str) -> "InputContainer":
         ) from error
 
 
-def _tracks(container: "InputContainer", path: str) -> list["VideoStream"]:
+def tracks_of(container: "InputContainer", path: str) -> list["VideoStream"]:
     """The video streams that are neither the cover picture of a song nor a part of another's picture."""
     from av.stream import Disposition
 
@@ -113,7 +125,8 @@ def _film(container: "InputContainer", tracks: list["VideoStream"]) -> int:
     return max((t for t in tracks if 2 * frames[t.index] >= longest), key=worth).index
 
 
-def _prepare(stream: "VideoStream", path: str, threads: bool) -> None:
+def prepare(stream: "VideoStream", path: str, threads: bool) -> None:
+    """Set the decoder up; raise `ValueError` where there is none, or for frames that are too large."""
     if stream.codec_context is None:
         raise ValueError(
             f"expected a video that can be decoded, got {path!r} in a codec that FFmpeg does not know: is it "
@@ -176,7 +189,10 @@ class Orientation(NamedTuple):
 
     @classmethod
     def of(cls, frame: "VideoFrame") -> "Orientation":
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            data: Any = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # FFmpeg gave a kind of side data that PyAV does not know: a picture's EXIF
+            return cls.from_matrix(QUARTERS[round(frame.rotation / 90) % 4])
         return cls() if data is None else cls.from_matrix(memoryview(bytes(data)).cast("i"))
 
     @classmethod
@@ -197,3 +213,25 @@ class Orientation(NamedTuple):
     def apply(self, frame: Tensor) -> Tensor:
         frame = frame.transpose(-2, -1) if self.transpose else frame
         return frame.flip([axis for axis, mirrored in ((-1, self.mirror_x), (-2, self.mirror_y)) if mirrored])
+
+
+class Upright(NamedTuple):
+    """How frames become RGB pictures: a stream may change its size half-way, every frame takes that of the first."""
+
+    orientation: Orientation
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, first: "VideoFrame") -> "Upright":
+        return cls(Orientation.of(first), first.width, first.height)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures."""
+        return self.orientation.size(self.width, self.height)
+
+    def picture(self, frame: "VideoFrame") -> Tensor:
+        """uint8 `[3, H, W]`."""
+        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
+        return self.orientation.apply(torch.from_numpy(rgb).permute(2, 0, 1))

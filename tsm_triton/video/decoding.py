@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_ints
-from .containers import Orientation, check_pages, decode, demux, open_video
+from .containers import Upright, check_pages, decode, demux, open_video
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class _Index:
     path: str
     track: int
     info: VideoInfo
-    orientation: Orientation
+    upright: Upright
     packets: list[_Packet]  # in display order
     times: list[float]  # of the frames, in seconds from the first on; none where the file does not tell
 
@@ -194,13 +194,6 @@ class _Index:
     def number_of(self) -> dict[int | None, int]:
         """A frame's number by its pts."""
         return {packet.pts: number for number, packet in enumerate(self.packets)}
-
-    def upright(self, frame: "VideoFrame") -> Tensor:
-        """The RGB picture `[3, H, W]` of a frame."""
-        # A stream may change its size half-way: every frame takes the size of the first.
-        width, height = self.orientation.size(self.info.width, self.info.height)
-        rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", width=width, height=height))
-        return self.orientation.apply(rgb.permute(2, 0, 1))
 
 
 class _OutOfOrderError(Exception):
@@ -237,8 +230,7 @@ def _index(path: AnyPath) -> _Index:
             num_frames = len(order)
         else:
             num_frames = len(packets)
-    orientation = Orientation.of(first)
-    width, height = orientation.size(first.width, first.height)
+    upright = Upright.of(first)
 
     stamps, last = [packet.dts for packet in shown if packet and packet.dts is not None], 0
     if packets and (keeps_pts or len(stamps) < len(shown)):
@@ -250,8 +242,8 @@ def _index(path: AnyPath) -> _Index:
         times, duration = [], 0.0
     fps = fps or stated
     duration = duration or (num_frames / fps if fps else 0.0)
-    info = VideoInfo(num_frames, fps, width, height, duration, orientation.rotation)
-    return _Index(path, track, info, orientation, packets, times)
+    info = VideoInfo(num_frames, fps, *upright.size, duration, upright.orientation.rotation)
+    return _Index(path, track, info, upright, packets, times)
 
 
 def _in_display_order(shown: list[_Packet | None], first: "VideoFrame | None") -> list[_Packet]:
@@ -333,7 +325,7 @@ def _play(index: _Index) -> Iterator[tuple[Tensor, float]]:
             number = index.number_of.get(frame.pts, counted)
             known = number < len(index.times)
             at = max(at, index.times[number] if known else number / (index.info.fps or FPS))
-            yield index.upright(frame), at
+            yield index.upright.picture(frame), at
 
 
 def _read(index: _Index, indices: list[int]) -> Tensor:
@@ -357,7 +349,7 @@ def _filled(index: _Index, indices: list[int]) -> Tensor:
     out = torch.empty((len(indices), 3, info.height, info.width), dtype=torch.uint8)
 
     def put(number: int, frame: "VideoFrame") -> None:
-        out[rows.pop(number)] = index.upright(frame)
+        out[rows.pop(number)] = index.upright.picture(frame)
 
     for number, frame in _walk(index, sorted(rows), fast=True):
         if number in rows:
