@@ -1,5 +1,6 @@
 """Live frames: of a camera, or of a URL, which is opened again when the connection breaks."""
 
+import errno
 import re
 import sys
 import threading
@@ -16,7 +17,7 @@ from ..extras import requirements
 from .containers import Upright, decode, demux, prepare, tracks_of
 
 if TYPE_CHECKING:
-    from av import VideoFrame, VideoStream
+    from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
 __all__ = ["CAMERAS", "ConnectionLostError", "Source", "is_url", "open_camera", "open_url", "without_login"]
@@ -164,6 +165,7 @@ class _Connection:
             raise
         self.fps = _rate(self.stream)
         self.opening: bytes | None = None
+        self.broken: Exception | None = None
         self.read = 0  # bytes
         self.times: list[float] = []  # of the first frame and the last
 
@@ -171,6 +173,12 @@ class _Connection:
     def ends(self) -> bool:
         """Whether it is a recording that says how long it is."""
         return self.length > 0 or self.size > 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether a stream without a length ended in good order, as far as can be told."""
+        # FFmpeg's word where a server that promised no length closes the connection
+        return not self.ends and (self.broken is None or getattr(self.broken, "errno", None) == errno.EIO)
 
     @property
     def complete(self) -> bool:
@@ -182,35 +190,47 @@ class _Connection:
     def frames(self) -> Iterator[tuple["VideoFrame", float | None]]:
         """The frames as the decoder shows them, each with its time by the source's clock, where it has one.
 
-        Raises:
-            FFmpegError, IndexError: the connection broke.
+        How the connection broke, if it did, is told by `broken` in the end.
         """
         kind = self.container.format.name
-        for packet in self.container.demux(self.stream):
-            if self.opening is None:
-                self.opening = bytes(packet)
-            self.read = max(self.read, (packet.pos or 0) + packet.size)
-            for frame in decode(iter([packet]), self.stream):
-                if frame.time is not None:
-                    self.times[1:] = [frame.time]
-                # FFmpeg takes each picture of a camera that sends single ones for 1/25 s
-                yield frame, time.monotonic() if kind == "mpjpeg" else None if kind in NO_PTS else frame.time
+        for frame in decode(self._packets(), self.stream):
+            if frame.time is not None:
+                self.times[1:] = [frame.time]
+            # FFmpeg takes each picture of a camera that sends single ones for 1/25 s
+            yield frame, time.monotonic() if kind == "mpjpeg" else None if kind in NO_PTS else frame.time
+
+    def _packets(self) -> Iterator["Packet[VideoStream] | None"]:
+        """As they come; of a recording that breaks off not the last, of which half may be missing."""
+        from av.error import FFmpegError
+
+        held = list["Packet[VideoStream]"]()
+        try:
+            for packet in self.container.demux(self.stream):
+                if self.opening is None:
+                    self.opening = bytes(packet)
+                self.read = max(self.read, (packet.pos or 0) + packet.size)
+                held.append(packet)
+                if not self.ends or len(held) > 1:
+                    yield held.pop(0)
+            yield from held
+        except (FFmpegError, IndexError) as error:  # IndexError: PyAV of a stream that came half
+            self.broken = error
+            if not self.ends:
+                yield None
 
 
 def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, None]:
-    from av.error import FFmpegError
-
     clock, opening = _Clock(), None
     upright: Upright | None = None
     delivered, tries, left, ended = 0, 0, 0.0, False
     while True:
-        began, skip, reason = time.monotonic(), 0, ""
-        try:
+        began, skip = time.monotonic(), 0
+        with connection.container:
             for number, (frame, at) in enumerate(connection.frames()):
                 if number == 0 and opening is None:
                     opening = connection.opening
                 elif number == 0 and connection.opening == opening:  # a recording, from its start
-                    if ended and not connection.ends:
+                    if ended:
                         return
                     skip = delivered
                 elif number == 0:
@@ -219,17 +239,14 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
                 if number >= skip:
                     yield upright.picture(frame), clock.at(at, 1 / connection.fps)
                     delivered, left = delivered + 1, time.monotonic()
-            if connection.ends and connection.complete:
-                return
-        except (FFmpegError, IndexError) as error:  # IndexError: PyAV of a stream that came half
-            reason = _reason(error)
-        finally:
-            connection.container.close()
-        ended, reason = not reason, reason or "it ended"
+        if connection.ends and connection.broken is None and connection.complete:
+            return
+        ended = connection.ended
+        reason = "it ended" if connection.broken is None else _reason(connection.broken)
         tries = 0 if time.monotonic() - began > STEADY else tries
         while True:
             if tries == RECONNECTS:
-                if ended and not connection.ends and delivered:  # as a live stream ends
+                if ended and delivered:  # as a live stream ends
                     return
                 raise ConnectionLostError(
                     f"expected more of {without_login(url)!r}, got {delivered} frames before the connection broke "
@@ -237,11 +254,9 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
                 )
             time.sleep(BACKOFF * 2**tries)
             tries += 1
-            try:
+            with suppress(ValueError):
                 connection = _Connection(url)
                 break
-            except ValueError as error:
-                reason = _reason(error.__cause__ or error)
 
 
 def _reason(error: BaseException) -> str:
