@@ -33,7 +33,8 @@ LEAP = 10.0  # seconds; a longer step of a clock is a jump
 WAITING = 8  # frames, while the model works on one
 PATIENCE = 0.1  # seconds
 MAX_FPS = 1000
-PLAYLISTS = ("hls", "dash")  # their size is none of the video's
+# A playlist's size is none of the video's; to ask for that of a session takes PyAV 14 down.
+SIZELESS = ("dash", "hls", "rtp", "rtsp", "sap", "sdp")
 NO_PTS = ("asf", "avi", "mxf")  # what FFmpeg makes up for them may follow the order of decoding
 
 Timed: TypeAlias = tuple[Tensor, float]
@@ -110,7 +111,7 @@ def open_camera(index: int) -> Source:
         with container:
             for frame in decode(demux(container, stream), stream):
                 upright = upright or Upright.of(frame)
-                yield upright.picture(frame), clock.at(frame.time, 1 / fps)
+                yield upright.picture(frame), clock.at(_time(frame, stream), 1 / fps)
 
     return Source(_beside(frames()), fps, None)
 
@@ -157,7 +158,7 @@ class _Connection:
         try:
             tracks, best = tracks_of(self.container, name), self.container.streams.best("video")
             self.stream = next((track for track in tracks if best and track.index == best.index), tracks[0])
-            self.size = 0 if self.container.format.name in PLAYLISTS else max(0, self.container.size)
+            self.size = 0 if self.container.format.name in SIZELESS else max(0, self.container.size)
             self.length = (self.container.duration or 0) / 1e6
             prepare(self.stream, name, threads=self.ends)
         except BaseException:
@@ -194,10 +195,10 @@ class _Connection:
         """
         kind = self.container.format.name
         for frame in decode(self._packets(), self.stream):
-            if frame.time is not None:
-                self.times[1:] = [frame.time]
+            if (at := _time(frame, self.stream)) is not None:
+                self.times[1:] = [at]
             # FFmpeg takes each picture of a camera that sends single ones for 1/25 s
-            yield frame, time.monotonic() if kind == "mpjpeg" else None if kind in NO_PTS else frame.time
+            yield frame, time.monotonic() if kind == "mpjpeg" else None if kind in NO_PTS else at
 
     def _packets(self) -> Iterator["Packet[VideoStream] | None"]:
         """As they come; of a recording that breaks off not the last, of which half may be missing."""
@@ -257,6 +258,11 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
             with suppress(ValueError):
                 connection = _Connection(url)
                 break
+
+
+def _time(frame: "VideoFrame", stream: "VideoStream") -> float | None:
+    # not frame.time: in PyAV 14 the last frames have no time base
+    return float(frame.pts * stream.time_base) if frame.pts is not None and stream.time_base else None
 
 
 def _reason(error: BaseException) -> str:
