@@ -93,6 +93,9 @@ def test_a_stream_without_a_length_that_begins_again_has_ended(tmp_path):
         assert come(open_source(f"{url}/live"))[0] == list(range(20))
 
 
+@pytest.mark.skipif(
+    av.__version__.startswith("14.1."), reason="its FFmpeg crashes on a transport stream inside RTP"
+)
 def test_rtsp_is_read_over_tcp(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "RECONNECTS", 1)
     data = write_video(tmp_path / "a.ts", 50, gop=5).read_bytes()

@@ -33,7 +33,7 @@ LEAP = 10.0  # seconds; a longer step of a clock is a jump
 WAITING = 8  # frames, while the model works on one
 PATIENCE = 0.1  # seconds
 MAX_FPS = 1000
-# A playlist's size is none of the video's; to ask for that of a session takes PyAV 14 down.
+# A playlist's size is none of the video's, and a session has none.
 SIZELESS = ("dash", "hls", "rtp", "rtsp", "sap", "sdp")
 NO_PTS = ("asf", "avi", "mxf")  # what FFmpeg makes up for them may follow the order of decoding
 
