@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tsm_triton.video import VideoInfo, containers, decoding, probe, read_clip, read_frames
 
@@ -27,6 +29,19 @@ FORMATS = {
     "mpeg4.avi": {"codec": "mpeg4"},
     "mpeg2.mpg": {"codec": "mpeg2video"},
     "vp8.webm": {"codec": "libvpx", "b_frames": 0, "deadline": "realtime"},
+    # whose timestamps FFmpeg makes up, in the order of decoding
+    "h264.avi": {},
+    "open_gop.avi": {"x264-params": "open-gop=1"},
+    "h264.asf": {},
+    "h264.mxf": {},
+    "mpeg1.asf": {"codec": "mpeg1video"},
+    "mpeg2.wmv": {"codec": "mpeg2video"},
+    # or has for few packets, or for none
+    "h264.vob": {},
+    "h265.hevc": {"codec": "libx265", "x265-params": "log-level=none"},
+    "h264.flv": {},
+    "mpeg2.mxf": {"codec": "mpeg2video"},
+    "interlaced.ts": {"codec": "mpeg2video", "flags": "+ildct+ilme"},
 }
 
 
@@ -51,6 +66,200 @@ def test_frame_i_is_the_ith_displayed(tmp_path, name):
     assert probe(path) == VideoInfo(60, 25.0, WIDTH, HEIGHT, 2.4, 0)
     assert numbers(read_frames(path, range(60))) == list(range(60))
     assert numbers(read_frames(path, WANTED)) == WANTED
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.h264", "a.mpg"])
+def test_played_frames_come_in_order_with_their_times(tmp_path, name):
+    info, played = decoding.play(write_video(tmp_path / name))
+    frames, times = zip(*played, strict=True)
+    assert (info.num_frames, numbers(torch.stack(frames))) == (60, list(range(60)))
+    assert times == pytest.approx([i / 25 for i in range(60)], abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_timestamps_copied_from_the_order_of_decoding_number_no_frames(tmp_path, suffix):
+    with (
+        av.open(write_video(tmp_path / "right.mp4")) as read,
+        av.open(tmp_path / f"a.{suffix}", "w") as write,
+    ):
+        out = write.add_stream_from_template(read.streams.video[0])
+        for number, packet in enumerate(p for p in read.demux(video=0) if p.size):
+            copy = av.Packet(bytes(packet))
+            copy.stream, copy.time_base, copy.is_keyframe = out, Fraction(1, 25), packet.is_keyframe
+            copy.pts = copy.dts = number
+            write.mux(copy)
+    path = tmp_path / f"a.{suffix}"
+    assert numbers(read_frames(path, WANTED)) == WANTED
+    assert [number for one in range(60) for number in numbers(read_frames(path, [one]))] == list(range(60))
+
+
+def test_frames_that_come_out_of_the_order_of_their_timestamps_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "_doubtful", lambda *_: False)
+    assert numbers(read_frames(write_video(tmp_path / "a.avi", gop=60), WANTED)) == WANTED
+
+
+def test_two_frames_packed_into_one_packet_are_two(tmp_path):
+    vop, user_data = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
+    skipped = vop + 0b010_1_00000_1_0_01111_00.to_bytes(3, "big")[:2]  # a frame that repeats the one before
+    with av.open(write_video(tmp_path / "plain.mp4", 61, codec="mpeg4", b_frames=1)) as read:
+        extra = read.streams.video[0].codec_context.extradata
+        packets = [(bytes(p), p.is_keyframe) for p in read.demux(video=0) if p.size]
+    is_b = [data[data.find(vop) + 4] >> 6 == 2 for data, _ in packets]
+    with av.open(tmp_path / "packed.avi", "w") as write:
+        out = write.add_stream("mpeg4", rate=25)
+        out.width, out.height, out.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        out.codec_context.extradata = extra + user_data
+        for number, (data, is_keyframe) in enumerate(packets):
+            follows = number + 1 < len(packets) and is_b[number + 1]
+            data = skipped if is_b[number] else data + packets[number + 1][0] if follows else data
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.is_keyframe = out, Fraction(1, 25), is_keyframe
+            packet.pts = packet.dts = number
+            write.mux(packet)
+    assert any(is_b)
+    assert numbers(read_frames(tmp_path / "packed.avi", range(61))) == list(range(61))
+
+
+def joined(folder, name, counts=(40, 30), offsets=("0", "0"), **options):
+    """Videos written one behind the other, byte by byte."""
+    parts = [
+        write_video(folder / f"{i}.{name}", n, container_options={"output_ts_offset": at}, **options)
+        for i, (n, at) in enumerate(zip(counts, offsets, strict=True))
+    ]
+    path = folder / f"joined.{name}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "offsets", "options"),
+    [
+        ("again.ts", ("0", "0"), {}),
+        ("half_a_frame_later.ts", ("0", "0.02"), {}),
+        ("forward.ts", ("0", "3600"), {}),
+        ("a_little_forward.ts", ("0", "7"), {}),
+        ("back.ts", ("3600", "0"), {}),
+        ("mpeg2.ts", ("0", "0"), {"codec": "mpeg2video"}),
+        ("again.mpg", ("0", "0"), {"codec": "mpeg2video"}),
+        ("h264.mpg", ("0", "0"), {}),
+        ("again.mkv", ("0", "0"), {}),
+        ("again.h264", ("0", "0"), {}),
+    ],
+)
+def test_a_clock_that_jumps_moves_no_frame(tmp_path, name, offsets, options):
+    path = joined(tmp_path, name, offsets=offsets, **options)
+    shown = [*range(40), *range(30)]
+    info, played = decoding.play(path)
+    assert info.num_frames == 70
+    assert info.fps == pytest.approx(25, rel=1e-3)
+    assert numbers(read_frames(path, range(70))) == shown
+    assert numbers(read_frames(path, [69, 0, 41, 39])) == [29, 0, 1, 39]
+    frames, times = zip(*played, strict=True)
+    assert numbers(torch.stack(frames)) == shown
+    expected = [i / 25 for i in range(70)]
+    if "a_little" in name:  # as where the signal was lost: no jump of the clock
+        expected[40:] = [7 + i / 25 for i in range(30)]
+        assert list(times) == sorted(times)
+    else:
+        assert info.duration == pytest.approx(2.8, abs=0.05)
+        assert times == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mpg"])
+def test_a_clock_that_overflows_moves_no_frame(tmp_path, name):
+    wrap = {"output_ts_offset": str(2**33 / 90000 - 1.7)}
+    path = write_video(tmp_path / name, container_options=wrap, codec="mpeg2video")
+    assert probe(path) == VideoInfo(60, pytest.approx(25), WIDTH, HEIGHT, pytest.approx(2.4), 0)
+    assert numbers(read_frames(path, WANTED)) == WANTED
+
+
+def test_a_stream_that_was_cut_begins_with_its_first_keyframe(tmp_path):
+    path = write_video(tmp_path / "a.ts", 60, gop=20, **{"x264-params": "open-gop=1"})
+    with av.open(path) as container:
+        positions = [p.pos for p in container.demux(video=0) if p.size]
+    path.write_bytes(path.read_bytes()[:376] + path.read_bytes()[positions[7] :])
+    count = probe(path).num_frames
+    assert 30 < count < 53
+    assert numbers(read_frames(path, range(count))) == list(range(60 - count, 60))
+
+
+def write_tracks(path, *tracks):
+    """A film of several tracks, each of so many frames from a number on, of a size."""
+    with av.open(path, "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in tracks]
+        for stream, (_, _, size) in zip(streams, tracks, strict=True):
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for stream, (count, first, size) in zip(streams, tracks, strict=True):
+            for number in range(count):
+                frame = av.VideoFrame.from_ndarray(barcode(first + number)).reformat(*size)
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            if count:
+                container.mux(stream.encode(None))
+    return path
+
+
+SIZE = (WIDTH, HEIGHT)
+FILM = (30, 0, SIZE)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
+@pytest.mark.parametrize(
+    "tracks",
+    [
+        ((1, 500, SIZE), FILM),
+        ((5, 500, (2 * WIDTH, 2 * HEIGHT)), FILM),
+        ((0, 500, SIZE), FILM),
+        ((30, 500, (WIDTH // 2, HEIGHT // 2)), FILM),
+        (FILM, (31, 500, SIZE)),
+        (FILM, (1, 500, SIZE)),
+    ],
+    ids=["still first", "preview first", "empty first", "small first", "another view", "still last"],
+)
+def test_of_several_tracks_the_film_is_read(tmp_path, suffix, tracks):
+    path = write_tracks(tmp_path / f"a.{suffix}", *tracks)
+    assert probe(path).num_frames == 30
+    assert numbers(read_frames(path, range(30))) == list(range(30))
+    assert numbers(torch.stack([frame for frame, _ in decoding.play(path)[1]])) == list(range(30))
+
+
+@pytest.mark.parametrize("suffix", ["avif", "gif", "png"])
+def test_animations_are_read_whole(tmp_path, suffix):
+    first, *others = [Image.fromarray(barcode(number)) for number in range(8)]
+    try:
+        first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others, duration=40)
+    except (KeyError, ValueError) as error:  # Pillow comes without the encoder
+        pytest.skip(str(error))
+    assert numbers(read_frames(tmp_path / f"a.{suffix}", range(8))) == list(range(8))
+    assert probe(tmp_path / f"a.{suffix}").fps == pytest.approx(25)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tiff"])
+def test_pictures_of_which_ffmpeg_reads_one_are_refused(tmp_path, suffix):
+    first, *others = [Image.fromarray(barcode(number)) for number in range(8)]
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others)
+    with pytest.raises(ValueError, match="with 8 pictures, of which FFmpeg reads at most one"):
+        probe(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
+def test_a_name_is_no_pattern(tmp_path, suffix):
+    for name, number in (("im%d", 9), ("im1", 1), ("im2", 2), ("im*", 3)):
+        Image.fromarray(barcode(number)).save(tmp_path / f"{name}.{suffix}")
+    assert numbers(read_frames(tmp_path / f"im%d.{suffix}", [0])) == [9]
+    assert probe(tmp_path / f"im%d.{suffix}").num_frames == 1
+    assert numbers(read_frames(tmp_path / f"im*.{suffix}", [0])) == [3]
+
+
+def test_a_photograph_comes_upright_whatever_else_its_file_says(tmp_path):
+    picture = Image.fromarray(barcode(9)).rotate(90, expand=True)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned clockwise to be upright
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    info = probe(tmp_path / "a.jpg")
+    if info.rotation:  # FFmpeg 8 and later
+        assert numbers(read_frames(tmp_path / "a.jpg", [0])) == [9]
+    assert {info.width, info.height} == {WIDTH, HEIGHT}
 
 
 def test_a_variable_frame_rate_does_not_move_frames(tmp_path):

@@ -1,10 +1,15 @@
 """`tsm-triton stream`: files, folders and cameras in; an annotated video and a timeline out."""
 
+import csv
 import itertools
+import json
 import signal
+import subprocess
 import sys
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,14 +17,15 @@ from PIL import Image
 from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.cli import main
 from tsm_triton.commands import annotation, sources, stream
-from tsm_triton.commands.common import create_model
+from tsm_triton.commands.common import create_model, read_labels
 from tsm_triton.commands.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.sources import open_source
 from tsm_triton.commands.weights import load_trained
-from tsm_triton.video import probe, read_frames
+from tsm_triton.video import live, probe, read_frames
 from tsm_triton.video.preparation import Preparation, set_preparation
 from tsm_triton.video.transforms import eval_transform
 
+from .servers import http_server, send
 from .video_files import numbers, write_video
 
 NUM_FRAMES = 6
@@ -60,7 +66,7 @@ def outputs(out):
 @pytest.fixture
 def camera(clip, monkeypatch):
     """A camera that shows a file."""
-    monkeypatch.setitem(sources.CAMERAS, sys.platform, ("mp4", str(clip).replace("clip", "{}")))
+    monkeypatch.setitem(live.CAMERAS, sys.platform, ("mp4", str(clip).replace("clip", "{}")))
     clip.rename(clip.with_name("0.mp4"))
 
 
@@ -250,6 +256,218 @@ def test_a_second_ctrl_c_leaves_the_files_of_before(
     assert main(argv) == 130
     assert "interrupted" in capsys.readouterr().err
     assert outputs(tmp_path / "out")[1].num_frames == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_kill_leaves_whole_files_and_a_second_one_those_of_before(
+    name, clip, weights, tmp_path, monkeypatch, capsys
+):
+    number, write = getattr(signal, name), annotation.AnnotatedVideo.write
+    before = signal.getsignal(number)
+    argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    argv += ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
+
+    def killed(self, *args):
+        if self.pts >= 0:
+            signal.raise_signal(number)
+        write(self, *args)
+
+    monkeypatch.setattr(annotation.AnnotatedVideo, "write", killed)
+    assert main(argv) == 0
+    assert "Stopped after 2 frames" in capsys.readouterr().out
+    assert outputs(tmp_path / "out")[1].num_frames == 2
+    assert len(json.loads((tmp_path / "a.json").read_text())) == 2
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
+    monkeypatch.setattr(
+        annotation.AnnotatedVideo, "write", lambda *_: [signal.raise_signal(number) for _ in "12"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 128 + number
+    assert outputs(tmp_path / "out")[1].num_frames == 2
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".pt", ".mp4", ".json", ".csv"}
+    assert signal.getsignal(number) is before
+
+
+def test_a_process_that_is_killed_while_its_source_keeps_silent_leaves_whole_files(weights, tmp_path):
+    data = write_video(tmp_path / "a.ts", 40, gop=5).read_bytes()
+    sent = threading.Event()
+
+    def answer(request, _):
+        send(request, data)
+        request.wfile.flush()
+        sent.set()
+        time.sleep(60)
+
+    with http_server(answer) as url:
+        argv = ["stream", url, "--weights", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tsm_triton.cli", *argv, "--csv", str(tmp_path / "a.csv")],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert sent.wait(120)
+            deadline = time.monotonic() + 60
+            while not (temporary := list((tmp_path / "out").glob(".*"))) or not temporary[0].stat().st_size:
+                assert time.monotonic() < deadline
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.1)
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
+    count = outputs(tmp_path / "out")[1].num_frames
+    assert f"Stopped after {count} frames" in out
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == count + 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_predictions_are_written_as_json_and_as_a_table(clip, weights, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(stream, "save_timeline", lambda *arguments: drawn.append(arguments))
+    argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out"), "--top", "3"]
+    argv += ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
+    assert main(argv) == 0
+    rows = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert [row["frame"] for row in rows] == list(range(NUM_FRAMES))
+    assert [row["time"] for row in rows] == pytest.approx([i / 8 for i in range(NUM_FRAMES)], abs=1e-3)
+    ((_, _, probabilities, _, _),) = drawn
+    for row, scores in zip(rows, probabilities, strict=True):
+        best = scores.topk(3)
+        assert [entry["label"] for entry in row["top"]] == [CLASSES[i] for i in best.indices.tolist()]
+        assert [entry["score"] for entry in row["top"]] == pytest.approx(best.values.tolist(), abs=1e-6)
+        assert {"label": row["label"], "score": row["score"]} == row["top"][0]
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["frame", "time", "label", "score", "label_2", "score_2", "label_3", "score_3"]
+    assert [(int(row["frame"]), float(row["time"]), row["label_3"]) for row in table] == [
+        (row["frame"], row["time"], row["top"][2]["label"]) for row in rows
+    ]
+    assert main([*argv[:-4], "--json", str(tmp_path / "a.jsonl")]) == 0
+    lines = (tmp_path / "a.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_frames_that_were_dropped_keep_their_numbers(clip, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream._Pace, "keeps", lambda self, at: at == 0 or at > 0.5)
+    argv = ["stream", str(clip), "--weights", str(weights), "--realtime", "--out", str(tmp_path / "out")]
+    assert main([*argv, "--json", str(tmp_path / "a.json")]) == 0
+    assert [row["frame"] for row in json.loads((tmp_path / "a.json").read_text())] == [0, 5]
+
+
+def test_predictions_go_to_a_file_of_their_own(clip, weights, tmp_path, capsys):
+    argv = ["stream", str(clip), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    for more, message in (
+        (["--json", str(tmp_path)], "expected --json to be a file in a folder that exists"),
+        (["--csv", str(tmp_path / "none" / "a.csv")], "expected --csv to be a file in a folder that exists"),
+        (["--json", str(clip)], "which is given for something else"),
+        (["--csv", str(weights)], "which is given for something else"),
+        (["--csv", str(tmp_path / "a"), "--json", str(tmp_path / "a")], "which is given for something else"),
+        (["--top", "0"], "expected --top of at least 1"),
+    ):
+        assert main([*argv, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_url_becomes_a_video_and_one_that_breaks_off_says_so(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, "BACKOFF", 0.01)
+    data = write_video(tmp_path / "a.ts", 30, gop=5).read_bytes()
+    argv = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    with http_server(lambda request, _: send(request, data, len(data))) as url:
+        assert main(["stream", f"{url}/a.ts", *argv]) == 0
+    assert outputs(tmp_path / "out")[1].num_frames == 30
+    with http_server(lambda request, _: send(request, data[: len(data) * 2 // 3], len(data))) as url:
+        assert main(["stream", f"{url}/a.ts".replace("//", "//me:secret@"), *argv]) == 1
+    assert 10 < outputs(tmp_path / "out")[1].num_frames < 30
+    out, err = capsys.readouterr()
+    assert "frames before the connection broke" in err
+    assert "secret" not in out + err
+
+
+def picture_of(folder):
+    return next(open_source(str(folder)).frames)[0]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
+def test_images_of_16_bits_are_scaled_to_8(suffix, mode, tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64).round().astype(np.uint16)
+    mode, order = (mode, ">u2") if suffix == "tiff" and mode == "I;16B" else ("I;16", "<u2")
+    Image.frombytes(mode, (64, 48), ramp.astype(order).tobytes()).save(tmp_path / f"a.{suffix}")
+    expected = torch.from_numpy((ramp / 257).round().astype(np.uint8)).expand(3, -1, -1)
+    assert torch.equal(picture_of(tmp_path), expected)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_images_of_numbers_without_a_white_are_refused(kind, tmp_path):
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="with numbers of 32 bits, of which none is known to be white"):
+        picture_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_images_of_several_pictures_are_refused(suffix, tmp_path):
+    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match="with 2 pictures in one file"):
+        picture_of(tmp_path)
+
+
+def test_every_kind_of_image_keeps_its_colours(tmp_path):
+    red = Image.new("RGB", (32, 16), (255, 0, 0))
+    for number, image in enumerate((red, red.convert("P"), red.convert("RGBA"))):
+        image.save(tmp_path / f"{number}.png")
+    red.convert("CMYK").save(tmp_path / "3.jpg", quality=95)
+    exif = red.getexif()
+    exif[0x0112] = 6
+    red.save(tmp_path / "4.jpg", exif=exif, quality=95)
+    frames = [frame for frame, _ in open_source(str(tmp_path)).frames]
+    assert [tuple(frame.shape[1:]) for frame in frames] == [(16, 32)] * 4 + [(32, 16)]
+    for frame in frames:
+        assert (frame[:, 4, 4].int() - torch.tensor([255, 0, 0])).abs().max() < 8
+
+
+def test_images_come_in_the_order_of_their_numbers_and_hidden_files_stay_out(tmp_path):
+    names = ["a.png", "frame2.png", "Frame9.PNG", "frame10.png", "frame10b.png", "frame0100.jpg", "z1.2.png"]
+    for number, name in enumerate(names):
+        Image.new("L", (8, 8), 20 * number).save(tmp_path / name)
+    for hidden in ("._frame2.png", ".DS_Store", "Thumbs.db", ".frame3.png"):
+        (tmp_path / hidden).write_bytes(b"no image")
+    (tmp_path / "folder.png").mkdir()
+    shades = [int(frame.float().mean()) for frame, _ in open_source(str(tmp_path)).frames]
+    assert shades == [20 * number for number in range(len(names))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_labels_are_read_in_every_unicode(encoding, end, tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(end.join(["", "swipe left", "  Zurück\u2028", "", "停", ""]).encode(encoding))
+    assert read_labels(path) == ["swipe left", "Zurück\N{REPLACEMENT CHARACTER}", "停"]
+    path.write_bytes(b"".join(f"{name}{end}".encode("utf-8-sig") for name in ("a", "b")))
+    assert read_labels(path) == ["a", "b"]
+    path.write_bytes(b"\xfe\xff" + "left\nright".encode("utf-16-be"))
+    assert read_labels(path) == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ("links\nzurück\n".encode("latin-1"), 2),
+        (b"\xff\xfea\0\n\0b", 2),
+        (b"\xff\xfea\0\n\0\n\0\x00\xd8b\0", 3),
+    ],
+)
+def test_labels_in_another_encoding_are_refused_with_their_line(data, line, clip, weights, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_bytes(data)
+    argv = ["stream", str(clip), "--weights", str(weights), "--labels", str(tmp_path / "labels.txt")]
+    assert main(argv) == 2
+    assert f"expected labels in UTF-8 or UTF-16, got line {line} of" in capsys.readouterr().err
 
 
 def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):

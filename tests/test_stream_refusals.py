@@ -1,9 +1,7 @@
 """`tsm-triton stream` on odd and damaged sources, weights and labels: one clear line, and no half-written file."""
 
-import math
 import random
 import struct
-import types
 import zlib
 from fractions import Fraction
 
@@ -15,7 +13,6 @@ from PIL import Image
 
 from tsm_triton import patch, save_checkpoint
 from tsm_triton.cli import main
-from tsm_triton.commands import sources
 from tsm_triton.commands.annotation import MAX_WIDTH, annotated_video
 from tsm_triton.commands.common import create_model
 from tsm_triton.commands.sources import open_source
@@ -24,7 +21,6 @@ from tsm_triton.video import probe
 from tsm_triton.video.preparation import Preparation, set_preparation
 
 from .damage import damaged
-from .video_files import write_video
 
 CLASSES = ("left", "right", "still")
 
@@ -109,18 +105,6 @@ def test_frames_a_month_apart_are_refused(weights, tmp_path, refused):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     assert "expected frames that FFmpeg writes" in refused(tmp_path / "gap.mkv", weights)
-
-
-@pytest.mark.parametrize("times", [(math.nan,) * 3, (0.0, math.inf, 0.08)])
-def test_times_that_are_no_numbers_are_counted(times, weights, tmp_path, monkeypatch):
-    class Frame(types.SimpleNamespace):
-        def to_ndarray(self, **_):
-            return np.zeros((64, 64, 3), np.uint8)
-
-    path = write_video(tmp_path / "video.mp4", 3)
-    frames = [Frame(time=time, width=64, height=64, side_data={}) for time in times]
-    monkeypatch.setattr(sources, "decode", lambda *_: iter(frames))
-    assert [time for _, time in open_source(str(path)).frames] == pytest.approx([0, 0.04, 0.08])
 
 
 @pytest.mark.parametrize("fps", [1e-9, 1e12])

@@ -1,9 +1,11 @@
-"""What a stream leaves behind: a video with the predictions drawn on it, and a timeline of probabilities."""
+"""What a stream leaves behind: a video with the predictions drawn on it, a timeline, and the numbers as a file."""
 
+import csv
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +16,31 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["AnnotatedVideo", "annotated_video", "save_timeline"]
+__all__ = ["AnnotatedVideo", "Prediction", "annotated_video", "save_csv", "save_json", "save_timeline"]
 
 MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 240, 1080, 3840  # of the picture in the annotated video, in pixels
 TICKS = 1000  # a second
 SHOWN = 8  # classes in the timeline
+
+
+class Prediction(NamedTuple):
+    """What was made of a frame.
+
+    Attributes:
+        frame: its 0-based number in the source, frames that were dropped counted.
+        time: in seconds from the first frame.
+        top: the likeliest labels with their probabilities, the likeliest first.
+    """
+
+    frame: int
+    time: float
+    top: list[tuple[str, float]]
+
+    @classmethod
+    def of(cls, frame: int, time: float, scores: Tensor, labels: Sequence[str], top: int) -> "Prediction":
+        """From the probabilities of a frame, `[num_classes]`."""
+        best: list[int] = scores.topk(min(top, len(scores))).indices.tolist()
+        return cls(frame, time, [(labels[index], round(scores[index].item(), 6)) for index in best])
 
 
 class AnnotatedVideo:
@@ -150,3 +172,41 @@ def save_timeline(
         text.set_parse_math(False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def save_json(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write an array with an object for each frame; of a file called .jsonl an object on each line."""
+    rows = [
+        json.dumps(
+            {
+                "frame": prediction.frame,
+                "time": round(prediction.time, 6),
+                "label": prediction.top[0][0],
+                "score": prediction.top[0][1],
+                "top": [{"label": label, "score": score} for label, score in prediction.top],
+            },
+            ensure_ascii=False,
+        )
+        for prediction in predictions
+    ]
+    lines = path.suffix.lower() == ".jsonl"
+    with replacing(path) as temporary:
+        temporary.write_text(
+            "".join(f"{row}\n" for row in rows) if lines else "[\n" + ",\n".join(rows) + "\n]\n", "utf-8"
+        )
+
+
+def save_csv(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write a row for each frame: `frame,time,label,score`, then `label_2,score_2` and so on."""
+    width = max((len(prediction.top) for prediction in predictions), default=1)
+    names = [
+        "label",
+        "score",
+        *(f"{name}_{rank}" for rank in range(2, width + 1) for name in ("label", "score")),
+    ]
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["frame", "time", *names])
+        for prediction in predictions:
+            ranked = [value for pair in prediction.top for value in pair]
+            writer.writerow([prediction.frame, round(prediction.time, 6), *ranked])

@@ -55,7 +55,7 @@ def sites(parser: argparse.ArgumentParser) -> None:
 
 def stream(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a video file, a folder of images, or the number of a camera")
+    add("source", metavar="SOURCE", help="a video file, a folder of images, a camera's number or a URL")
     add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
     add("--weights", type=Path, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
     add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
@@ -67,6 +67,9 @@ def stream(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for results (default: stream/)",
     )
+    add("--json", type=Path, metavar="FILE", help="write what was predicted for each frame as JSON, too")
+    add("--csv", type=Path, metavar="FILE", help="the same as a table")
+    add("--top", type=int, default=5, metavar="K", help="labels a frame in these (default: %(default)s)")
     add("--device", help="where to run (default: cuda where there is one, else cpu)")
     add("--realtime", action="store_true", help="keep to the source's pace, dropping frames where need be")
     add("--consensus", type=int, metavar="K", help="average the logits of the last K frames")

@@ -1,8 +1,9 @@
 """Video files as PyAV opens them: their video stream, its packets and frames, and which way up these are."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,28 +15,57 @@ if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
-__all__ = ["MAX_PIXELS", "Orientation", "decode", "demux", "open_video"]
+__all__ = [
+    "MAX_PIXELS",
+    "Orientation",
+    "Upright",
+    "check_pages",
+    "decode",
+    "demux",
+    "open_video",
+    "prepare",
+    "tracks_of",
+]
 
 # 8192 x 8192: twice 8K television, 192 MiB a frame in RGB. More is a broken or a hostile file.
 MAX_PIXELS = 8192 * 8192
 MAX_THREADS = 8
+# the display matrices of 0, 90, 180 and 270 degrees counterclockwise
+QUARTERS = ((1, 0, 0, 0, 1), (0, -1, 0, 1, 0), (-1, 0, 0, 0, -1), (0, 1, 0, -1, 0))
 
 
 @contextmanager
-def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputContainer", "VideoStream"]]:
-    """An open file and its first video stream that is more than a cover picture.
+def open_video(
+    path: str, track: int | None = None, *, threads: bool = False
+) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+    """An open file and the track in it that is the film.
 
     Args:
         path: of the file.
+        track: the stream's index where it is known. Among several, finding it costs a pass over the packets.
         threads: decode several frames at once, which loses good ones beside a damaged one.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as for `tsm_triton.video.probe`.
     """
+    with _opened(path) as container:
+        tracks = tracks_of(container, path)
+        if track is None and len(tracks) == 1:
+            track = tracks[0].index
+        if track is not None:
+            stream: Any = container.streams[track]
+            prepare(stream, path, threads)
+            yield container, stream
+            return
+        track = _film(container, tracks)
+    with open_video(path, track, threads=threads) as opened:
+        yield opened
+
+
+def _opened(path: str) -> "InputContainer":
     try:
         import av
         from av.error import FFmpegError
-        from av.stream import Disposition
     except ImportError as error:
         raise ImportError(
             f"reading videos needs PyAV (module 'av'): pip install {requirements('av')}"
@@ -48,37 +78,84 @@ def open_video(path: str, *, threads: bool = False) -> Iterator[tuple["InputCont
         raise ValueError(f"expected a video file, got {path!r}, which is empty: copy it again")
     try:
         # An absolute path, or FFmpeg reads "a:b.mp4" as a URL; tags in an unknown encoding must not raise.
-        # A file may be a playlist in disguise: it may name other files, but fetch nothing.
-        options = {"protocol_whitelist": "file"}
-        container = av.open(os.path.abspath(path), metadata_errors="replace", options=options)
+        # A file may be a playlist in disguise: it may name other files, but fetch nothing. Nor is im%d.png a
+        # pattern that stands for other files.
+        options = {"protocol_whitelist": "file", "pattern_type": "none"}
+        return av.open(os.path.abspath(path), metadata_errors="replace", options=options)
     except FFmpegError as error:
         raise ValueError(
             f"expected a video file, got {path!r}, which FFmpeg cannot read ({error.strerror}): "
             "is it a video? Copy it again, completely."
         ) from error
-    with container:
-        # The cover picture of a song is a video stream to FFmpeg.
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"})) or "no streams"
-            raise ValueError(
-                f"expected a file with a video stream, got {path!r} with {kinds} only: pass another file"
-            )
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise ValueError(
-                f"expected a video that can be decoded, got {path!r} in a codec that FFmpeg does not know: is it "
-                "damaged? Copy or encode it again."
-            )
-        if stream.width * stream.height > MAX_PIXELS:
-            raise ValueError(
-                f"expected frames of at most MAX_PIXELS = {MAX_PIXELS} pixels, got {stream.width} x "
-                f"{stream.height} from {path!r}: scale the video down first"
-            )
-        # a DataLoader's workers set torch to one thread
-        stream.thread_type = "AUTO" if threads else "SLICE"
-        stream.thread_count = min(MAX_THREADS, torch.get_num_threads()) if threads else 1
-        yield container, stream
+
+
+def tracks_of(container: "InputContainer", path: str) -> list["VideoStream"]:
+    """The video streams that are neither the cover picture of a song nor a part of another's picture."""
+    from av.stream import Disposition
+
+    apart = Disposition.attached_pic | Disposition.dependent
+    tracks = [stream for stream in container.streams.video if not stream.disposition & apart]
+    if not tracks:
+        kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"}))
+        kinds = kinds or ("cover pictures" if container.streams.video else "no streams")
+        raise ValueError(
+            f"expected a file with a video stream, got {path!r} with {kinds} only: pass another file"
+        )
+    return tracks
+
+
+def _film(container: "InputContainer", tracks: list["VideoStream"]) -> int:
+    """Of the tracks with at least half as many frames as the longest the largest, the default, the first.
+
+    So it is no preview, no empty track, and not the still picture beside an animated one.
+    """
+    from av.error import FFmpegError
+    from av.stream import Disposition
+
+    frames = Counter[int]()
+    with suppress(FFmpegError, IndexError):  # as in `demux`
+        frames.update(packet.stream_index for packet in container.demux(*tracks) if packet.size)
+    longest = max(frames.values(), default=0)
+
+    def worth(track: "VideoStream") -> tuple[int, bool]:
+        codec = track.codec_context
+        area = 0 if codec is None else codec.width * codec.height
+        return area, bool(track.disposition & Disposition.default)
+
+    return max((t for t in tracks if 2 * frames[t.index] >= longest), key=worth).index
+
+
+def prepare(stream: "VideoStream", path: str, threads: bool) -> None:
+    """Set the decoder up; raise `ValueError` where there is none, or for frames that are too large."""
+    if stream.codec_context is None:
+        raise ValueError(
+            f"expected a video that can be decoded, got {path!r} in a codec that FFmpeg does not know: is it "
+            "damaged? Copy or encode it again."
+        )
+    if stream.width * stream.height > MAX_PIXELS:
+        raise ValueError(
+            f"expected frames of at most MAX_PIXELS = {MAX_PIXELS} pixels, got {stream.width} x "
+            f"{stream.height} from {path!r}: scale the video down first"
+        )
+    # a DataLoader's workers set torch to one thread
+    stream.thread_type = "AUTO" if threads else "SLICE"
+    stream.thread_count = min(MAX_THREADS, torch.get_num_threads()) if threads else 1
+
+
+def check_pages(path: str, stream: "VideoStream") -> None:
+    """Raise for pictures in one file of which FFmpeg reads only the first, or none: a TIFF's, an animated WebP's."""
+    if stream.codec_context.name not in ("tiff", "webp"):
+        return
+    from PIL import Image
+
+    pages = 1
+    with suppress(Exception), Image.open(path) as image:  # each of Pillow's formats fails in its own ways
+        pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise ValueError(
+            f"expected a video, got {path!r} with {pages} pictures, of which FFmpeg reads at most one: "
+            "save it as a video, as an animated PNG or AVIF, or as a folder of images"
+        )
 
 
 def demux(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet[VideoStream] | None"]:
@@ -112,7 +189,10 @@ class Orientation(NamedTuple):
 
     @classmethod
     def of(cls, frame: "VideoFrame") -> "Orientation":
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            data: Any = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # FFmpeg gave a kind of side data that PyAV does not know: a picture's EXIF
+            return cls.from_matrix(QUARTERS[round(frame.rotation / 90) % 4])
         return cls() if data is None else cls.from_matrix(memoryview(bytes(data)).cast("i"))
 
     @classmethod
@@ -133,3 +213,25 @@ class Orientation(NamedTuple):
     def apply(self, frame: Tensor) -> Tensor:
         frame = frame.transpose(-2, -1) if self.transpose else frame
         return frame.flip([axis for axis, mirrored in ((-1, self.mirror_x), (-2, self.mirror_y)) if mirrored])
+
+
+class Upright(NamedTuple):
+    """How frames become RGB pictures: a stream may change its size half-way, every frame takes that of the first."""
+
+    orientation: Orientation
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, first: "VideoFrame") -> "Upright":
+        return cls(Orientation.of(first), first.width, first.height)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures."""
+        return self.orientation.size(self.width, self.height)
+
+    def picture(self, frame: "VideoFrame") -> Tensor:
+        """uint8 `[3, H, W]`."""
+        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
+        return self.orientation.apply(torch.from_numpy(rgb).permute(2, 0, 1))

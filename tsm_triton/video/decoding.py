@@ -1,8 +1,12 @@
-"""Frames out of video files: frame i is the i-th one displayed, and only what is needed is decoded.
+"""Frames out of video files: frame i is the i-th that the decoder shows, and only what is needed is decoded.
 
 One pass over the packets, without decoding, sorts them by presentation timestamp (pts): that numbers the
 frames. Reading seeks to the keyframe before a wanted frame where that saves work, and knows a frame by its
 pts, never by counting after a seek. What a seek does not deliver is read again from the start of the file.
+
+Timestamps must prove themselves. AVI, ASF and MXF keep none, and what FFmpeg makes up for them may follow the
+order of decoding; the clock of a joined transport stream starts again. Where that can be, the whole file is
+decoded once, and unless its frames come in the order of their timestamps these are dropped: frames are counted.
 """
 
 import os
@@ -11,25 +15,36 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, count
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from itertools import accumulate, chain, count, pairwise
+from statistics import median_low
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..arguments import as_ints
-from .containers import Orientation, decode, demux, open_video
+from .containers import Upright, check_pages, decode, demux, open_video
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
-__all__ = ["VideoInfo", "probe", "read_clip", "read_frames"]
+__all__ = ["VideoInfo", "play", "probe", "read_clip", "read_frames"]
 
 # A seek throws away the frames the decoder has in flight, about as many as it has threads.
 SEEK_GAIN = 8
+# Formats that keep the time at which a frame is shown, not only when it is decoded.
+KEEP_PTS = ("flv", "matroska", "mov", "mpeg", "mpegts", "nut", "ogg", "wtv")
+# No decoder reorders more: H.264 and HEVC hold 16 frames, each two fields at most.
+MAX_REORDER = 32
+# Seconds. FFmpeg's own programs take a longer step of a clock that may jump for a jump.
+LEAP = 10
+HOLE = 1
+FPS = 25.0  # where a file does not tell
 
 AnyPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
@@ -154,7 +169,7 @@ class _Packet(NamedTuple):
     """The times of a frame's packet, in units of the stream's time base."""
 
     pts: int
-    dts: int
+    dts: int | None
     duration: int
     is_key: bool
 
@@ -164,60 +179,177 @@ class _Index:
     """Where the frames of a file are. Without `packets`, they can only be counted from its start."""
 
     path: str
+    track: int
     info: VideoInfo
-    orientation: Orientation
+    upright: Upright
     packets: list[_Packet]  # in display order
-    keys: list[int]  # the frame numbers of the keyframes
+    times: list[float]  # of the frames, in seconds from the first on; none where the file does not tell
+
+    @cached_property
+    def keys(self) -> list[int]:
+        """The frame numbers of the keyframes."""
+        return [number for number, packet in enumerate(self.packets) if packet.is_key]
+
+    @cached_property
+    def number_of(self) -> dict[int | None, int]:
+        """A frame's number by its pts."""
+        return {packet.pts: number for number, packet in enumerate(self.packets)}
+
+
+class _OutOfOrderError(Exception):
+    """The decoder shows frames in another order than that of their timestamps."""
 
 
 def _index(path: AnyPath) -> _Index:
     path = os.fsdecode(path)
     with open_video(path) as (container, stream):
-        shown = list(_shown(demux(container, stream), stream))
-        time_base, rate = stream.time_base or 0, stream.average_rate or 0
-    packets = sorted({packet.pts: packet for packet in shown if packet}.values())
-    if len(packets) < len(shown):  # without a pts for each frame, none can be trusted
-        packets = []
+        from av.format import Flags  # once it is sure that PyAV is installed
 
-    with open_video(path) as (container, stream):
+        track, shown = stream.index, list(_shown(demux(container, stream), stream))
+        time_base = stream.time_base or Fraction(0)
+        stated = float(stream.average_rate or stream.guessed_rate or 0)
+        keeps_pts = container.format.name.partition(",")[0] in KEEP_PTS
+        # may be cut and joined anywhere, and its clock may jump
+        broadcast = bool(container.format.flags & Flags.ts_discont.value)
+
+    with open_video(path, track) as (container, stream):
         frames = decode(demux(container, stream), stream)
         first = next(frames, None)
+        if len(shown) < 2:
+            check_pages(path, stream)
         if first is None:
             raise ValueError(
                 f"expected a video that can be decoded, got no frame from {path!r}: is it damaged? "
                 "Copy or encode it again."
             )
-        num_frames = len(packets) or 1 + sum(1 for _ in frames)
-    orientation = Orientation.of(first)
-    width, height = orientation.size(first.width, first.height)
+        packets = _in_display_order(shown, first if broadcast else None)
+        if not packets or _doubtful(stream, first, shown, packets, keeps_pts):
+            order = [first.pts, *(frame.pts for frame in frames)]
+            if order != [packet.pts for packet in packets]:
+                packets = []
+            num_frames = len(order)
+        else:
+            num_frames = len(packets)
+    upright = Upright.of(first)
 
-    duration = 0.0
-    if packets:
-        span = packets[-1].pts - packets[0].pts
-        duration = float((span + (packets[-1].duration or span / max(1, num_frames - 1))) * time_base)
-    fps = num_frames / duration if duration else float(rate)
+    stamps, last = [packet.dts for packet in shown if packet and packet.dts is not None], 0
+    if packets and (keeps_pts or len(stamps) < len(shown)):
+        stamps, last = [packet.pts for packet in packets], packets[-1].duration
+    times, duration, fps = list[float](), 0.0, 0.0
+    if time_base and len(stamps) == (len(packets) or len(shown)):
+        times, duration, fps = _timed(stamps, last, time_base, broadcast)
+    if len(times) != num_frames:
+        times, duration = [], 0.0
+    fps = fps or stated
     duration = duration or (num_frames / fps if fps else 0.0)
-    info = VideoInfo(num_frames, fps, width, height, duration, orientation.rotation)
-    return _Index(path, info, orientation, packets, [i for i, packet in enumerate(packets) if packet.is_key])
+    info = VideoInfo(num_frames, fps, *upright.size, duration, upright.orientation.rotation)
+    return _Index(path, track, info, upright, packets, times)
+
+
+def _in_display_order(shown: list[_Packet | None], first: "VideoFrame | None") -> list[_Packet]:
+    """The packets sorted by pts; none unless each has its own.
+
+    A stream that was cut begins with frames that lack the keyframe before them: they are left out, where the
+    first frame that the decoder shows is given and is a keyframe.
+    """
+    packets = [packet for packet in shown if packet]
+    if len({packet.pts for packet in packets}) < len(shown):
+        return []
+    key = next((packet.pts for packet in packets if packet.is_key), None)
+    start = key if first and first.pts == key else None
+    return sorted(packet for packet in packets if start is None or packet.pts >= start)
+
+
+def _doubtful(
+    stream: "VideoStream",
+    first: "VideoFrame",
+    shown: list[_Packet | None],
+    packets: list[_Packet],
+    keeps_pts: bool,
+) -> bool:
+    """Whether the decoder may show the frames in another order than that of their timestamps."""
+    pts = [packet.pts for packet in shown if packet]
+    dts = [packet.dts for packet in shown if packet and packet.dts is not None]
+    place = {time: position for position, time in enumerate(pts)}
+    if any(b <= a for a, b in pairwise(dts)) or any(
+        abs(place[packet.pts] - number) > MAX_REORDER for number, packet in enumerate(packets)
+    ):
+        return True
+    codec = stream.codec_context
+    return codec.codec.reorder and (
+        not keeps_pts
+        or codec.name == "mpeg4"  # two frames may be packed into one packet
+        or bool(first.interlaced_frame)  # a packet may hold a field
+        or (bool(codec.has_b_frames) and pts == sorted(pts))
+    )
+
+
+def _timed(
+    stamps: list[int], last: int, time_base: Fraction, broadcast: bool
+) -> tuple[list[float], float, float]:
+    """The times of frames in seconds from the first on, how long they last, and how many come a second.
+
+    A clock that was set back goes on at the usual step; so does one that leaps, in a format where it may. There
+    a hole, as where the signal was lost, does not lower the rate.
+    """
+    steps = [b - a for a, b in pairwise(stamps)]
+    usual = median_low([step for step in steps if step > 0] or [0])
+    leap, hole = LEAP / time_base, max(HOLE / time_base, Fraction(10 * usual))
+    steps = [usual if step < 0 or (broadcast and step > leap) else step for step in steps]
+    ticks = [*accumulate(steps, initial=0)]
+    length = ticks[-1] + (last or ticks[-1] / max(1, len(steps)))
+    running = length - sum(step - usual for step in steps if broadcast and step > hole)
+    times = [tick * time_base.numerator / time_base.denominator for tick in ticks]
+    duration, running = float(length * time_base), float(running * time_base)
+    return times, duration, len(stamps) / running if running else 0.0
+
+
+def play(path: AnyPath) -> tuple[VideoInfo, Iterator[tuple[Tensor, float]]]:
+    """All frames of a video file in order, each with its time.
+
+    Returns:
+        What the file holds, and its frames: uint8 `[3, H, W]`, RGB, upright, each with its time in seconds from
+        the first one, which never runs backwards.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as for `probe`.
+    """
+    index = _index(path)
+    return index.info, _play(index)
+
+
+def _play(index: _Index) -> Iterator[tuple[Tensor, float]]:
+    at = 0.0
+    with open_video(index.path, index.track, threads=True) as (container, stream):
+        for counted, frame in enumerate(decode(demux(container, stream), stream)):
+            number = index.number_of.get(frame.pts, counted)
+            known = number < len(index.times)
+            at = max(at, index.times[number] if known else number / (index.info.fps or FPS))
+            yield index.upright.picture(frame), at
 
 
 def _read(index: _Index, indices: list[int]) -> Tensor:
+    for number in indices:
+        if not 0 <= number < index.info.num_frames:
+            raise IndexError(
+                f"expected frame numbers from 0 to {index.info.num_frames - 1}, got {number} for {index.path!r}: "
+                "sample from the num_frames that probe() reports"
+            )
+    try:
+        return _filled(index, indices)
+    except _OutOfOrderError:
+        return _filled(replace(index, packets=[]), indices)
+
+
+def _filled(index: _Index, indices: list[int]) -> Tensor:
     info = index.info
     rows: dict[int, list[int]] = {}  # frame number -> where it goes; those still to be read
     for row, number in enumerate(indices):
-        if not 0 <= number < info.num_frames:
-            raise IndexError(
-                f"expected frame numbers from 0 to {info.num_frames - 1}, got {number} for {index.path!r}: "
-                "sample from the num_frames that probe() reports"
-            )
         rows.setdefault(number, []).append(row)
     out = torch.empty((len(indices), 3, info.height, info.width), dtype=torch.uint8)
-    width, height = index.orientation.size(info.width, info.height)
 
     def put(number: int, frame: "VideoFrame") -> None:
-        # A stream may change its size half-way: every frame takes the size of the first.
-        rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", width=width, height=height))
-        out[rows.pop(number)] = index.orientation.apply(rgb.permute(2, 0, 1))
+        out[rows.pop(number)] = index.upright.picture(frame)
 
     for number, frame in _walk(index, sorted(rows), fast=True):
         if number in rows:
@@ -225,7 +357,8 @@ def _read(index: _Index, indices: list[int]) -> Tensor:
 
     missing, stood_in = deque(sorted(rows)), list[int]()
     earlier = None
-    for number, frame in _walk(index, list(missing), fast=False):
+    # to the end: only then it is sure that none comes late
+    for number, frame in _walk(index, [*missing, info.num_frames - 1] if missing else [], fast=False):
         while missing and missing[0] <= number:
             wanted = missing.popleft()
             if wanted < number:
@@ -244,28 +377,36 @@ def _read(index: _Index, indices: list[int]) -> Tensor:
         warnings.warn(
             f"{index.path}: {len(stood_in)} wanted frames cannot be decoded, the first of them frame "
             f"{stood_in[0]} of {info.num_frames}; the nearest earlier frame stands in for each",
-            stacklevel=3,
+            stacklevel=4,
         )
     return out
 
 
 def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int, "VideoFrame"]]:
-    """Decode up to the last of the wanted frames (ascending); `fast` seeks over what lies between them."""
+    """Decode up to the last of the wanted frames (ascending); `fast` seeks over what lies between them.
+
+    Raises:
+        _OutOfOrderError: the frames prove that timestamps do not number them.
+    """
     fast = fast and bool(index.packets)
-    number_of: dict[int | None, int] = {packet.pts: number for number, packet in enumerate(index.packets)}
-    pending, here, sought = deque(wanted), -1, -1
-    with open_video(index.path, threads=fast) as (container, stream):
+    pending, here, sought, last = deque(wanted), -1, -1, -1
+    with open_video(index.path, index.track, threads=fast) as (container, stream):
         frames = decode(demux(container, stream), stream)
         for counted in count():
             if not pending:
                 return
             before = bisect_right(index.keys, pending[0])
             if fast and before and (key := index.keys[before - 1]) > max(here, sought) + SEEK_GAIN:
-                frames, sought = _seek(container, stream, index.packets[key]), key
+                frames, sought, last = _seek(container, stream, index.packets[key]), key, -1
             if (frame := next(frames, None)) is None:
                 return
-            number = number_of.get(frame.pts) if index.packets else counted
-            if number is not None:
+            number = index.number_of.get(frame.pts) if index.packets else counted
+            if number is None:
+                continue
+            if number <= last:
+                raise _OutOfOrderError
+            last = number
+            if number >= sought:  # those before lack the keyframe before them
                 here = number
                 while pending and pending[0] <= here:
                     pending.popleft()
@@ -277,6 +418,8 @@ def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> I
     from av.error import FFmpegError
 
     for target in (key.pts, key.dts):  # MP4 and Matroska seek by pts, MPEG-TS by dts
+        if target is None:
+            continue
         with suppress(FFmpegError):
             container.seek(target, stream=stream)
             packets = demux(container, stream)
@@ -296,6 +439,7 @@ def _shown(
             continue
         if vp8 and not memoryview(packet)[0] & 0x10:  # a reference frame that is never shown
             continue
-        pts, dts = packet.pts, packet.dts
-        times = None if pts is None else (pts, pts if dts is None else dts, packet.duration or 0)
-        yield times and _Packet(*times, packet.is_keyframe)
+        if packet.pts is None:
+            yield None
+        else:
+            yield _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe)

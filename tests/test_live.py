@@ -1,0 +1,178 @@
+"""Live sources: URLs that are read while they come, and opened again when the connection breaks."""
+
+import itertools
+import time
+
+import av
+import pytest
+import torch
+
+from tsm_triton.commands.sources import open_source
+from tsm_triton.video import live
+
+from .servers import http_server, rtsp_server, send
+from .video_files import numbers, write_video
+
+FASTSTART = {"movflags": "faststart"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No waiting before a connection is made anew."""
+    monkeypatch.setattr(live, "BACKOFF", 0.01)
+
+
+def come(source):
+    """The numbers of the frames that come, and their times."""
+    items = [item for item in source.frames if item is not None]
+    times = [at for _, at in items]
+    assert times == sorted(times)
+    return numbers(torch.stack([frame for frame, _ in items])) if items else [], times
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv", "a.avi"])
+def test_a_recording_is_read_to_its_end(tmp_path, name):
+    data = write_video(tmp_path / name, 30, container_options=FASTSTART).read_bytes()
+    with http_server(lambda request, _: send(request, data, len(data))) as url:
+        shown, times = come(open_source(f"{url}/{name}"))
+    assert shown == list(range(30))
+    assert times == pytest.approx([i / 25 for i in range(30)], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
+def test_a_recording_that_breaks_off_goes_on_after_the_last_frame(tmp_path, name):
+    data = write_video(tmp_path / name, 60, gop=6, crf="1", container_options=FASTSTART).read_bytes()
+
+    def answer(request, number):
+        send(request, data[: len(data) * (5, 7, 9)[min(number, 2)] // 9], len(data))
+
+    with http_server(answer) as url:
+        shown, times = come(open_source(f"{url}/{name}"))
+    assert shown == list(range(60))
+    assert times == pytest.approx([i / 25 for i in range(60)], abs=1e-3)
+
+
+def test_a_recording_that_never_comes_whole_is_given_up_after_so_many_tries(tmp_path):
+    data = write_video(tmp_path / "a.ts", 60, gop=6).read_bytes()
+    requests = []
+
+    def answer(request, number):
+        requests.append(number)
+        send(request, data[: len(data) // 2], len(data))
+
+    with http_server(answer) as url:
+        source = open_source(f"{url}/a.ts")
+        shown = []
+        with pytest.raises(
+            live.ConnectionLostError, match=r"expected more of .*a.ts', got \d+ frames before"
+        ):
+            shown.extend(item for item in source.frames if item is not None)
+    assert numbers(torch.stack([frame for frame, _ in shown])) == list(range(len(shown)))
+    assert 20 < len(shown) < 60
+    assert len(requests) <= 3 * (1 + live.RECONNECTS)  # FFmpeg asks for the end of a file, too
+
+
+def test_a_live_stream_that_breaks_off_goes_on_with_what_it_shows_by_then(tmp_path):
+    first = write_video(tmp_path / "a.ts", 20).read_bytes()
+    second = write_video(tmp_path / "b.ts", 30, gop=5).read_bytes()
+
+    def answer(request, number):
+        if number > 1:
+            return request.send_error(404)
+        return send(request, (first, second)[number])
+
+    with http_server(answer) as url:
+        shown, times = come(open_source(f"{url}/live"))
+    assert shown == [*range(20), *range(30)]
+    assert max(b - a for a, b in itertools.pairwise(times)) < 5
+
+
+def test_a_stream_without_a_length_that_begins_again_has_ended(tmp_path):
+    data = write_video(tmp_path / "a.ts", 20).read_bytes()
+    with http_server(lambda request, _: send(request, data)) as url:
+        assert come(open_source(f"{url}/live"))[0] == list(range(20))
+
+
+@pytest.mark.skipif(
+    av.__version__.startswith("14.1."), reason="its FFmpeg crashes on a transport stream inside RTP"
+)
+def test_rtsp_is_read_over_tcp(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "RECONNECTS", 1)
+    data = write_video(tmp_path / "a.ts", 50, gop=5).read_bytes()
+    with rtsp_server(data) as (url, asked):
+        source = open_source(url)
+        shown = numbers(torch.stack([item[0] for item in itertools.islice(filter(None, source.frames), 40)]))
+        source.frames.close()
+    assert shown == list(range(shown[0], shown[0] + 40))
+    (setup,) = [head for head in asked if head.startswith("SETUP")]
+    assert "RTP/AVP/TCP" in setup
+
+
+def test_a_source_that_keeps_silent_lets_its_reader_stop(tmp_path):
+    data = write_video(tmp_path / "a.ts", 20).read_bytes()
+
+    def answer(request, _):
+        send(request, data)
+        request.wfile.flush()
+        time.sleep(5)
+
+    with http_server(answer) as url:
+        source, began = open_source(f"{url}/live"), time.monotonic()
+        assert None in list(itertools.islice(source.frames, 40))
+        source.frames.close()
+        assert time.monotonic() - began < 4.5
+
+
+@pytest.mark.parametrize("url", ["{}/none.mp4", "http://127.0.0.1:1/a.mp4", "nothing://127.0.0.1/a"])
+def test_what_is_not_there_is_refused_at_once_and_names_no_password(url):
+    with (
+        http_server(lambda request, _: request.send_error(404)) as server,
+        pytest.raises(
+            ValueError, match="expected a video at '.*', got nothing that FFmpeg can read"
+        ) as error,
+    ):
+        open_source(url.format(server).replace("//", "//me:secret@"))
+    assert "secret" not in str(error.value)
+
+
+def test_a_file_has_a_url_too(tmp_path):
+    path = write_video(tmp_path / "a b.mp4", 5)
+    assert come(open_source(path.as_uri()))[0] == list(range(5))
+
+
+def test_a_clock_never_runs_backwards():
+    clock = live._Clock()
+    theirs = [3.0, 3.04, 3.0, None, 3.1, 90000.0, 90000.04, 0.0]
+    times = [clock.at(at, 0.04) for at in theirs]
+    assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28])
+    clock.resume(60.0)
+    assert clock.at(7.0, 0.04) == pytest.approx(60.28)
+
+
+def test_pictures_that_a_camera_sends_one_by_one_are_timed_as_they_come(tmp_path):
+    with av.open(tmp_path / "a.mjpeg", "w", format="mpjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for number in range(12):
+            frame = av.VideoFrame(64, 48, "yuvj420p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+    parts = (tmp_path / "a.mjpeg").read_bytes().split(b"--ffmpeg")
+
+    def answer(request, number):
+        if number:
+            return request.send_error(404)
+        request.send_response(200)
+        request.send_header("Content-Type", "multipart/x-mixed-replace;boundary=ffmpeg")
+        request.end_headers()
+        for part in parts[1:]:
+            request.wfile.write(b"--ffmpeg" + part)
+            request.wfile.flush()
+            time.sleep(0.1)
+        return None
+
+    with http_server(answer) as url:
+        source = open_source(f"{url}/camera")
+        times = [item[1] for item in source.frames if item is not None]
+    assert len(times) >= 10
+    assert times[-1] - times[3] > 0.05 * (len(times) - 4)

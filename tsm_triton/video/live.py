@@ -1,0 +1,333 @@
+"""Live frames: of a camera, or of a URL, which is opened again when the connection breaks."""
+
+import errno
+import re
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor
+
+from ..extras import requirements
+from .containers import Upright, decode, demux, prepare, tracks_of
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame, VideoStream
+    from av.container import InputContainer
+
+__all__ = ["CAMERAS", "ConnectionLostError", "Source", "is_url", "open_camera", "open_url", "without_login"]
+
+# platform -> FFmpeg's input format, and what it calls camera number {}
+CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
+FPS = 25.0  # where a source does not tell its rate
+TIMEOUT = 10.0  # seconds without an answer, or without a packet
+RECONNECTS = 5  # in a row
+BACKOFF = 0.5  # seconds before the first of them; twice as many before each further one
+STEADY = 60.0  # seconds after which a connection counts as made, and all its tries are free again
+LEAP = 10.0  # seconds; a longer step of a clock is a jump
+WAITING = 8  # frames, while the model works on one
+PATIENCE = 0.1  # seconds
+MAX_FPS = 1000
+# A playlist's size is none of the video's, and a session has none.
+SIZELESS = ("dash", "hls", "rtp", "rtsp", "sap", "sdp")
+NO_PTS = ("asf", "avi", "mxf")  # what FFmpeg makes up for them may follow the order of decoding
+
+Timed: TypeAlias = tuple[Tensor, float]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames to come.
+
+    Attributes:
+        frames: uint8 `[3, H, W]`, RGB, upright, each with its time in seconds from the first one, which never runs
+            backwards. None is a moment in which nothing came: the caller may want to stop.
+        fps: their rate, as far as it is known before they are read.
+        num_frames: how many there are, None where that is not known.
+    """
+
+    frames: Iterator[Timed | None]
+    fps: float
+    num_frames: int | None
+
+
+class ConnectionLostError(ConnectionError):
+    """A source broke off before its end and could not be opened again."""
+
+
+def is_url(source: str) -> bool:
+    """Whether it is `scheme://...`, as no local path begins.
+
+    Example:
+        >>> is_url("rtsp://10.0.0.7/stream1"), is_url("take:1.mp4")
+        (True, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE) is not None
+
+
+def without_login(source: str) -> str:
+    """A source as it may be printed: without the user and the password of a URL.
+
+    Example:
+        >>> without_login("rtsp://me:secret@10.0.0.7/stream1")
+        'rtsp://10.0.0.7/stream1'
+    """
+    return re.sub(r"(?<=://)[^/?#]*@", "", source) if is_url(source) else source
+
+
+def open_camera(index: int) -> Source:
+    """The camera of a number.
+
+    Raises:
+        ImportError, ValueError: there is none that can be opened.
+    """
+    try:
+        import av
+        from av.error import FFmpegError
+    except ImportError as error:
+        raise ImportError(f"cameras need PyAV (module 'av'): pip install {requirements('av')}") from error
+    if sys.platform not in CAMERAS:
+        raise ValueError(
+            f"expected a system with v4l2 or avfoundation, got {sys.platform}: pass a video file"
+        )
+    kind, name = CAMERAS[sys.platform]
+    try:
+        container = av.open(name.format(index), format=kind)
+    except (FFmpegError, ValueError) as error:  # ValueError: FFmpeg was built without the format
+        raise ValueError(
+            f"expected a camera at {name.format(index)!r}, got none that {kind} can open ({error}). "
+            "Check that it is plugged in, free and yours to read, or pass a video file."
+        ) from error
+    stream = container.streams.video[0]
+    clock, fps = _Clock(), _rate(stream)
+
+    def frames() -> Generator[Timed, None, None]:
+        upright = None
+        with container:
+            for frame in decode(demux(container, stream), stream):
+                upright = upright or Upright.of(frame)
+                yield upright.picture(frame), clock.at(_time(frame, stream), 1 / fps)
+
+    return Source(_beside(frames()), fps, None)
+
+
+def open_url(url: str) -> Source:
+    """A video or a live stream of the network: http, https, rtsp (over TCP), rtmp and what else FFmpeg reads.
+
+    When the connection breaks it is made anew, at most `RECONNECTS` times in a row. A recording goes on after the
+    last frame; a live stream with what it shows by then, its clock so much later.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        ValueError: nothing there that can be read. Iterating raises `ConnectionLostError` where the source breaks
+            off for good before its end.
+    """
+    connection = _Connection(url)
+    num_frames = connection.stream.frames or None
+    return Source(_beside(_reconnecting(connection, url)), connection.fps, num_frames)
+
+
+class _Connection:
+    """An open URL and its film.
+
+    Raises:
+        ImportError, ValueError: as for `open_url`.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            import av
+            from av.error import FFmpegError
+        except ImportError as error:
+            raise ImportError(f"URLs need PyAV (module 'av'): pip install {requirements('av')}") from error
+        name = without_login(url)
+        try:
+            self.container: InputContainer = av.open(
+                url, metadata_errors="replace", options={"rtsp_transport": "tcp"}, timeout=TIMEOUT
+            )
+        except (FFmpegError, ValueError) as error:
+            raise ValueError(
+                f"expected a video at {name!r}, got nothing that FFmpeg can read ({_reason(error)}): check the "
+                "address, and that the server is up and lets you in"
+            ) from error
+        try:
+            tracks, best = tracks_of(self.container, name), self.container.streams.best("video")
+            self.stream = next((track for track in tracks if best and track.index == best.index), tracks[0])
+            self.size = 0 if self.container.format.name in SIZELESS else max(0, self.container.size)
+            self.length = (self.container.duration or 0) / 1e6
+            prepare(self.stream, name, threads=self.ends)
+        except BaseException:
+            self.container.close()
+            raise
+        self.fps = _rate(self.stream)
+        self.opening: bytes | None = None
+        self.broken: Exception | None = None
+        self.read = 0  # bytes
+        self.times: list[float] = []  # of the first frame and the last
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is a recording that says how long it is."""
+        return self.length > 0 or self.size > 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether a stream without a length ended in good order, as far as can be told."""
+        # FFmpeg's word where a server that promised no length closes the connection
+        return not self.ends and (self.broken is None or getattr(self.broken, "errno", None) == errno.EIO)
+
+    @property
+    def complete(self) -> bool:
+        """Whether as much of it came as it says, give or take a second and what no picture needs."""
+        if self.size and self.read > 0.9 * self.size:
+            return True
+        return bool(self.times) and self.times[-1] - self.times[0] > 0.95 * self.length - 1
+
+    def frames(self) -> Iterator[tuple["VideoFrame", float | None]]:
+        """The frames as the decoder shows them, each with its time by the source's clock, where it has one.
+
+        How the connection broke, if it did, is told by `broken` in the end.
+        """
+        kind = self.container.format.name
+        for frame in decode(self._packets(), self.stream):
+            if (at := _time(frame, self.stream)) is not None:
+                self.times[1:] = [at]
+            # FFmpeg takes each picture of a camera that sends single ones for 1/25 s
+            yield frame, time.monotonic() if kind == "mpjpeg" else None if kind in NO_PTS else at
+
+    def _packets(self) -> Iterator["Packet[VideoStream] | None"]:
+        """As they come; of a recording that breaks off not the last, of which half may be missing."""
+        from av.error import FFmpegError
+
+        held = list["Packet[VideoStream]"]()
+        try:
+            for packet in self.container.demux(self.stream):
+                if self.opening is None:
+                    self.opening = bytes(packet)
+                self.read = max(self.read, (packet.pos or 0) + packet.size)
+                held.append(packet)
+                if not self.ends or len(held) > 1:
+                    yield held.pop(0)
+            yield from held
+        except (FFmpegError, IndexError) as error:  # IndexError: PyAV of a stream that came half
+            self.broken = error
+            if not self.ends:
+                yield None
+
+
+def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, None]:
+    clock, opening = _Clock(), None
+    upright: Upright | None = None
+    delivered, tries, left, ended = 0, 0, 0.0, False
+    while True:
+        began, skip = time.monotonic(), 0
+        with connection.container:
+            for number, (frame, at) in enumerate(connection.frames()):
+                if number == 0 and opening is None:
+                    opening = connection.opening
+                elif number == 0 and connection.opening == opening:  # a recording, from its start
+                    if ended:
+                        return
+                    skip = delivered
+                elif number == 0:
+                    clock.resume(time.monotonic() - left)
+                upright = upright or Upright.of(frame)
+                if number >= skip:
+                    yield upright.picture(frame), clock.at(at, 1 / connection.fps)
+                    delivered, left = delivered + 1, time.monotonic()
+        if connection.ends and connection.broken is None and connection.complete:
+            return
+        ended = connection.ended
+        reason = "it ended" if connection.broken is None else _reason(connection.broken)
+        tries = 0 if time.monotonic() - began > STEADY else tries
+        while True:
+            if tries == RECONNECTS:
+                if ended and delivered:  # as a live stream ends
+                    return
+                raise ConnectionLostError(
+                    f"expected more of {without_login(url)!r}, got {delivered} frames before the connection broke "
+                    f"({reason}); {tries} tries to open it again failed. Check the server and the network."
+                )
+            time.sleep(BACKOFF * 2**tries)
+            tries += 1
+            with suppress(ValueError):
+                connection = _Connection(url)
+                break
+
+
+def _time(frame: "VideoFrame", stream: "VideoStream") -> float | None:
+    # not frame.time: in PyAV 14 the last frames have no time base
+    return float(frame.pts * stream.time_base) if frame.pts is not None and stream.time_base else None
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _rate(stream: "VideoStream") -> float:
+    rate = float(stream.average_rate or stream.guessed_rate or FPS)
+    return rate if 1 <= rate <= MAX_FPS else FPS  # some say 90000, the ticks of their clock
+
+
+class _Clock:
+    """Seconds from the first frame, never backwards, whatever the source's own clock does."""
+
+    def __init__(self) -> None:
+        self.now: float | None = None
+        self.theirs: float | None = None
+        self.gap = 0.0
+
+    def at(self, theirs: float | None, step: float) -> float:
+        """The time of the next frame, after one `step` where the source's clock jumps or is silent."""
+        passed = self.gap or step
+        if theirs is not None and self.theirs is not None and 0 <= theirs - self.theirs <= LEAP:
+            passed = theirs - self.theirs
+        self.now = 0.0 if self.now is None else self.now + passed
+        self.theirs, self.gap = theirs, 0.0
+        return self.now
+
+    def resume(self, gap: float) -> None:
+        """Go on with another clock, so many seconds later."""
+        self.theirs, self.gap = None, gap
+
+
+def _beside(frames: Generator[Timed, None, None]) -> Iterator[Timed | None]:
+    """Frames read in a thread of its own: however long the next one takes, the caller may stop meanwhile."""
+    waiting: Queue[Timed | BaseException | None] = Queue(WAITING)
+    stopped = threading.Event()
+
+    def put(item: Timed | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(Full):
+                return waiting.put(item, timeout=PATIENCE)
+
+    def read() -> None:
+        try:
+            for item in frames:
+                put(item)
+                if stopped.is_set():
+                    return frames.close()
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=read, name="tsm-triton live source", daemon=True).start()
+    try:
+        while True:
+            try:
+                item = waiting.get(timeout=PATIENCE)
+            except Empty:
+                yield None
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
