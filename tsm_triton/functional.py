@@ -91,7 +91,7 @@ def temporal_shift(
 
     Returns:
         A new tensor of `x`'s shape, dtype and memory format. Differentiable any number of times, backward and
-        forward (`torch.autograd`), and under `torch.vmap`; not by `torch.func.grad`, `jvp` and `jacrev`.
+        forward, by `torch.autograd` and by the transforms of `torch.func`.
 
     Raises:
         TypeError: an argument of the wrong type.
