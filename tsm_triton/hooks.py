@@ -1,5 +1,6 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,17 +36,29 @@ class _OfThread(threading.local):
         return _OfThread, ()
 
 
+class _Boundaries:
+    """The boundaries of packed clips, an attribute for each hook.
+
+    Here and not in the hooks, because Dynamo takes the size of every tensor that it finds by way of a module for a
+    constant: each packing would be compiled anew. What it finds here becomes an input of one graph.
+    """
+
+
+_boundaries = _Boundaries()
+_numbers = itertools.count()
+
+
 class ShiftHook:
     """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
 
     Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
-    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs,
-    `step` and `boundaries`, is not copied. Where the argument has several rows a frame, sorted by frame
+    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs, `step`,
+    `boundaries` and `length`, is not copied. Where the argument has several rows a frame, sorted by frame
     (windows), `counter` knows how many frames there are.
     """
 
-    # where clips of different lengths begin, inside `packed_clips`
-    boundaries: Tensor | None = None
+    # the frames of a clip in the call that is being traced, a symbol
+    length: int | None = None
 
     def __init__(
         self,
@@ -56,6 +69,7 @@ class ShiftHook:
         counter: "FrameCounter | None" = None,
     ) -> None:
         self.num_segments = num_segments
+        self._number_itself()
         self.shift_div = shift_div
         self.direction = direction
         self.channel_dim = channel_dim
@@ -72,8 +86,28 @@ class ShiftHook:
     def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
         self._step.value = step
 
+    def _number_itself(self) -> None:
+        self._boundaries_key = f"of_{next(_numbers)}"
+        self.boundaries = None
+
+    @property
+    def boundaries(self) -> Tensor | None:
+        """Where clips of different lengths begin, inside `packed_clips`."""
+        return getattr(_boundaries, self._boundaries_key)
+
+    @boundaries.setter
+    def boundaries(self, boundaries: Tensor | None) -> None:
+        setattr(_boundaries, self._boundaries_key, boundaries)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "boundaries"}
+        return {key: value for key, value in vars(self).items() if key not in ("length", "_boundaries_key")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._number_itself()
+
+    def __del__(self) -> None:
+        vars(_boundaries).pop(vars(self).get("_boundaries_key"), None)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -102,7 +136,7 @@ class ShiftHook:
             return ops.temporal_shift_packed(x, self.boundaries, *counts, True, channel_dim)
         return temporal_shift(
             x,
-            self.num_segments,
+            self.num_segments if self.length is None else self.length,
             shift_div=self.shift_div,
             direction=self.direction,
             channel_dim=channel_dim,

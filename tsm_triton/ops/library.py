@@ -46,7 +46,8 @@ def differentiate(name: str, formula: "type[torch.autograd.Function] | Callable[
     op = getattr(torch.ops.tsm_triton, name).default
     apply = noted = formula
     if isinstance(formula, type):
-        apply, noted = formula.apply, _with_context(formula).apply
+        # past what torch.autograd.Function.apply does for transforms, which come another way
+        apply, noted = formula.apply, super(torch.autograd.Function, _with_context(formula)).apply
 
     def noted_or_below(*arguments: Any) -> Any:
         tracked = torch.is_grad_enabled() and any(
