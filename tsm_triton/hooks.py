@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Proxy
 
 from . import ops
 from .arguments import as_count
@@ -110,22 +111,43 @@ class ShiftHook:
         vars(_boundaries).pop(vars(self).get("_boundaries_key"), None)
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[Any, ...] | None:
         if not self.enabled:
             return None
+        if (
+            kwargs is None
+        ):  # what replaced the module took the hook along and not that it takes these: torch.ao does
+            return (self.shift(args[0]), *args[1:])
         if args:
             return (self.shift(args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
         return args, {**kwargs, name: self.shift(kwargs[name])}
 
     def shift(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            frames = None if self.counter is None else self.counter.frames
+            arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
+            return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
         if self.step is not None:
             return self.step(x)
-        if self.counter is None:
+        return self._shift_rows(x, None if self.counter is None else self.counter.frames)
+
+    def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
+        """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
+
+        Args:
+            x: the module's argument.
+            frames: where it has several rows a frame and the graph counts them itself.
+        """
+        if not self.enabled:
+            return x
+        return self.shift(x) if frames is None or self.step is not None else self._shift_rows(x, frames)
+
+    def _shift_rows(self, x: Tensor, frames: int | None) -> Tensor:
+        if frames is None:
             return self._shift(x, self.channel_dim)
         # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
-        frames = self.counter.frames
         rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
         channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
         return self._shift(rows, channel_dim).reshape(x.shape)
@@ -168,8 +190,10 @@ class FrameCounter:
             return self._traced
         return self._latest if self._eager.value is None else self._eager.value
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        x = args[0] if args else next(iter((kwargs or {}).values()))
         if torch.compiler.is_compiling():
             self._traced = x.shape[0]
         else:
@@ -288,3 +312,8 @@ def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, ShiftHook):
                 yield hook
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                hook = getattr(node.target, "__self__", None)
+                if isinstance(hook, ShiftHook):
+                    yield hook

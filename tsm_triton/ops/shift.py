@@ -112,7 +112,20 @@ class _TemporalShift(torch.autograd.Function):
         return y.unflatten(0, x.shape[:2]), 0
 
 
+def _quantised(x: Tensor, *shift: Any) -> Tensor:
+    # What comes from outside the clip is the value zero, whose integer is the zero point: wrapping there and back
+    # makes it 0 for the shift, exactly.
+    if x.qscheme() != torch.per_tensor_affine:
+        raise TypeError(
+            f"x must be quantised per tensor, got {x.qscheme()}: pass activations, or dequantise it first"
+        )
+    scale, zero = x.q_scale(), x.q_zero_point()
+    shifted = temporal_shift(x.int_repr() - zero, *shift) + zero
+    return torch._make_per_tensor_quantized_tensor(shifted, scale, zero)
+
+
 implement("temporal_shift", _on_cpu, _on_cuda)
+library.impl("temporal_shift", _quantised, "QuantizedCPU")
 differentiate("temporal_shift", _TemporalShift)
 
 
