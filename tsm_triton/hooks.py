@@ -115,9 +115,12 @@ class ShiftHook:
     ) -> tuple[Any, ...] | None:
         if not self.enabled:
             return None
-        if (
-            kwargs is None
-        ):  # what replaced the module took the hook along and not that it takes these: torch.ao does
+        if kwargs is None:
+            # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
+            # these; where a batch-norm was folded, that part is a copy and holds one still
+            hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
+            if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
+                return None
             return (self.shift(args[0]), *args[1:])
         if args:
             return (self.shift(args[0]), *args[1:]), kwargs
