@@ -83,6 +83,8 @@ def clip_boundaries(
         >>> clip_boundaries([2, 1]).tolist()
         [True, False, True, True]
     """
+    if torch.compiler.is_compiling() and isinstance(clip_lengths, Tensor) and num_frames is not None:
+        return _traced_boundaries(clip_lengths, num_frames, device)
     lengths = as_ints(clip_lengths, "clip_lengths")
     num_frames = sum(lengths) if num_frames is None else num_frames
     if any(length < 0 for length in lengths) or sum(lengths) != num_frames:
@@ -93,6 +95,24 @@ def clip_boundaries(
     boundaries = torch.zeros(num_frames + 1, dtype=torch.bool)
     boundaries[[0, *itertools.accumulate(lengths)]] = True
     return boundaries.to(device)
+
+
+def _traced_boundaries(clip_lengths: Tensor, num_frames: int, device: torch.device | str) -> Tensor:
+    """The same in a graph that takes the lengths as an input, where a check of values waits for the run."""
+    if clip_lengths.dim() != 1 or clip_lengths.dtype.is_floating_point or clip_lengths.dtype == torch.bool:
+        raise TypeError(
+            f"clip_lengths must be a list of ints, got {clip_lengths.dtype} {tuple(clip_lengths.shape)}: convert it"
+        )
+    lengths = clip_lengths.to(device, torch.int64)
+    fits = (lengths >= 0).all() & (lengths.sum() == num_frames)
+    torch._assert_async(
+        fits, "clip_lengths must be non-negative and add up to the frames of x: pass those it has"
+    )
+    boundaries = torch.zeros(num_frames + 1, dtype=torch.bool, device=device)
+    # a wrong length must not reach past the end before the check is seen
+    ends = lengths.cumsum(0).clamp(0, num_frames)
+    boundaries = boundaries.index_fill(0, ends, True)
+    return boundaries.index_fill(0, ends.new_zeros(1), True)
 
 
 def temporal_shift(
@@ -126,7 +146,7 @@ def temporal_shift(
 
     Returns:
         A new tensor of `x`'s shape, dtype and memory format. Differentiable any number of times, backward and
-        forward (`torch.autograd`), and under `torch.vmap`; not by `torch.func.grad`, `jvp` and `jacrev`.
+        forward, by `torch.autograd` and by the transforms of `torch.func`.
 
     Raises:
         TypeError: an argument of the wrong type.

@@ -1,5 +1,6 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Proxy
 
 from . import ops
 from .arguments import as_count
@@ -38,17 +40,29 @@ class _OfThread(threading.local):
         return _OfThread, ()
 
 
+class _Boundaries:
+    """The boundaries of packed clips, an attribute for each hook.
+
+    Here and not in the hooks, because Dynamo takes the size of every tensor that it finds by way of a module for a
+    constant: each packing would be compiled anew. What it finds here becomes an input of one graph.
+    """
+
+
+_boundaries = _Boundaries()
+_numbers = itertools.count()
+
+
 class ShiftHook:
     """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
 
     Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
-    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs,
-    `step` and `boundaries`, is not copied. Where the argument has several rows a frame, sorted by frame
+    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs, `step`,
+    `boundaries` and `length`, is not copied. Where the argument has several rows a frame, sorted by frame
     (windows), `counter` knows how many frames there are.
     """
 
-    # where clips of different lengths begin, inside `packed_clips`
-    boundaries: Tensor | None = None
+    # the frames of a clip in the call that is being traced, a symbol
+    length: int | None = None
     # whether `unpatch` took it off a part of a model whose record still knows it
     removed = False
     # of the site and the patch that it came from, for `save_checkpoint`
@@ -65,6 +79,7 @@ class ShiftHook:
         fold_order: str = "future_first",
     ) -> None:
         self.num_segments = num_segments
+        self._number_itself()
         self.shift_div = shift_div
         self.direction = direction
         self.channel_dim = channel_dim
@@ -82,26 +97,70 @@ class ShiftHook:
     def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
         self._step.value = step
 
+    def _number_itself(self) -> None:
+        self._boundaries_key = f"of_{next(_numbers)}"
+        self.boundaries = None
+
+    @property
+    def boundaries(self) -> Tensor | None:
+        """Where clips of different lengths begin, inside `packed_clips`."""
+        return getattr(_boundaries, self._boundaries_key)
+
+    @boundaries.setter
+    def boundaries(self, boundaries: Tensor | None) -> None:
+        setattr(_boundaries, self._boundaries_key, boundaries)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "boundaries"}
+        return {key: value for key, value in vars(self).items() if key not in ("length", "_boundaries_key")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._number_itself()
+
+    def __del__(self) -> None:
+        vars(_boundaries).pop(vars(self).get("_boundaries_key"), None)
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[Any, ...] | None:
         if not self.enabled:
             return None
+        if kwargs is None:
+            # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
+            # these; where a batch-norm was folded, that part is a copy and holds one still
+            hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
+            if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
+                return None
+            return (self.shift(args[0]), *args[1:])
         if args:
             return (self.shift(args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
         return args, {**kwargs, name: self.shift(kwargs[name])}
 
     def shift(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            frames = None if self.counter is None else self.counter.frames
+            arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
+            return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
         if self.step is not None:
             return self.step(x)
-        if self.counter is None:
+        return self._shift_rows(x, None if self.counter is None else self.counter.frames)
+
+    def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
+        """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
+
+        Args:
+            x: the module's argument.
+            frames: where it has several rows a frame and the graph counts them itself.
+        """
+        if not self.enabled:
+            return x
+        return self.shift(x) if frames is None or self.step is not None else self._shift_rows(x, frames)
+
+    def _shift_rows(self, x: Tensor, frames: int | None) -> Tensor:
+        if frames is None:
             return self._shift(x, self.channel_dim)
         # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
-        frames = self.counter.frames
         rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
         channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
         if rows.dim() > 4:  # no axis that could be taken for frames
@@ -115,7 +174,7 @@ class ShiftHook:
             return ops.temporal_shift_packed(x, self.boundaries, *counts, future_first, channel_dim)
         return temporal_shift(
             x,
-            self.num_segments,
+            self.num_segments if self.length is None else self.length,
             shift_div=self.shift_div,
             direction=self.direction,
             channel_dim=channel_dim,
@@ -151,8 +210,10 @@ class FrameCounter:
             return self._traced
         return self._latest if self._eager.value is None else self._eager.value
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        x = args[0] if args else next(iter((kwargs or {}).values()))
         if torch.compiler.is_compiling():
             self._traced = x.shape[0]
         else:
@@ -271,3 +332,8 @@ def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, ShiftHook):
                 yield hook
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                hook = getattr(node.target, "__self__", None)
+                if isinstance(hook, ShiftHook):
+                    yield hook

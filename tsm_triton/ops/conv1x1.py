@@ -17,11 +17,14 @@ from .library import (
     DECOMPOSITIONS,
     MAX_FRAME,
     TAGS,
+    batch_first,
     check_clips,
+    check_frames,
     differentiate,
     implement,
     let_inductor_decompose,
     library,
+    one_by_one,
     wide,
 )
 from .shift import shift_by_copies, temporal_shift
@@ -113,27 +116,32 @@ def _separate_form(
 
 
 def _as_convolution(weight: Tensor) -> Tensor:
-    return weight.view(*weight.shape[:2], 1, 1)
+    return weight[:, :, None, None] if weight.dim() == 2 else weight
 
 
 class _ShiftConv1x1(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any
+        x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any
     ) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            out = shift_conv1x1(x, weight, bias, identity, *shift)
+            return shift_conv1x1(x, weight, bias, identity, *shift)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, weight, bias, identity, *shift = inputs
         activation = shift[-1]
         recomputed = activation not in FROM_OUTPUT
-        ctx.shift, ctx.has_bias = shift, bias is not None
-        ctx.save_for_backward(
+        ctx.shift = shift
+        kept = (
             x,
             weight,
-            out if activation in ("relu", "relu6") else None,
+            output if activation in ("relu", "relu6") else None,
             bias if recomputed else None,
             identity if recomputed else None,
         )
-        return out
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -153,7 +161,7 @@ class _ShiftConv1x1(torch.autograd.Function):
                 (need_x, need_weight, False),
             )  # fmt: skip
             if need_weight:
-                grad_weight = grad_weight.view_as(weight)
+                grad_weight = grad_weight.reshape(weight.shape)
             if need_x:
                 adjoint = (num_segments, n_past, n_future, not future_first, 1)
                 grad_x = temporal_shift(grad_shifted, *adjoint) if n_future or n_past else grad_shifted
@@ -161,9 +169,48 @@ class _ShiftConv1x1(torch.autograd.Function):
             grad_bias = grad.sum((0, 2, 3), dtype=wide(grad.dtype)).to(grad.dtype)
         return grad_x, grad_weight, grad_bias, grad if need_identity else None, *(None,) * len(ctx.shift)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        x, weight, value, bias, identity = ctx.saved_tensors
+        *counts, activation = ctx.shift
+        if activation not in FROM_OUTPUT:
+            value = shift_conv1x1(x, weight, bias, identity, *counts, "none")
+        along_x, along_weight, along_bias, along_identity = tangents[:4]
+        parts = [
+            shift_conv1x1(maps, by, None, None, *counts, "none")
+            for maps, by in ((along_x, weight), (x, along_weight))
+            if maps is not None and by is not None
+        ]
+        if along_bias is not None:
+            parts.append(along_bias.view(-1, 1, 1))
+        if along_identity is not None:
+            parts.append(along_identity)
+        along_sum = sum(parts).expand(x.shape[0], weight.shape[0], *x.shape[2:])
+        return activation_backward(along_sum, value, activation)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        identity: Tensor | None,
+        *shift: Any,
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is not None or in_dims[2] is not None:  # weights of an ensemble
+            return one_by_one(shift_conv1x1, info, in_dims, x, weight, bias, identity, *shift)
+        # More clips: the batched axis folds into the frames.
+        x = batch_first(info, x, in_dims[0])
+        check_frames(x.shape[1], shift[0])
+        if identity is not None:
+            identity = batch_first(info, identity, in_dims[3]).flatten(0, 1)
+        out = shift_conv1x1(x.flatten(0, 1), weight, bias, identity, *shift)
+        return out.unflatten(0, x.shape[:2]), 0
+
 
 implement("shift_conv1x1", _on_cpu, _on_cuda)
-differentiate("shift_conv1x1", _ShiftConv1x1.apply)
+differentiate("shift_conv1x1", _ShiftConv1x1)
 
 
 DECOMPOSITIONS[shift_conv1x1] = _separate_form

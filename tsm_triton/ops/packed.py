@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import TAGS, check_channels, differentiate, implement, library
+from .library import TAGS, check_channels, differentiate, implement, library, one_by_one
 from .shift import shift_by_copies
 
 __all__ = ["temporal_shift_packed"]
@@ -71,12 +71,15 @@ def _by_copies(
 
 class _PackedShift(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
-        ctx.save_for_backward(boundaries)
-        ctx.save_for_forward(boundaries)
-        ctx.shift = shift
+    def forward(x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             return temporal_shift_packed(x, boundaries, *shift)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.shift = inputs[2:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -90,6 +93,15 @@ class _PackedShift(torch.autograd.Function):
         (boundaries,) = ctx.saved_tensors
         return temporal_shift_packed(tangents[0], boundaries, *ctx.shift)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, boundaries: Tensor, *shift: Any) -> tuple[Tensor, int]:
+        if in_dims[1] is not None:
+            return one_by_one(temporal_shift_packed, info, in_dims, x, boundaries, *shift)
+        # One packing for all: the batched axis is one more that no value moves along.
+        *counts, channel_dim = shift
+        x = x.movedim(in_dims[0], -1)
+        return temporal_shift_packed(x, boundaries, *counts, channel_dim % (x.dim() - 1)), x.dim() - 1
+
 
 implement("temporal_shift_packed", _on_cpu, _on_cuda)
-differentiate("temporal_shift_packed", _PackedShift.apply)
+differentiate("temporal_shift_packed", _PackedShift)

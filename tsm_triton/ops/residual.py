@@ -17,12 +17,16 @@ from .library import (
     DECOMPOSITIONS,
     MAX_FRAME,
     TAGS,
+    batch_first,
     check_clips,
+    check_frames,
     differentiate,
     implement,
     laid_out_like,
     let_inductor_decompose,
     library,
+    one_by_one,
+    transform,
     wide,
 )
 from .shift import shift_by_copies, temporal_shift
@@ -201,23 +205,28 @@ def _differentiable_backward(
 class _ResidualShift(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+        branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
     ) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return residual_shift(branch, scale, bias, identity, *shift)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        branch, scale, bias, identity, *shift = inputs
         ctx.set_materialize_grads(False)
         ctx.shift = shift
-        with torch._C._AutoDispatchBelowAutograd():
-            y, shifted = residual_shift(branch, scale, bias, identity, *shift)
         activation = shift[-1]
         recomputed = activation not in FROM_OUTPUT
+        y = output[0] if activation in ("relu", "relu6") else None
         ctx.save_for_backward(
-            y if activation in ("relu", "relu6") else None,
+            y,
             branch if recomputed or ctx.needs_input_grad[1] else None,
             scale,
             bias if recomputed else None,
             identity if recomputed else None,
         )
+        ctx.save_for_forward(y, branch, scale, bias, identity)
         ctx.bias_dtype = bias.dtype if bias is not None else None
-        return y, shifted
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -246,6 +255,48 @@ class _ResidualShift(torch.autograd.Function):
             grad_bias = _channel_sums(grad_identity).to(ctx.bias_dtype)
         return grad_branch, grad_scale, grad_bias, grad_identity, *no_shift
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        value, branch, scale, bias, identity = ctx.saved_tensors
+        *counts, activation = ctx.shift
+        dtype = wide(branch.dtype)
+        along_branch, along_scale, along_bias, along_identity = tangents[:4]
+        parts = []
+        if along_branch is not None:
+            along = along_branch.to(dtype)
+            parts.append(along if scale is None else along * _per_channel(scale, along))
+        if along_scale is not None:
+            parts.append(branch.to(dtype) * _per_channel(along_scale, branch))
+        if along_bias is not None:
+            parts.append(_per_channel(along_bias, branch))
+        if along_identity is not None:
+            parts.append(along_identity.to(dtype))
+        if activation not in FROM_OUTPUT:
+            value = _normalised_sum(branch, scale, bias, identity)
+        elif value is not None:
+            value = value.to(dtype)
+        along_sum = sum(parts).expand(branch.shape)
+        along_y = activation_backward(along_sum, value, activation).to(branch.dtype)
+        return along_y, temporal_shift(along_y, *counts, 1)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Any,
+        branch: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        identity: Tensor,
+        *shift: Any,
+    ) -> Any:
+        if in_dims[1] is not None or in_dims[2] is not None:  # batch-norms of an ensemble
+            return one_by_one(residual_shift, info, in_dims, branch, scale, bias, identity, *shift)
+        # More clips: the batched axis folds into the frames.
+        branch, identity = batch_first(info, branch, in_dims[0]), batch_first(info, identity, in_dims[3])
+        check_frames(branch.shape[1], shift[0])
+        both = residual_shift(branch.flatten(0, 1), scale, bias, identity.flatten(0, 1), *shift)
+        return tuple(out.unflatten(0, branch.shape[:2]) for out in both), (0, 0)
+
 
 def _channel_sums(values: Tensor) -> Tensor:
     axes = [axis for axis in range(values.dim()) if axis != 1]
@@ -254,7 +305,8 @@ def _channel_sums(values: Tensor) -> Tensor:
 
 implement("residual_shift", _on_cpu, _on_cuda)
 implement("residual_shift_backward", _backward_on_cpu, _backward_on_cuda)
-differentiate("residual_shift", _ResidualShift.apply)
+differentiate("residual_shift", _ResidualShift)
+transform("residual_shift_backward", _differentiable_backward)
 
 
 DECOMPOSITIONS[residual_shift] = _separate_form

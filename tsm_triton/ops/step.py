@@ -8,6 +8,7 @@ from torch import Tensor
 from .library import (
     DECOMPOSITIONS,
     TAGS,
+    batch_first,
     check_channel_dim,
     differentiate,
     implement,
@@ -96,10 +97,13 @@ def _functional(form: Any) -> Any:
 
 class _ShiftStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        ctx.channel_dim = channel_dim
+    def forward(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             return shift_step(x, cache, channel_dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.channel_dim = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -107,10 +111,25 @@ class _ShiftStep(torch.autograd.Function):
         grad_x, grad_cache = shift_step(grads[0], grads[1], ctx.channel_dim)
         return grad_x, grad_cache, None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return shift_step(tangents[0], tangents[1], ctx.channel_dim)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, cache: Tensor, channel_dim: int) -> Any:
+        # More streams: the batched axis folds into theirs.
+        both = [batch_first(info, part, dim) for part, dim in zip((x, cache), in_dims, strict=False)]
+        rows = [part.flatten(0, 1) for part in both]
+        outputs = shift_step(*rows, channel_dim % rows[0].dim())
+        return tuple(out.unflatten(0, part.shape[:2]) for out, part in zip(outputs, both, strict=True)), (
+            0,
+            0,
+        )
+
 
 implement("shift_step", _functional(_by_copies), _functional(_by_kernel))
 implement("shift_step_into", _into(_by_copies), _into(_by_kernel))
-differentiate("shift_step", _ShiftStep.apply)
+differentiate("shift_step", _ShiftStep)
 
 
 # As for the plain shift: Inductor's code for CUDA joins the exchange with what stands around it.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import as_count, as_ints
-from ..hooks import is_patched, packed_clips
-from .clips import check_fixed_length, check_frame_model, check_video, follow_length
+from ..functional import clip_boundaries
+from ..hooks import is_patched, packed_clips, shift_hooks
+from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length
 
 __all__ = ["VideoClassifier"]
 
@@ -32,6 +33,9 @@ class VideoClassifier(nn.Module):
         `[N*T, 3, H, W]`, already folded -> the same, with T = `num_segments`.
         `[T1 + T2 + ..., 3, H, W]` with `clip_lengths=[T1, T2, ...]`, clips of different lengths packed
         without padding -> the same; `[T1 + T2 + ..., num_classes]` with `"identity"`.
+
+    Under `torch.compile` one dynamic graph serves every T, and every packing whose `clip_lengths` come as a tensor; a
+    list is a constant of the graph, compiled anew for each number of clips at least.
 
     Threads that share the model share T and `clip_lengths` too: give them one T, and packed clips one at a time.
     With gradient checkpointing, which runs blocks again in the backward, one T's backward comes before the
@@ -70,6 +74,8 @@ class VideoClassifier(nn.Module):
 
     def forward(self, video: Tensor, clip_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
         check_video(video, self.model)
+        if isinstance(clip_lengths, Tensor) and torch.compiler.is_compiling():
+            return self._traced_packed_scores(video, clip_lengths)
         if clip_lengths is not None:
             return self._packed_scores(video, as_ints(clip_lengths, "clip_lengths"))
         if video.dim() == 6:
@@ -87,8 +93,8 @@ class VideoClassifier(nn.Module):
         )
 
     def _scores(self, video: Tensor) -> Tensor:
-        follow_length(self.model, video.shape[1])
-        logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        with clips_of_length(self.model, video.shape[1]):
+            logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return logits.mean(1) if self.consensus == "avg" else logits
 
     def _packed_scores(self, video: Tensor, clip_lengths: list[int]) -> Tensor:
@@ -104,6 +110,35 @@ class VideoClassifier(nn.Module):
         if self.consensus == "identity":
             return logits
         return torch.stack([clip.mean(0) for clip in logits.split(clip_lengths)])
+
+    def _traced_packed_scores(self, video: Tensor, clip_lengths: Tensor) -> Tensor:
+        """The same in a graph that takes any lengths."""
+        if video.dim() != 4:
+            raise ValueError(
+                f"with clip_lengths, video must have shape [T1 + T2 + ..., 3, H, W], got {tuple(video.shape)}. "
+                "Pass the frames of all clips, joined."
+            )
+        if not is_patched(self.model) and getattr(self.model, "num_segments", None) is not None:
+            raise ValueError(
+                "expected clip_lengths as a list of ints for a fused model, whose clip length is fixed, got a "
+                "tensor in a traced call. Pass clip_lengths.tolist()."
+            )
+        boundaries = clip_boundaries(clip_lengths, len(video), video.device)
+        hooks = shift_hooks(self.model) if is_patched(self.model) else []
+        try:
+            for hook in hooks:
+                hook.boundaries = boundaries
+            logits = self.model(video)
+        finally:
+            for hook in hooks:
+                hook.boundaries = None
+        if self.consensus == "identity":
+            return logits
+        lengths = clip_lengths.to(logits.device)
+        torch._assert_async((lengths >= 1).all(), "clip_lengths must be at least 1: leave empty clips out")
+        clip = boundaries[:-1].cumsum(0) - 1
+        sums = logits.new_zeros(len(lengths), *logits.shape[1:]).index_add(0, clip, logits)
+        return sums / lengths.view(-1, *[1] * (logits.dim() - 1)).to(logits.dtype)
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, consensus={self.consensus!r}"

@@ -1,11 +1,15 @@
 """What the models over clips check alike, and the length that they tell the model of frames."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
 from ..hooks import is_patched, set_num_segments, shift_hooks
 
-__all__ = ["check_fixed_length", "check_frame_model", "check_video", "follow_length"]
+__all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length"]
 
 
 def check_frame_model(model: nn.Module) -> None:
@@ -29,12 +33,28 @@ def check_video(video: Tensor, model: nn.Module) -> None:
     check_frames(video, model, "video")
 
 
-def follow_length(model: nn.Module, num_segments: int) -> None:
-    """Tell a patched model the length of the next clips; raise where a fused one is fixed to another."""
+@contextmanager
+def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
+    """Run a model of frames on clips of this length; raise where a fused one is fixed to another.
+
+    A patched one stays set to it, but for a call that is being traced: its graph takes any length.
+    """
     if not is_patched(model):
         check_fixed_length(model, [num_segments])
-    elif any(hook.num_segments != num_segments for hook in shift_hooks(model)):
-        set_num_segments(model, num_segments)
+        yield
+    elif torch.compiler.is_compiling():
+        hooks = shift_hooks(model)
+        try:
+            for hook in hooks:
+                hook.length = num_segments
+            yield
+        finally:
+            for hook in hooks:
+                hook.length = None
+    else:
+        if any(hook.num_segments != num_segments for hook in shift_hooks(model)):
+            set_num_segments(model, num_segments)
+        yield
 
 
 def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:

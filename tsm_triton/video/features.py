@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..arguments import as_count
-from .clips import check_frame_model, check_video, follow_length
+from .clips import check_frame_model, check_video, clips_of_length
 
 __all__ = ["VideoFeatures"]
 
@@ -63,8 +63,8 @@ class VideoFeatures(nn.Module):
                 f"video must have shape [N, T, 3, H, W], or [N*T, 3, H, W] with T = num_segments = "
                 f"{self.num_segments}, got {tuple(video.shape)}: reshape it"
             )
-        follow_length(self.model, video.shape[1])
-        maps = self.model(video.flatten(0, 1))
+        with clips_of_length(self.model, video.shape[1]):
+            maps = self.model(video.flatten(0, 1))
         if isinstance(maps, Mapping):
             maps = list(maps.values())
         if not isinstance(maps, Sequence):
