@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tsm_triton import Streaming, patch
-from tsm_triton.stepping import StreamStep
+from tsm_triton.streaming.step import StreamStep
 
 from .baselines import with_open_branches
 from .forms import Call, Captured

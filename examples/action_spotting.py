@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import trange
 
 import tsm_triton
-from tsm_triton.commands.motion_clips import render, sample_textures
+from tsm_triton.commands.demo.motion_clips import render, sample_textures
 from tsm_triton.video.features import VideoFeatures
 
 NUM_SEGMENTS = 16

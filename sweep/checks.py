@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import tsm_triton
-from tsm_triton.hooks import shift_hooks
-from tsm_triton.integrations.tracing import input_shape
+from tsm_triton.dataflow.tracing import input_shape
+from tsm_triton.patching.hooks import shift_hooks
 
 from . import zoo
 

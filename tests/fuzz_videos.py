@@ -138,7 +138,7 @@ def _read_clip(path: Path) -> str:
 
 
 def _stream(path: Path) -> str:
-    from tsm_triton.commands.sources import open_source
+    from tsm_triton.commands.stream.sources import open_source
 
     source, shapes = open_source(str(path)), set()
     for frame, at in source.frames:
@@ -152,7 +152,7 @@ def _child(folder: Path, pipe: Connection) -> None:
     import av.logging
     import torch
 
-    import tsm_triton.commands.sources  # noqa: F401
+    import tsm_triton.commands.stream.sources  # noqa: F401
 
     av.logging.set_level(av.logging.PANIC)
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torch
 
 import tsm_triton
 from tsm_triton import VideoClassifier
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 from tsm_triton.video.features import VideoFeatures
 
 T = 4

@@ -6,8 +6,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import tsm_triton
-from tsm_triton.integrations.choice import is_faster, takes_norm
-from tsm_triton.integrations.compiler import FusionReport, fold_constants, rewrite
+from tsm_triton.fusion.choice import is_faster, takes_norm
+from tsm_triton.fusion.rewriting import FusionReport, fold_constants, rewrite
 from tsm_triton.ops import temporal_shift
 
 T = 4
@@ -153,7 +153,7 @@ def test_the_rule_decides_place_by_place(monkeypatch):
         asked.append((kind, tuple(x.shape[1:])))
         return False
 
-    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", rule)
+    monkeypatch.setattr("tsm_triton.fusion.choice.is_faster", rule)
     report, network = rewritten(Tail(lambda m, x, s: m.conv(s)))
     assert asked == [(ABSORBED, (16, 6, 6))]
     assert [entry.reason for entry in report.left] == ["the fused form is slower here"]

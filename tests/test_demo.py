@@ -8,8 +8,9 @@ import torch
 from einops import rearrange, reduce
 
 from tsm_triton.cli import main
-from tsm_triton.commands import demo, motion_clips
-from tsm_triton.commands.motion_clips import CLASSES, REVERSED, render, sample_textures, write_clip
+from tsm_triton.commands.demo import command as demo
+from tsm_triton.commands.demo import motion_clips
+from tsm_triton.commands.demo.motion_clips import CLASSES, REVERSED, render, sample_textures, write_clip
 from tsm_triton.video.decoding import probe, read_clip
 
 ALL = torch.arange(len(CLASSES))

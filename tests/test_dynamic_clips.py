@@ -9,7 +9,7 @@ import torch
 
 import tsm_triton
 from tsm_triton import VideoClassifier, packed_clips
-from tsm_triton.hooks import _boundaries, shift_hooks
+from tsm_triton.patching.hooks import _boundaries, shift_hooks
 
 LENGTHS = (4, 6, 3, 5, 2, 7)
 PACKINGS = (

@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import tsm_triton
-from tsm_triton.fusion import Fusion, FusionReport, fuse
+from tsm_triton.fusion.fuse import Fusion, FusionReport, fuse
 
 T = 4
 SIZE = (3, 64, 64)

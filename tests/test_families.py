@@ -13,7 +13,7 @@ from torch import nn
 
 import tsm_triton
 from tsm_triton import ShiftSite, find_sites, patch, shift_disabled, unpatch
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 
 # what is run with numbers: small, and each a layout of its own -> image size
 NUMERIC = {

@@ -9,18 +9,12 @@ import timm
 import torch
 from torch import nn
 
-from tsm_triton import (
-    Streaming,
-    fuse,
-    fused_stepping,
-    fusion,
-    is_patched,
-    patch,
-    patching,
-    streaming,
-    unpatch,
-)
+from tsm_triton import Streaming, fuse, is_patched, patch, unpatch
 from tsm_triton.cli import main
+from tsm_triton.fusion import fuse as fusion
+from tsm_triton.patching import patch as patching
+from tsm_triton.streaming import fused_step as fused_stepping
+from tsm_triton.streaming import stream as streaming
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_frames
 

@@ -59,7 +59,7 @@ def test_a_classifier_is_told_how_to_become_a_backbone():
     ):
         VideoFeatures(timm.create_model("resnet18"))
     features = VideoFeatures(torchvision.models.resnet18())
-    with pytest.raises(TypeError, match="got Tensor from ResNet. .* create_feature_extractor"):
+    with pytest.raises(TypeError, match="got Tensor from ResNet. .*create_feature_extractor"):
         features(torch.randn(1, 8, 3, 64, 64))
 
 

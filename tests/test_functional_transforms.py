@@ -280,7 +280,7 @@ def pair(request, monkeypatch):
     def expected(parameters, x):
         with monkeypatch.context() as patched:
             patched.setattr(
-                tsm_triton.hooks,
+                tsm_triton.patching.hooks,
                 "temporal_shift",
                 lambda x, t, *, shift_div, channel_dim, **_: reference.temporal_shift(
                     x,

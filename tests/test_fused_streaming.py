@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tsm_triton import Streaming, fuse, ops, patch, shift_disabled, temporal_shift, unpatch
-from tsm_triton.fused_stepping import FusedStep
-from tsm_triton.integrations.compiler import rewrite
-from tsm_triton.stepping import StreamStep
+from tsm_triton.fusion.rewriting import rewrite
+from tsm_triton.streaming.fused_step import FusedStep
+from tsm_triton.streaming.step import StreamStep
 
 from .networks import with_statistics
 from .streams import MODELS, frames_of

@@ -12,9 +12,9 @@ from torch import nn
 
 import tsm_triton
 from tsm_triton import VideoClassifier, fuse, packed_clips, patch, shift_disabled
-from tsm_triton.fusion import FusedModel
+from tsm_triton.fusion.fuse import FusedModel
 from tsm_triton.ops import residual_shift, shift_conv1x1
-from tsm_triton.patching import ShiftHook
+from tsm_triton.patching.hooks import ShiftHook
 
 from .networks import T, with_statistics
 
@@ -306,7 +306,7 @@ def test_several_outputs_come_back_as_they_were():
 
 
 def test_a_sum_takes_the_batch_norm_of_its_branch_where_that_is_faster(monkeypatch):
-    monkeypatch.setattr("tsm_triton.integrations.choice.takes_norm", lambda x: True)
+    monkeypatch.setattr("tsm_triton.fusion.choice.takes_norm", lambda x: True)
     fused = fuse(patched_and_fused("timm resnet18")[0], example_input=EXAMPLE)
     sums = [n for n in fused_nodes(fused) if n.target is residual_shift]
     assert len(sums) == 7

@@ -7,7 +7,7 @@ import torchvision
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import tsm_triton
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 
 from .networks import visible
 

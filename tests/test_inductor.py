@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 import tsm_triton
-from tsm_triton.integrations import inductor
+from tsm_triton.fusion import inductor
 from tsm_triton.ops import residual_shift, shift_conv1x1
 
 T = 4

@@ -14,7 +14,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
 from tsm_triton import find_sites, is_patched, patch, shift_disabled, unpatch
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 
 
 def built(name: str = "test_resnet", **options) -> nn.Module:

@@ -7,7 +7,7 @@ import av
 import pytest
 import torch
 
-from tsm_triton.commands.sources import open_source
+from tsm_triton.commands.stream.sources import open_source
 from tsm_triton.video import live
 
 from .servers import http_server, rtsp_server, send

@@ -15,7 +15,7 @@ from tsm_triton import (
     unpatch,
 )
 from tsm_triton.functional import clip_boundaries
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out, properties, ragged_cases
 
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,8 +13,7 @@ from torch import nn
 import tsm_triton
 import tsm_triton.modules
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, set_num_segments, shift_disabled, unpatch
-from tsm_triton.hooks import shift_hooks
-from tsm_triton.patching import ShiftHook
+from tsm_triton.patching.hooks import ShiftHook, shift_hooks
 
 # small members of each family that the rules know, built once a test with random weights
 MODELS = {

@@ -9,7 +9,7 @@ from torch.ao import quantization
 
 import tsm_triton
 from tsm_triton import ops, reference
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 
 from .networks import visible
 

@@ -16,11 +16,12 @@ from PIL import Image
 
 from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.cli import main
-from tsm_triton.commands import annotation, sources, stream
 from tsm_triton.commands.common import create_model, read_labels
-from tsm_triton.commands.motion_clips import CLASSES, render, sample_textures, write_clip
-from tsm_triton.commands.sources import open_source
-from tsm_triton.commands.weights import load_trained
+from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures, write_clip
+from tsm_triton.commands.stream import annotation, sources
+from tsm_triton.commands.stream import command as stream
+from tsm_triton.commands.stream.sources import open_source
+from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.video import live, probe, read_frames
 from tsm_triton.video.preparation import Preparation, set_preparation
 from tsm_triton.video.transforms import eval_transform

@@ -1,5 +1,6 @@
 """`tsm-triton stream` on odd and damaged sources, weights and labels: one clear line, and no half-written file."""
 
+import math
 import random
 import struct
 import zlib
@@ -13,10 +14,10 @@ from PIL import Image
 
 from tsm_triton import patch, save_checkpoint
 from tsm_triton.cli import main
-from tsm_triton.commands.annotation import MAX_WIDTH, annotated_video
 from tsm_triton.commands.common import create_model
-from tsm_triton.commands.sources import open_source
-from tsm_triton.commands.weights import load_trained
+from tsm_triton.commands.stream.annotation import MAX_WIDTH, annotated_video
+from tsm_triton.commands.stream.sources import open_source
+from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.video import probe
 from tsm_triton.video.preparation import Preparation, set_preparation
 

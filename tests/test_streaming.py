@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tsm_triton
 from tsm_triton import Streaming, ops, patch, shift_disabled, unpatch
-from tsm_triton.stepping import StreamStep
+from tsm_triton.streaming.step import StreamStep
 from tsm_triton.testing import assert_same_bits
 
 from .streams import MODELS, TOLERANCES, assert_close, causal, frames_of, offline

@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from tsm_triton import ShiftSite, functional, ops, patch, reference, temporal_shift
-from tsm_triton.hooks import FrameCounter, ShiftHook
 from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
+from tsm_triton.patching.hooks import FrameCounter, ShiftHook
 from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
 
 # the `device` fixture stays the same for all examples of a test

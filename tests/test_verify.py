@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsm_triton import ops
 from tsm_triton.cli import main
-from tsm_triton.commands import checks, model_checks
+from tsm_triton.commands.verify import checks, model_checks
 from tsm_triton.ops import shift
 from tsm_triton.testing import ShiftCase
 

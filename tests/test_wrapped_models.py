@@ -12,7 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from torchvision.models import detection
 
 from tsm_triton import ShiftSite, find_sites, patch
-from tsm_triton.hooks import shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
 
 
 def frames(size: int = 64) -> torch.Tensor:

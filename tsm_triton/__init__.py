@@ -8,13 +8,13 @@ from .version import __version__
 
 if TYPE_CHECKING or "torch" in sys.modules:
     from .checkpoints import load_checkpoint, save_checkpoint
-    from .finding import find_sites, skipped_sites
     from .functional import temporal_shift
-    from .fusion import fuse
-    from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled
-    from .patching import patch, unpatch
+    from .fusion.fuse import fuse
+    from .patching.finding import find_sites, skipped_sites
+    from .patching.hooks import is_patched, packed_clips, set_num_segments, shift_disabled
+    from .patching.patch import patch, unpatch
     from .sites import ShiftSite
-    from .streaming import Streaming
+    from .streaming.stream import Streaming
     from .video.classifier import VideoClassifier
 else:  # `tsm-triton --help`, or torch is imported behind us
     late.register_ops_with_torch()

@@ -66,10 +66,10 @@ def after_import(name: str, then: Callable[[Any], None]) -> None:
 
 
 def register_ops_with_torch() -> None:
-    """Let the import of torch, whoever asks for it, bring `torch.ops.tsm_triton` along, and Dynamo's guards on hooks."""
+    """Let the import of torch, whoever asks for it, bring `torch.ops.tsm_triton` and the guards on hooks along."""
     after_import("torch", _with_torch)
 
 
 def _with_torch(torch: Any) -> None:
     importlib.import_module(f"{__package__}.ops")
-    importlib.import_module(f"{__package__}.hook_guards").guard_hooks()
+    importlib.import_module(f"{__package__}.patching.hook_guards").guard_hooks()

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from tsm_triton.commands.common import pick_device
-from tsm_triton.commands.stream import DEMO_WEIGHTS
-from tsm_triton.commands.weights import load_trained
+from tsm_triton.commands.stream.command import DEMO_WEIGHTS
+from tsm_triton.commands.stream.weights import load_trained
 
 from .batching import Batcher
 from .connection import listening

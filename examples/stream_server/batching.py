@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tsm_triton.stepping import StreamStep, put_streams, take_streams
+from tsm_triton.streaming.step import StreamStep, put_streams, take_streams
 
 __all__ = ["Batcher", "Client"]
 

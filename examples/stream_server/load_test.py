@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import tsm_triton
 from tsm_triton.commands.common import create_model
-from tsm_triton.commands.motion_clips import CLASSES, render, sample_textures
+from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures
 from tsm_triton.video.transforms import eval_transform
 
 from .batching import Batcher

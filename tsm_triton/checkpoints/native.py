@@ -23,11 +23,11 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from ..files import printable
-from ..finding import check_model
 from ..functional import DIRECTIONS
-from ..fusion import FusedModel
-from ..hooks import shift_hooks
+from ..fusion.fuse import FusedModel
 from ..integrations.origin import Origin, origin_of
+from ..patching.finding import check_model
+from ..patching.hooks import shift_hooks
 from ..version import __version__
 from ..video.preparation import Preparation, module_of, preparation_of, set_preparation
 from .files import read, write

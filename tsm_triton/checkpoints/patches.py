@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from ..hooks import FrameCounter, ShiftHook
-from ..patching import patch
+from ..patching.hooks import FrameCounter, ShiftHook
+from ..patching.patch import patch
 from ..sites import ShiftSite
 from .keys import own_name
 

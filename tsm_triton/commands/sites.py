@@ -5,8 +5,8 @@ import argparse
 import torch
 from torch import nn
 
-from ..finding import choose_sites
 from ..functional import check_shift, fold_counts
+from ..patching.finding import choose_sites
 from .common import create_model
 
 __all__ = ["run"]

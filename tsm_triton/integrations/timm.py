@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..dataflow.kinds import BATCH_NORMS, VIEWS
+from ..dataflow.merges import Skipped
+from ..dataflow.tracing import Call, Trace
 from ..sites import ShiftSite
-from .kinds import BATCH_NORMS, VIEWS
-from .merges import Skipped
 from .residual import STAGES, resnet_sites
-from .tracing import Call, Trace
 
 REFUSED = {
     "nasnet": "its cells add up many operations of two inputs, so that no branch is the residual one",

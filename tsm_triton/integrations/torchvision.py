@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from ..dataflow.merges import Skipped
+from ..dataflow.tracing import Trace
 from ..sites import ShiftSite
-from .merges import Skipped
 from .residual import first_conv, resnet_sites
-from .tracing import Trace
 
 # what the detectors take their maps from: models that lost their heads
 BACKBONES = (

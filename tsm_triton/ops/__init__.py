@@ -5,17 +5,17 @@ Triton on machines that never do.
 """
 
 from .activations import ACTIVATIONS, check_activation
-from .conv1x1 import shift_conv1x1
-from .conv1x1_pair import conv1x1_shift_conv1x1
+from .conv1x1_shift_conv1x1 import conv1x1_shift_conv1x1
 from .convolution import convolution
 from .depthwise import depthwise_convolution
 from .library import let_inductor_decompose
-from .packed import temporal_shift_packed
-from .residual import residual_shift, residual_shift_backward
-from .shift import shift_by_copies, temporal_shift
+from .residual_shift import residual_shift, residual_shift_backward
+from .shift_conv1x1 import shift_conv1x1
+from .shift_step import shift_step, shift_step_into
+from .shift_step_conv1x1 import shift_step_conv1x1
 from .stem import stem_convolution
-from .step import shift_step, shift_step_into
-from .step_conv1x1 import shift_step_conv1x1
+from .temporal_shift import shift_by_copies, temporal_shift
+from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [
     "ACTIVATIONS",

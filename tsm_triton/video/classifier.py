@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
-from ..hooks import is_patched, packed_clips, shift_hooks
+from ..patching.hooks import is_patched, packed_clips, shift_hooks
 from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length
 
 __all__ = ["VideoClassifier"]

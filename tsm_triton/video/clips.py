@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
-from ..hooks import is_patched, set_num_segments, shift_hooks
+from ..patching.hooks import is_patched, set_num_segments, shift_hooks
 
 __all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length"]
 

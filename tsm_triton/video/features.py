@@ -70,7 +70,7 @@ class VideoFeatures(nn.Module):
         if not isinstance(maps, Sequence):
             raise TypeError(
                 f"expected a model that returns a list of feature maps, got {type(maps).__name__} from "
-                f"{type(self.model).__name__}. Create it with timm.create_model(..., features_only=True), or of "
-                "torchvision's models take torchvision.models.feature_extraction.create_feature_extractor(model, nodes)."
+                f"{type(self.model).__name__}. Create it with timm.create_model(..., features_only=True), or "
+                "a model of torchvision's with torchvision.models.feature_extraction.create_feature_extractor."
             )
         return [one.unflatten(0, video.shape[:2]) for one in maps]

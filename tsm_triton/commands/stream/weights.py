@@ -1,0 +1,106 @@
+"""Causal weights for a stream: checkpoints of ours, which say what they are, and state dicts, of which it is said."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from ...checkpoints.native import Checkpoint, built, load_into, read_checkpoint
+from ...checkpoints.patches import apply_patch
+from ...patching.patch import patch
+from ...video.transforms import transform_for
+from ..common import create_model
+
+__all__ = ["Trained", "load_trained"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A causal model, and what belongs to it.
+
+    Attributes:
+        model: patched with `direction="causal"`, in evaluation mode.
+        name: the model's name, see `create_model`.
+        classes: the labels the file names; None if it names none.
+    """
+
+    model: nn.Module
+    name: str
+    classes: list[str] | None
+
+    def transform(self) -> v2.Compose:
+        """From uint8 frames `[..., 3, H, W]` to the model's input."""
+        return transform_for(self.model)
+
+
+def load_trained(path: Path, name: str | None, direction: str | None = None) -> Trained:
+    """Build a model and load causal weights into it, strictly; no code in the file is run.
+
+    Args:
+        path: what `save_checkpoint` wrote, or a state dict, on its own or inside of what others wrap around it.
+        name: of the model; may be None where the file names it.
+        direction: how a bare state dict was trained, which it does not say; `"causal"`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no weights; weights of another model, or without a shift, or with one that reads the next frame;
+            no model named; a bare state dict of which nobody said that it is causal.
+    """
+    checkpoint = read_checkpoint(path)
+    return _of_ours(checkpoint, name) if checkpoint.ours else _of_state_dict(checkpoint, name, direction)
+
+
+def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
+    record, origin = checkpoint.patch, checkpoint.origin
+    if record is None or record["direction"] != "causal":
+        kind = "unshifted" if record is None else record["direction"]
+        raise ValueError(
+            f"expected causal weights, which read the past only, got {kind} ones in {checkpoint.source}: a stream has "
+            'no next frame. Train a model that is patched with direction="causal", as `tsm-triton demo --direction '
+            "causal` does."
+        )
+    if origin is None:
+        if name is None:
+            raise ValueError(
+                f"expected weights that name their model, got none named in {checkpoint.source} "
+                f"({checkpoint.why_not}): pass --model"
+            )
+        model = create_model(name, **_head(name, checkpoint.state))
+        apply_patch(model, record)
+        load_into(model, checkpoint, ", or check --model")
+        return Trained(model.eval(), name, checkpoint.labels)
+    if name not in (None, origin.full_name):
+        raise ValueError(
+            f"expected weights of {name!r}, got weights of {origin.full_name!r} in {checkpoint.source}: drop --model"
+        )
+    return Trained(built(checkpoint), origin.full_name, checkpoint.labels)
+
+
+def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | None) -> Trained:
+    if name is None:
+        raise ValueError(
+            f"expected weights that name their model, got none named in {checkpoint.source}: pass --model"
+        )
+    if direction != "causal":
+        raise ValueError(
+            f"expected weights that say how they are shifted, got a bare state dict in {checkpoint.source}: pass "
+            "--direction causal if it was trained so, or use tsm_triton.save_checkpoint, which writes that down"
+        )
+    model = patch(create_model(name, **_head(name, checkpoint.state)), direction=direction)
+    load_into(model, checkpoint, ", or check --model")
+    return Trained(model.eval(), name, None)
+
+
+def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
+    """`num_classes` of the weights, where the last linear layer tells it."""
+    with torch.device("meta"):
+        model = create_model(name)
+    layers = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return {}
+    # behind whichever prefix
+    wanted = f"{layers[-1]}.weight"
+    found = [value for key, value in state.items() if f".{key}".endswith(f".{wanted}") and value.dim()]
+    return {"num_classes": found[0].shape[0]} if found else {}

@@ -1,0 +1,197 @@
+"""What `tsm-triton verify` checks, in order: the properties of `tsm_triton.testing`, then ops, then models."""
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from ... import ops
+from ...testing import LAYOUTS, fused, guarded_memory, properties, ragged_cases, shift_cases
+from . import model_checks, op_checks
+
+__all__ = ["FORMS", "Check", "checks"]
+
+# how the ops are run -> where, and whether Triton's interpreter serves CPU tensors
+FORMS = {"cpu": ("copies", "interpreter"), "cuda": ("triton",)}
+FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
+# The interpreter truncates bf16 where a GPU rounds it, and its matrix product of bf16 is wrong.
+FLOATS = {
+    "copies": (torch.float32, torch.float16, torch.float64, torch.bfloat16),
+    "interpreter": (torch.float32, torch.float16, torch.float64),
+    "triton": (torch.float32, torch.float16, torch.float64, torch.bfloat16),
+}
+ACTIVATIONS = st.sampled_from(list(ops.ACTIVATIONS))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `run` says how much it ran, or raises what is wrong."""
+
+    subject: str
+    claim: str
+    form: str
+    run: Callable[[], str]
+
+
+class Failed(AssertionError):
+    """A property that does not hold; `reproducer` is Python that shows it again on the smallest case."""
+
+    def __init__(self, message: str, reproducer: str) -> None:
+        super().__init__(message)
+        self.reproducer = reproducer
+
+
+def checks(device: str, examples: int, start: int) -> list[Check]:
+    """All checks for a device, the fast and the general first: with `--fail-fast` the order is the time.
+
+    Args:
+        device: a torch device, `"cpu"` or `"cuda:1"`.
+        examples: cases for each property.
+        start: the seed that the cases are drawn from.
+    """
+    forms = FORMS[torch.device(device).type]
+    found = [
+        Check(subject, claim, form, partial(_hold, form, call, arguments, device, examples, start))
+        for form in forms
+        for subject, claim, call, arguments in _properties(form)
+    ]
+    found += [Check(subject, claim, device, partial(function, device)) for subject, claim, function in _ONCE]
+    for form in forms:
+        for subject, claim, function in _OF_EACH_FORM if form == "copies" else _OF_KERNELS + _OF_EACH_FORM:
+            found.append(Check(subject, claim, form, partial(_in_form, form, function, device)))
+    found += [Check(subject, claim, device, partial(function, device)) for subject, claim, function in _SLOW]
+    return found
+
+
+def _properties(form: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Subject, claim, the call that a reproducer prints, and the strategies of its arguments."""
+    plain = {"case": shift_cases()}
+    exact = {"case": shift_cases(dtypes=(torch.float64,), layouts=("contiguous", "channels_last", "tokens"))}
+    whole = {"case": shift_cases(layouts=("contiguous", "channels_last", "nhwc", "tokens"))}
+    poisoned = {"case": shift_cases(dtypes=(torch.float32, torch.bfloat16))}
+    yield "shift", "matches the reference, writes nowhere else", "properties.matches_reference", plain
+    yield "shift", "keeps the memory format", "properties.keeps_the_memory_format", plain
+    yield "shift", "clips do not mix", "properties.clips_do_not_mix", whole
+    yield "shift", "untouched channels are untouched", "properties.untouched_channels_are_untouched", plain
+    yield "shift", "a poisoned frame stays", "properties.poison_reaches_only_its_readers", poisoned
+    yield "shift", "is linear", "properties.is_linear", exact
+    yield "shift", "has its adjoint", "properties.the_adjoint_undoes_the_inner_product", exact
+    yield (
+        "packed",
+        "clips of any length stay apart",
+        "properties.packed_clips_are_each_clip_alone",
+        {"case": ragged_cases()},
+    )
+    yield (
+        "step",
+        "exchanges channels with the cache",
+        "properties.step_exchanges_channels_with_the_cache",
+        plain,
+    )
+    yield "step", "writes the cache where it reads it", "properties.step_writes_the_cache_in_place", plain
+    computed = {"case": shift_cases(FLOATS[form], FRAMES), "activation": ACTIVATIONS}
+    trained = {
+        "case": shift_cases((torch.float64, torch.float32), ("contiguous", "channels_last", "cropped"), 2),
+        "activation": ACTIVATIONS,
+    }
+    outputs = {"c_out": st.sampled_from((1, 3, 16, 40, 70))}
+    yield "residual", "matches the reference", "fused.residual_matches", computed
+    yield "residual", "gradients match", "fused.residual_gradients_match", trained
+    yield "conv1x1", "matches the reference", "fused.conv_matches", computed | outputs
+    yield "conv1x1", "gradients match", "fused.conv_gradients_match", trained | outputs
+    yield "conv1x1", "of a step is the step and it", "fused.step_conv_matches", computed | outputs
+    pair = {"c_in": st.sampled_from((1, 16, 40)), "next_activation": ACTIVATIONS}
+    yield "conv1x1", "with the one before matches", "fused.conv_pair_matches", computed | outputs | pair
+
+
+_OPS = {
+    "properties.packed_clips_are_each_clip_alone": "ops.temporal_shift_packed",
+    "properties.step_exchanges_channels_with_the_cache": "ops.shift_step",
+    "properties.step_writes_the_cache_in_place": "ops.shift_step_into",
+    "fused.residual_matches": "ops.residual_shift",
+    "fused.residual_gradients_match": "ops.residual_shift",
+    "fused.conv_matches": "ops.shift_conv1x1",
+    "fused.conv_gradients_match": "ops.shift_conv1x1",
+    "fused.step_conv_matches": "ops.shift_step_conv1x1",
+    "fused.conv_pair_matches": "ops.conv1x1_shift_conv1x1",
+}
+
+
+def _hold(form: str, call: str, arguments: dict[str, Any], device: str, examples: int, start: int) -> str:
+    """Try a property on many cases; of a failure keep the smallest."""
+    module, name = call.split(".")
+    function = getattr({"properties": properties, "fused": fused}[module], name)
+    op = _OPS.get(call, "ops.temporal_shift")
+    last: dict[str, Any] = {}
+
+    @seed(start + zlib.crc32(f"{form} {call}".encode()))  # other cases for each property
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list[Any](HealthCheck),  # its members that are not deprecated
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(**arguments)
+    def hold(**values: Any) -> None:
+        last.update(values)
+        with guarded_memory():
+            function(getattr(ops, op.removeprefix("ops.")), **values, device=device)
+
+    try:
+        with interpreted(form):
+            hold()
+    except Exception as error:
+        said = ", ".join(f"{name}={value!r}" for name, value in last.items())
+        raise Failed(
+            f"{type(error).__name__}: {error}",
+            f"with guarded_memory(): {call}({op}, {said}, device={device!r})",
+        ) from error
+    return f"{examples} cases"
+
+
+@contextmanager
+def interpreted(form: str) -> Iterator[None]:
+    """Let Triton's interpreter serve CPU tensors, or not."""
+    with mock.patch.dict(os.environ):
+        if form == "interpreter":
+            os.environ["TRITON_INTERPRET"] = "1"
+        else:
+            os.environ.pop("TRITON_INTERPRET", None)
+        yield
+
+
+def _in_form(form: str, function: Callable[[str], str], device: str) -> str:
+    with interpreted(form):
+        return function(device)
+
+
+_OF_EACH_FORM = (
+    ("ops", "torch.library.opcheck", op_checks.opcheck),
+    ("shift", "gradients of both orders", op_checks.gradcheck),
+    ("fuse", "a fused copy computes the same", model_checks.fused_model),
+    ("fuse", "a fused stream computes the same", model_checks.fused_stream),
+    ("ops", "100 repeats give the same bits", op_checks.repeats),
+)
+_OF_KERNELS = (("shift", "frames beyond 2**31 elements", op_checks.frames_beyond_32_bits),)
+_ONCE = (
+    ("shift", "tensors beyond 2**31 elements", op_checks.tensors_beyond_32_bits),
+    ("model", "each branch is shifted, no identity is", model_checks.patched_model),
+    ("model", "a compiled model runs its own shifts", model_checks.patched_and_compiled),
+    ("model", "a module that is replaced hands its shift on", model_checks.replaced_modules),
+    ("frames", "are prepared as the model says", model_checks.prepared),
+    ("stream", "frame by frame equals the clip", model_checks.streams),
+)
+_SLOW = (
+    ("model", "exports with a dynamic batch", model_checks.exports),
+    ("shift", "torch.compile, fullgraph", model_checks.compiles),
+)

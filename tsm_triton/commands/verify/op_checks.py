@@ -1,0 +1,134 @@
+"""What `tsm-triton verify` checks of the ops on inputs of its own: torch's tests, repeats, 64-bit offsets."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...functional import clip_boundaries
+from ...testing import LAYOUTS, ShiftCase, fused, laid_out, moved_to, properties
+
+__all__ = ["frames_beyond_32_bits", "gradcheck", "opcheck", "repeats", "tensors_beyond_32_bits"]
+
+
+def opcheck(device: str) -> str:
+    """torch's own tests of a registration: schema, fake, autograd, aot_autograd."""
+    shift = (2, 1, 2, True)
+    calls = 0
+    for layout in ("channels_last", "cropped"):
+        x = laid_out(torch.randn(4, 8, 3, 3), layout).to(device)
+        vectors, weight = torch.randn(2, 8, device=device), torch.randn(5, 8, device=device)
+        back, cache = torch.randn(8, 5, device=device), x[:, :2].clone()
+        identity = torch.randn(4, 5, 3, 3, device=device)
+        samples = (
+            (ops.temporal_shift, (x, *shift, 1)),
+            (ops.temporal_shift_packed, (x, clip_boundaries([1, 3], 4, device), 1, 2, True, 1)),
+            (ops.residual_shift, (x, *vectors, x.clone(), *shift, "relu")),
+            (ops.shift_conv1x1, (x, weight, None, None, *shift, "relu")),
+            (ops.conv1x1_shift_conv1x1, (x, weight, None, identity, back, None, *shift, "relu", "none")),
+            (ops.shift_step, (x, cache, 1)),
+            (ops.shift_step_conv1x1, (x, cache, weight, None, identity, "relu")),
+        )
+        # these two stand below autograd
+        torch.library.opcheck(ops.shift_step_into, (x, cache, torch.empty_like(cache), 1))
+        torch.library.opcheck(
+            ops.residual_shift_backward,
+            (x, x.clone(), x.clone(), None, vectors[0], None, None, *shift, "relu"),
+        )
+        calls += 2
+        for op, arguments in samples:
+            torch.library.opcheck(op, arguments)
+            wanted = [
+                v.detach().clone().requires_grad_() if isinstance(v, Tensor) and v.is_floating_point() else v
+                for v in arguments
+            ]
+            torch.library.opcheck(op, tuple(wanted))
+            calls += 2
+    return f"{calls} calls"
+
+
+def gradcheck(device: str) -> str:
+    """Both orders, forward and backward mode, against finite differences."""
+    calls = 0
+    shifts = {"contiguous": (2, 1, 2, True), "channels_last": (1, 2, 0, False), "tokens": (4, 0, 3, True)}
+    for layout, shift in shifts.items():
+        x = laid_out(torch.randn(4, 4, 2, 1, dtype=torch.float64), layout).to(device).requires_grad_()
+        call = partial(_call_shift, shift, LAYOUTS[layout])
+        torch.autograd.gradcheck(call, x, check_forward_ad=True, fast_mode=True)
+        torch.autograd.gradgradcheck(call, x, fast_mode=True)
+        calls += 2
+    return f"{calls} calls"
+
+
+def _call_shift(shift: tuple[Any, ...], channel_dim: int, x: Tensor) -> Tensor:
+    return ops.temporal_shift(x, *shift, channel_dim)
+
+
+def repeats(device: str) -> str:
+    """The same bits a hundred times: a race, or memory that nobody wrote, would show."""
+    # frames of several programs where a GPU runs them, of one where the interpreter does
+    size = 56 if torch.device(device).type == "cuda" else 3
+    calls = 0
+    for layout in ("contiguous", "channels_last"):
+        # the seed asks for every operand
+        case = ShiftCase(
+            num_segments=2, channels=24, height=size, width=size, n_future=3, n_past=3, layout=layout, seed=7
+        )
+        for call in _calls(case, device):
+            properties.is_deterministic(call, case, device, repeats=100)
+            calls += 100
+    return f"{calls} calls"
+
+
+def _calls(case: ShiftCase, device: str) -> Iterator[Callable[..., Tensor | tuple[Tensor, ...]]]:
+    """Each op on a case, as functions of what a shift takes."""
+    yield ops.temporal_shift
+    prepared = (
+        (ops.residual_shift, fused.residual_arguments(case, "relu")),
+        (ops.shift_conv1x1, fused.conv_arguments(case, 40, "relu")),
+        (ops.conv1x1_shift_conv1x1, fused.conv_pair_arguments(case, 16, 40, "relu", "silu")),
+        (ops.shift_step, (case.x, case.x[:, :3].clone(), 1)),
+        (ops.shift_step_conv1x1, fused.step_conv_arguments(case, 40, "relu")),
+    )
+    for op, arguments in prepared:
+        values = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
+        yield lambda *_, op=op, values=values: op(*values)
+        if op is ops.residual_shift:
+            tracked = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in values]
+            yield partial(_gradients_of_residual, tracked)
+
+
+def _gradients_of_residual(tracked: list[Any], *_: Any) -> tuple[Tensor, ...]:
+    y, shifted = ops.residual_shift(*tracked)
+    return torch.autograd.grad((y * shifted).sum(), tracked[:4])
+
+
+def frames_beyond_32_bits(device: str) -> str:
+    """Every frame counts as larger than 2**31 elements, so that its offsets are computed in 64 bits."""
+    from ...kernels import temporal_shift as kernel
+
+    with mock.patch.object(kernel, "INT32_FRAME", 0):
+        for layout in LAYOUTS:
+            case = ShiftCase(2, 3, channels=24, height=3, width=3, n_future=3, n_past=5, layout=layout)
+            properties.matches_reference(kernel.temporal_shift, case, device)
+    return f"{len(LAYOUTS)} calls"
+
+
+def tensors_beyond_32_bits(device: str) -> str:
+    """More than 2**31 elements, where there is a GPU to hold them; their shapes everywhere."""
+    for shape in ((2**16, 2**16, 2), (8, 2**33)):
+        assert ops.temporal_shift(torch.empty(shape, device="meta"), 8, 1, 1, True, 1).shape == shape
+    if torch.device(device).type != "cuda":
+        return "shapes only"
+    x = torch.empty(8, 64, 2049, 2048, dtype=torch.int8, device=device).random_(-128, 128)
+    y = ops.temporal_shift(x, 8, 8, 8, True, 1)
+    assert torch.equal(y[:-1, :8], x[1:, :8]), "expected the next frame's channels"
+    assert torch.equal(y[1:, 8:16], x[:-1, 8:16]), "expected the previous frame's channels"
+    assert torch.equal(y[:, 16:], x[:, 16:]), "expected the other channels unchanged"
+    assert not y[-1, :8].any(), "expected zeros behind the clip's end"
+    assert not y[0, 8:16].any(), "expected zeros before the clip's start"
+    return "2 GiB"

@@ -1,0 +1,232 @@
+"""An inference copy of a patched model on the fused ops."""
+
+import math
+import threading
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
+
+from ..dataflow.tracing import copied, input_shape
+from ..patching.finding import check_model, is_compiled
+from ..patching.hooks import shift_hooks
+from ..video.preparation import preparation_of
+from .rewriting import Fusion, FusionReport, fold_constants, rewrite
+
+__all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
+
+# Up to here cuDNN's rows are all alike: torch.export finds a guard on them on a GPU, and refuses a wider range.
+# The graphs hold no guard, so they take more.
+MOST_ROWS = 65535
+
+# torch.export holds what it does in globals
+_CAPTURING = threading.Lock()
+
+
+class FusedModel(nn.Module):
+    """What `fuse` returns: a model of frames, for inference, in channels_last.
+
+    It holds no hooks, its clip length is fixed, and autograd does not reach its parameters. The graph
+    may name device and dtype: give both to the model before it is fused. Autocast is refused.
+
+    Attributes:
+        num_segments: T; the frames of a batch are a multiple of it, the number of clips is free.
+        input_size: [C, H, W] of a frame.
+        report: what was fused, what was left and why.
+    """
+
+    def __init__(
+        self, network: GraphModule, num_segments: int, input_size: tuple[int, ...], report: FusionReport
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_segments = num_segments
+        self.input_size = input_size
+        self.report = report
+        # how frames are prepared, which the graph does not tell
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x must be a tensor of frames [N*T, {', '.join(map(str, self.input_size))}], got "
+                f"{type(x).__name__}. Pass torch.stack(frames)."
+            )
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.input_size:
+            raise ValueError(
+                f"x must have shape [N*T, {', '.join(map(str, self.input_size))}], got {tuple(x.shape)}. "
+                "Call tsm_triton.fuse(model, example_input=...) with an input of that size."
+            )
+        if x.shape[0] % self.num_segments:
+            raise ValueError(
+                f"x must hold whole clips: expected a first axis divisible by num_segments={self.num_segments}, "
+                f"got {x.shape[0]} frames. Fuse again after tsm_triton.set_num_segments for another clip length."
+            )
+        if torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError(
+                "expected no autocast around a fused model, got it enabled. Give the model its dtype instead: "
+                "tsm_triton.fuse(model.to(torch.bfloat16))."
+            )
+        return self.network(x.contiguous(memory_format=torch.channels_last))
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}, input_size={self.input_size}"
+
+
+def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel:
+    """An inference copy of a patched model, rewritten on the fused ops; the model itself stays as it is.
+
+    Batch-norms are folded into the convolutions before them. Shifts are read by the 1x1 convolutions behind
+    them at no traffic of their own, or else written by the residual sums before them; residual sums and
+    activations join the 1x1 convolution whose output they take. What the graph does not show in one of these
+    forms is run as it was. `fused.report` lists both. A stream is fused by `Streaming(model, fused=True)`.
+
+    Args:
+        model: a patched model in eval mode, of frames `[N*T, C, H, W]`.
+        example_input: a tensor whose [C, H, W] the copy will take, by default the model's own input size.
+
+    Raises:
+        TypeError: not a module, or a scripted one.
+        TypeError, ValueError: an example_input that is no tensor of frames.
+        RuntimeError: a model that is not patched, in training mode, compiled, with its shift disabled,
+            inside autocast, or that `torch.export` cannot capture for any number of clips.
+
+    Example:
+        >>> import timm, torch, tsm_triton
+        >>> model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=5).eval(), num_segments=4)
+        >>> fused = fuse(model, example_input=torch.empty(4, 3, 64, 64))
+        >>> fused(torch.randn(2 * 4, 3, 64, 64)).shape
+        torch.Size([8, 5])
+    """
+    check_fusible(model)
+    if example_input is not None and not isinstance(example_input, Tensor):
+        raise TypeError(
+            f"example_input must be a tensor of frames [N*T, C, H, W], got {type(example_input).__name__}. Pass "
+            "torch.empty(1, 3, H, W): only its size is read."
+        )
+    if example_input is not None and example_input.dim() != 4:
+        raise ValueError(
+            f"example_input must have shape [N*T, C, H, W], got {tuple(example_input.shape)}. Pass clips with "
+            "their frames on the first axis: video.flatten(0, 1)."
+        )
+    num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
+    input_size = input_shape(model, example_input)[1:]
+    network, report = rewritten(_captured(copied(model), num_segments, input_size))
+    fused = FusedModel(network, num_segments, input_size, report)
+    with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
+        prepared = preparation_of(model, size=input_size[-1])
+        fused.pretrained_cfg = {"input_size": input_size, "mean": prepared.mean, "std": prepared.std}
+    return fused
+
+
+def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:
+    """What `capture` returned, on the fused ops and with its batch-norms folded, and what was done to it."""
+    report = rewrite(network.graph)
+    fold_constants(network, report)
+    # unpickling traces the code again, with this class: export's own cannot be made without a model
+    network.graph._tracer_cls = None
+    # a new module takes over those parameters only that the graph still reads
+    return GraphModule(network, network.graph, "Fused"), report
+
+
+def check_fusible(model: nn.Module) -> None:
+    """Raise unless this is a patched model that can be copied and captured now."""
+    if isinstance(model, FusedModel):
+        raise TypeError(
+            "expected a patched model, got a fused copy. Pass the patched model that it was made of, here or "
+            "to tsm_triton.Streaming(model, fused=True)."
+        )
+    check_model(model)
+    if any(map(is_compiled, model.modules())):
+        raise RuntimeError(
+            "expected a model that is not compiled, got a compiled one. Fuse first, then torch.compile the "
+            "result."
+        )
+    hooks = shift_hooks(model)
+    if any(module.training for module in model.modules()):
+        raise RuntimeError(
+            f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "
+            "first: fusing folds the running statistics of batch-norm."
+        )
+    if any(map(torch.is_autocast_enabled, {parameter.device.type for parameter in model.parameters()})):
+        raise RuntimeError(
+            "expected no autocast around fuse, got it enabled: the copy would hold its casts. Give the model its "
+            "dtype instead: tsm_triton.fuse(model.to(torch.bfloat16)) outside of it."
+        )
+    if not all(hook.enabled for hook in hooks):
+        raise RuntimeError(
+            "expected a model whose shift is on, got one inside tsm_triton.shift_disabled. Fuse outside of "
+            "it."
+        )
+    if any(hook.boundaries is not None for hook in hooks):
+        raise RuntimeError(
+            "expected clips of one length, got a model inside tsm_triton.packed_clips. Fuse outside of it."
+        )
+
+
+def _captured(model: nn.Module, num_segments: int, input_size: tuple[int, ...]) -> GraphModule:
+    """The model's functional graph for any number of clips, in channels_last."""
+    template = next(p for p in model.parameters() if p.is_floating_point())
+    frames = torch.zeros(2 * num_segments, *input_size, dtype=template.dtype, device=template.device)
+    frames = frames.contiguous(memory_format=torch.channels_last)
+    clips = torch.export.Dim("clips", min=1, max=max(1, MOST_ROWS // num_segments))
+    batch = clips if num_segments == 1 else num_segments * clips
+    wanted = f"any number of clips of {num_segments} frames of {list(input_size)}"
+    network = capture(model, (frames,), ({0: batch},), type(model).__name__, wanted)
+    return _with_plain_signature(network)
+
+
+def capture(
+    module: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: tuple[Any, ...], name: str, wanted: str
+) -> GraphModule:
+    """The functional graph of a module that may be consumed, its weights in channels_last.
+
+    Args:
+        module: a copy: its parameters are taken over.
+        inputs, dynamic_shapes: as `torch.export.export` takes them.
+        name: of the model, for the error.
+        wanted: which inputs the graph must take, for the error.
+
+    Raises:
+        RuntimeError: `torch.export` cannot capture it so.
+    """
+    _to_channels_last(module.requires_grad_(False))
+    try:
+        with _CAPTURING:
+            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+            return program.module(check_guards=False)  # type: ignore[return-value]
+    except Exception as error:
+        raise RuntimeError(
+            f"expected a model that torch.export captures for {wanted}, got {type(error).__name__} for {name}. "
+            "Pass example_input if its input is of another size; else keep the patched model, which "
+            "torch.compile takes as it is."
+        ) from error
+
+
+def _to_channels_last(module: nn.Module) -> None:
+    """`module.to(memory_format=torch.channels_last)`, for fake tensors too."""
+    converted: dict[nn.Parameter, nn.Parameter] = {}
+    for inner in module.modules():
+        for name, parameter in inner._parameters.items():
+            if parameter is None or parameter.dim() != 4:
+                continue
+            if parameter not in converted:
+                values = parameter.detach().contiguous(memory_format=torch.channels_last)
+                converted[parameter] = nn.Parameter(values, requires_grad=False)
+            inner._parameters[name] = converted[parameter]
+        for name, buffer in inner._buffers.items():
+            if buffer is not None and buffer.dim() == 4:
+                inner._buffers[name] = buffer.contiguous(memory_format=torch.channels_last)
+
+
+def _with_plain_signature(network: GraphModule) -> GraphModule:
+    """Without the pytree wrapping of export, where one tensor comes out."""
+    if network._out_spec is not None and network._out_spec.is_leaf():
+        network.graph.set_codegen(CodeGen())
+        (output,) = network.graph.find_nodes(op="output")
+        output.args = tuple(output.args[0])
+    return network

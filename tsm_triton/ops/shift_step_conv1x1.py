@@ -1,0 +1,56 @@
+"""A 1x1 convolution of one streaming frame, whose first channels come out of the cache, as one op.
+
+out, kept = act(conv1x1(y, weight) + bias + identity), kept      where y, kept = shift_step(x, cache)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import TAGS, differentiate, implement, library
+from .shift_conv1x1 import check as check_convolution
+from .shift_conv1x1 import shift_conv1x1
+from .shift_step import check_cache, shift_step
+
+__all__ = ["shift_step_conv1x1"]
+
+library.define(
+    "shift_step_conv1x1(Tensor x, Tensor cache, Tensor weight, Tensor? bias, Tensor? identity, str activation) "
+    "-> (Tensor, Tensor)",
+    tags=TAGS,
+)
+shift_step_conv1x1 = torch.ops.tsm_triton.shift_step_conv1x1.default
+
+# num_segments, n_future, n_past, future_first: a convolution alone
+UNSHIFTED = (1, 0, 0, True)
+
+
+@torch.library.register_fake("tsm_triton::shift_step_conv1x1", lib=library)
+def _(x: Tensor, cache: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return out, torch.empty_like(cache)
+
+
+def _in_two_steps(
+    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    y, kept = shift_step(x, cache, 1)
+    return shift_conv1x1(y, weight, bias, identity, *UNSHIFTED, activation), kept
+
+
+def _by_kernel(
+    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    check_convolution(x, weight, bias, identity, *UNSHIFTED, activation)
+    check_cache(x, cache, "cache", 1)
+    if weight.shape[0] == 0:  # no program of the kernel would keep anything
+        return _in_two_steps(x, cache, weight, bias, identity, activation)
+    from ..kernels import shift_conv1x1 as kernel
+
+    return kernel.shift_step_conv1x1(x, cache, weight, bias, identity, activation)
+
+
+implement("shift_step_conv1x1", _in_two_steps, _by_kernel)
+differentiate("shift_step_conv1x1", _in_two_steps)

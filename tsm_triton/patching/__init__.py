@@ -1,0 +1,1 @@
+"""Shift a model in place: where, how the shift is held, and the check of the result."""

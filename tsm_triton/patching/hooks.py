@@ -1,0 +1,339 @@
+"""The hooks that hold a shift, and what acts on those of a patched model."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Proxy
+
+from .. import ops
+from ..arguments import as_count
+from ..functional import clip_boundaries, fold_counts, temporal_shift
+from .hook_guards import guard_hooks
+
+__all__ = [
+    "FrameCounter",
+    "ShiftHook",
+    "is_patched",
+    "packed_clips",
+    "set_num_segments",
+    "shift_disabled",
+    "shift_hooks",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+guard_hooks()
+
+
+class _OfThread(threading.local):
+    """A value of each thread, None at first, which a copy or a pickle begins anew."""
+
+    def __init__(self) -> None:
+        self.value: Any = None  # on the instance: torch.compile does not guard what a class has too
+
+    def __reduce__(self) -> tuple[type["_OfThread"], tuple[()]]:
+        return _OfThread, ()
+
+
+class _Boundaries:
+    """The boundaries of packed clips, an attribute for each hook.
+
+    Here and not in the hooks, because Dynamo takes the size of every tensor that it finds by way of a module for a
+    constant: each packing would be compiled anew. What it finds here becomes an input of one graph.
+    """
+
+
+_boundaries = _Boundaries()
+_numbers = itertools.count()
+
+
+class ShiftHook:
+    """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
+
+    Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
+    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs, `step`,
+    `boundaries` and `length`, is not copied. Where the argument has several rows a frame, sorted by frame
+    (windows), `counter` knows how many frames there are.
+    """
+
+    # the frames of a clip in the call that is being traced, a symbol
+    length: int | None = None
+    # whether `unpatch` took it off a part of a model whose record still knows it
+    removed = False
+    # of the site and the patch that it came from, for `save_checkpoint`
+    channels = 0
+    place = "blockres"
+
+    def __init__(
+        self,
+        num_segments: int,
+        shift_div: int,
+        direction: str,
+        channel_dim: int,
+        counter: "FrameCounter | None" = None,
+        fold_order: str = "future_first",
+    ) -> None:
+        self.num_segments = num_segments
+        self._number_itself()
+        self.shift_div = shift_div
+        self.direction = direction
+        self.channel_dim = channel_dim
+        self.counter = counter
+        self.fold_order = fold_order
+        self.enabled = True
+        self._step = _OfThread()
+
+    @property
+    def step(self) -> Callable[[Tensor], Tensor] | None:
+        """What stands in for the shift while `tsm_triton.streaming.step` runs the model on this thread."""
+        return self._step.value
+
+    @step.setter
+    def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
+        self._step.value = step
+
+    def _number_itself(self) -> None:
+        self._boundaries_key = f"of_{next(_numbers)}"
+        self.boundaries = None
+
+    @property
+    def boundaries(self) -> Tensor | None:
+        """Where clips of different lengths begin, inside `packed_clips`."""
+        return getattr(_boundaries, self._boundaries_key)
+
+    @boundaries.setter
+    def boundaries(self, boundaries: Tensor | None) -> None:
+        setattr(_boundaries, self._boundaries_key, boundaries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("length", "_boundaries_key")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._number_itself()
+
+    def __del__(self) -> None:
+        vars(_boundaries).pop(vars(self).get("_boundaries_key"), None)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[Any, ...] | None:
+        if not self.enabled:
+            return None
+        if kwargs is None:
+            # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
+            # these; where a batch-norm was folded, that part is a copy and holds one still
+            hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
+            if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
+                return None
+            return (self.shift(args[0]), *args[1:])
+        if args:
+            return (self.shift(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: self.shift(kwargs[name])}
+
+    def shift(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            frames = None if self.counter is None else self.counter.frames
+            arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
+            return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
+        if self.step is not None:
+            return self.step(x)
+        return self._shift_rows(x, None if self.counter is None else self.counter.frames)
+
+    def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
+        """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
+
+        Args:
+            x: the module's argument.
+            frames: where it has several rows a frame and the graph counts them itself.
+        """
+        if not self.enabled:
+            return x
+        return self.shift(x) if frames is None or self.step is not None else self._shift_rows(x, frames)
+
+    def _shift_rows(self, x: Tensor, frames: int | None) -> Tensor:
+        if frames is None:
+            return self._shift(x, self.channel_dim)
+        # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
+        rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
+        channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
+        if rows.dim() > 4:  # no axis that could be taken for frames
+            rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
+        return self._shift(rows, channel_dim).reshape(x.shape)
+
+    def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
+        if self.boundaries is not None:
+            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction, self.fold_order)
+            future_first = self.fold_order == "future_first"
+            return ops.temporal_shift_packed(x, self.boundaries, *counts, future_first, channel_dim)
+        return temporal_shift(
+            x,
+            self.num_segments if self.length is None else self.length,
+            shift_div=self.shift_div,
+            direction=self.direction,
+            channel_dim=channel_dim,
+            fold_order=self.fold_order,
+        )
+
+    def __repr__(self) -> str:
+        order = "" if self.fold_order == "future_first" else f"fold_order={self.fold_order!r}, "
+        return (
+            f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
+            f"direction={self.direction!r}, channel_dim={self.channel_dim}, {order}enabled={self.enabled})"
+        )
+
+
+class FrameCounter:
+    """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
+
+    Threads may run one model side by side, each with a batch of its own size. A thread that has not counted
+    takes the last number of any: a GPU's backward runs again, on a thread of its own, what gradient
+    checkpointing wraps, and the counter may stand outside of that.
+    """
+
+    removed = False
+
+    def __init__(self) -> None:
+        self._eager = _OfThread()
+        self._latest = 1
+        self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
+
+    @property
+    def frames(self) -> int:
+        if torch.compiler.is_compiling():
+            return self._traced
+        return self._latest if self._eager.value is None else self._eager.value
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        x = args[0] if args else next(iter((kwargs or {}).values()))
+        if torch.compiler.is_compiling():
+            self._traced = x.shape[0]
+        else:
+            self._eager.value = self._latest = x.shape[0]
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether any module of the model is shifted."""
+    return next(_iter_hooks(model), None) is not None
+
+
+def shift_hooks(model: nn.Module) -> list[ShiftHook]:
+    """The hooks of a patched model, in the model's own order.
+
+    Raises:
+        RuntimeError: the model is not patched.
+    """
+    hooks = list(_iter_hooks(model))
+    if not hooks:
+        raise RuntimeError(
+            f"expected a patched model, got {type(model).__name__} without a shift. "
+            "Call tsm_triton.patch(model) first."
+        )
+    return hooks
+
+
+def set_num_segments(model: Model, num_segments: int) -> Model:
+    """Tell a patched model that clips now have `num_segments` frames; compiled graphs follow.
+
+    Gradient checkpointing runs blocks again in the backward, with the number of that time: change it after
+    the backward only.
+
+    Raises:
+        RuntimeError: the model is not patched.
+        TypeError, ValueError: not a positive int.
+
+    Example:
+        >>> import timm, torch
+        >>> from tsm_triton import patch
+        >>> model = set_num_segments(patch(timm.create_model("resnet18")), 4)
+        >>> model(torch.randn(4, 3, 64, 64)).shape
+        torch.Size([4, 1000])
+    """
+    num_segments = as_count(num_segments, "num_segments")
+    for hook in shift_hooks(model):
+        hook.num_segments = num_segments
+    return model
+
+
+@contextmanager
+def shift_disabled(model: nn.Module) -> Iterator[None]:
+    """Run a patched model as the 2D network it was, bit for bit; contexts nest.
+
+    With gradient checkpointing the backward belongs inside too: it runs blocks again.
+
+    Raises:
+        RuntimeError: the model is not patched.
+
+    Example:
+        >>> import timm, torch
+        >>> from tsm_triton import patch
+        >>> model, images = patch(timm.create_model("resnet18").eval()), torch.randn(3, 3, 64, 64)
+        >>> with shift_disabled(model):
+        ...     model(images).shape  # any number of images
+        torch.Size([3, 1000])
+    """
+    before = [(hook, hook.enabled) for hook in shift_hooks(model)]
+    try:
+        for hook, _ in before:
+            hook.enabled = False
+        yield
+    finally:
+        for hook, enabled in before:
+            hook.enabled = enabled
+
+
+@contextmanager
+def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
+    """Run a patched model on clips of different lengths, packed along the frame axis without padding.
+
+    One thread at a time: the lengths are the model's, and a call of another thread would take them too. With
+    gradient checkpointing the backward belongs inside too: it runs blocks again.
+
+    Args:
+        model: a patched model.
+        clip_lengths: how many frames each clip has; they add up to the frames the model is called with.
+
+    Raises:
+        RuntimeError: the model is not patched.
+        TypeError, ValueError: lengths that are not non-negative integers, or (in the model's forward) do not
+            add up to its frames.
+
+    Example:
+        >>> import timm, torch
+        >>> from tsm_triton import patch
+        >>> model = patch(timm.create_model("resnet18").eval())
+        >>> with packed_clips(model, [3, 5]):
+        ...     model(torch.randn(3 + 5, 3, 64, 64)).shape
+        torch.Size([8, 1000])
+    """
+    hooks = shift_hooks(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    boundaries = clip_boundaries(clip_lengths, device=device)
+    before = [(hook, hook.boundaries) for hook in hooks]
+    try:
+        for hook in hooks:
+            hook.boundaries = boundaries
+        yield
+    finally:
+        for hook, earlier in before:
+            hook.boundaries = earlier
+
+
+def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, ShiftHook):
+                yield hook
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                hook = getattr(node.target, "__self__", None)
+                if isinstance(hook, ShiftHook):
+                    yield hook

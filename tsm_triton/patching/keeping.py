@@ -1,0 +1,133 @@
+"""What keeps a patch whole when modules are replaced after it: shifts move to the new module, or the model refuses.
+
+A site is a place: what the module of that name receives is shifted, whichever module stands there.
+`convert_sync_batchnorm`, PEFT's adapters and their merging, quantisation and plain assignments put new modules into
+old places, and the hooks of the old ones would go with them, or stay behind inside of a wrapper that reads its input
+first. torch tells of each registration; what goes around it (`_modules[name] = ...`, `del`) the next call finds.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from .description import describe, forget_description
+from .hooks import FrameCounter, ShiftHook
+
+__all__ = ["PatchRecord", "remove_hooks"]
+
+
+class PatchRecord:
+    """The forward pre-hook of a patched model that refuses to run without one of its shifts.
+
+    A call of eager costs a dictionary look-up for each module on the way to a site; graphs hold what was there
+    when they were made.
+
+    Attributes:
+        hooks: the shifts and frame counters by the names of the modules that they were put at.
+    """
+
+    def __init__(self, hooks: list[tuple[str, ShiftHook | FrameCounter]]) -> None:
+        self.hooks = hooks
+        self._links: list[tuple[dict[Any, Any], Any, Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"hooks": self.hooks, "_links": None}
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        # a replica of DataParallel has modules of its own, one call long
+        if torch.compiler.is_compiling() or getattr(module, "_is_replica", False):
+            return
+        if self._links is None or any(holder.get(key) is not it for holder, key, it in self._links):
+            self._find(module)
+
+    def _find(self, model: nn.Module) -> None:
+        """Look the hooks up, wherever they stand by now."""
+        paths = {
+            id(hook): (name, module, key)
+            for name, module in model.named_modules()
+            for key, hook in module._forward_pre_hooks.items()
+        }
+        kept = [(name, hook) for name, hook in self.hooks if not hook.removed]
+        lost = [name for name, hook in kept if id(hook) not in paths and not _has_hook(model, name)]
+        if lost:
+            raise RuntimeError(
+                f"expected {type(model).__name__} to hold its {len(kept)} shifts, got a model that was changed "
+                f"after tsm_triton.patch: what stood at {', '.join(map(repr, lost))} is gone, and the shift with it. "
+                "Call tsm_triton.unpatch(model), then patch it again: first replace modules, then patch, then "
+                "compile."
+            )
+        links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
+        for _, hook in kept:
+            name, module, key = paths.get(id(hook), (None, None, None))
+            if name is None or module is None:
+                continue
+            outer = model
+            for part in name.split(".") if name else ():
+                inner = outer._modules[part]
+                links[id(outer), part] = (outer._modules, part, inner)
+                assert inner is not None
+                outer = inner
+            links[id(module), key] = (module._forward_pre_hooks, key, hook)
+        self._links = list(links.values())
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Take all that a patch has put into a model, or into a part of one, out of it."""
+    for module in model.modules():
+        forget_description(module)
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
+                _take(module, key)
+            if isinstance(hook, (ShiftHook, FrameCounter)):
+                hook.removed = True  # on purpose: a record further up need not miss it
+
+
+def _carry(parent: nn.Module, name: str, new: Any) -> None:
+    """Move the shifts of the module that `new` replaces to the same places in it."""
+    old = parent._modules.get(name)
+    if old is None or not isinstance(new, nn.Module) or new is old:
+        return
+    moving = list(_hooks_in(old))
+    if not moving or any(isinstance(hook, PatchRecord) for *_, hook in moving):
+        return  # a whole model takes the place of another: the patch is that one's own
+    inside = {id(module) for module in new.modules()}
+    places = {path: module for path, module in new.named_modules() if _shift_of(module) is None}
+    for path, module, key, hook in moving:
+        # a wrapper around a block holds its sites; one around a site itself may read the input first
+        place = places.get(path)
+        if (path and id(module) in inside) or place is None:
+            continue
+        _take(module, key)
+        place.register_forward_pre_hook(hook, with_kwargs=True)
+        if isinstance(hook, ShiftHook):
+            forget_description(module)
+            describe(place, hook)
+
+
+def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:
+    for path, inner in list(module.named_modules()):
+        for key, hook in list(inner._forward_pre_hooks.items()):
+            if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
+                yield path, inner, key, hook
+
+
+def _shift_of(module: nn.Module) -> ShiftHook | None:
+    return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, ShiftHook)), None)
+
+
+def _has_hook(model: nn.Module, name: str) -> bool:
+    place = dict(model.named_modules()).get(name)
+    return place is not None and _shift_of(place) is not None
+
+
+def _take(module: nn.Module, key: int) -> None:
+    del module._forward_pre_hooks[key]
+    module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+register_module_module_registration_hook(_carry)

@@ -1,0 +1,1 @@
+"""One frame at a time: `Streaming`, its step and its state."""

@@ -1,0 +1,246 @@
+"""One frame through a causally patched model, as a function of the frame and of explicit cache tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..arguments import check_frames
+from ..functional import fold_counts
+from ..patching.hooks import ShiftHook, shift_hooks
+
+__all__ = ["StreamStep", "put_streams", "take_streams"]
+
+
+class StreamStep(nn.Module):
+    """One frame of B independent streams: `logits, state = step(frame, state)`.
+
+    The state is a flat list of tensors, one a shifted site: the first `fold` channels of what entered the
+    site at the frame before, zero at a stream's start. Nothing is kept between calls, and the state passed
+    in is not written. The module can be compiled with `fullgraph=True` and exported, and is differentiable.
+
+    While a call runs, the hooks of the model hold its caches, for its thread alone: others may call the model,
+    and this step, side by side.
+
+    Args:
+        model: a model patched with `direction="causal"`.
+        features: return `(logits, features)` in place of the logits, of a timm model: the features are what
+            its `forward_features` gives, the last maps or tokens before the pooling.
+
+    Attributes:
+        names: of the sites, in the order of the state.
+
+    Shapes:
+        frame `[B, 3, H, W]`; logits, or whatever the model returns, with B rows. A cache has the shape of the
+        site's input with `fold` channels: k rows a stream where the model splits a frame in k windows.
+
+    Raises:
+        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode; a shifted
+            module that runs more than once a frame, or is not shifted any more.
+        TypeError: `features` of a model without `forward_features` and `forward_head`.
+        ValueError: a state of another model, batch, frame size, dtype or device.
+
+    Example:
+        >>> import timm, tsm_triton
+        >>> model = tsm_triton.patch(timm.create_model("resnet18", num_classes=5), direction="causal")
+        >>> step = StreamStep(model.eval())
+        >>> state = step.init_state((2, 3, 64, 64))
+        >>> for frame in torch.randn(3, 2, 3, 64, 64):
+        ...     logits, state = step(frame, state)
+        >>> logits.shape, len(state), state[0].shape
+        (torch.Size([2, 5]), 8, torch.Size([2, 8, 16, 16]))
+
+    Source: arXiv 1811.08383, section 4.3, the online model.
+    """
+
+    def __init__(self, model: nn.Module, *, features: bool = False) -> None:
+        super().__init__()
+        shift_hooks(model)
+        if features and not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+            raise TypeError(
+                f"features=True: expected a timm model, with forward_features and forward_head, got "
+                f"{type(model).__name__}. Stream a module whose forward returns both."
+            )
+        self.model = model
+        self.features = features
+        self.names: list[str] = []
+        self.hooks: list[ShiftHook] = []
+        for name, module in model.named_modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, ShiftHook):
+                    # as in the model that torch.compile wraps, so that states can be exchanged
+                    self.names.append(name.replace("_orig_mod.", ""))
+                    self.hooks.append(hook)
+        for name, hook in zip(self.names, self.hooks, strict=True):
+            if hook.direction != "causal":
+                raise RuntimeError(
+                    f"expected a model patched with direction='causal', got {hook.direction!r} at {name!r}. "
+                    "It reads the next frame, which a stream has not seen yet, and its weights rely on it: "
+                    "unpatch the model, patch it with direction='causal', and train it so."
+                )
+
+    def forward(self, frame: Tensor, state: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+        self.check(frame, state)
+        return self.run(frame, state, None)
+
+    @torch.no_grad()
+    def init_state(self, frame_or_shape: Tensor | Sequence[int]) -> list[Tensor]:
+        """The state of streams that have seen nothing: zeros, in the dtypes and layouts the sites will have.
+
+        Runs the model once, to see what enters each site.
+
+        Args:
+            frame_or_shape: a frame like those to come, or its shape `(B, 3, H, W)`, where frames come in the
+                dtype and on the device of the model's parameters.
+        """
+        frame = frame_or_shape
+        if not isinstance(frame, Tensor):
+            parameter = next(self.model.parameters())
+            frame = torch.zeros(tuple(frame), dtype=parameter.dtype, device=parameter.device)
+        self.check(frame, None)
+        probes = [_Probe(hook) for hook in self.hooks]
+        self._call(frame, probes)
+        # a site that this model never runs holds nothing
+        state = [frame.new_zeros(0) if probe.cache is None else probe.cache for probe in probes]
+        if not any(cache.numel() for cache in state):
+            raise RuntimeError(
+                "expected the model to run a shifted module, got none: it was unpatched, or the "
+                "shift is disabled. Call step outside of tsm_triton.shift_disabled, or patch the model anew."
+            )
+        return state
+
+    def run(
+        self, frame: Tensor, state: Sequence[Tensor], into: Sequence[Tensor] | None
+    ) -> tuple[Any, list[Tensor]]:
+        """`forward` without its checks, the new state written to `into` if given; a site that does not run
+        (`shift_disabled`) keeps its cache."""
+        targets = [None] * len(state) if into is None else into
+        exchanges = [
+            _Exchange(name, hook.channel_dim, cache, target)
+            for name, hook, cache, target in zip(self.names, self.hooks, state, targets, strict=True)
+        ]
+        output = self._call(frame, exchanges)
+        for site, hook in zip(exchanges, self.hooks, strict=True):
+            if site.kept is None and site.cache.numel() and hook.enabled:
+                raise RuntimeError(
+                    f"expected the model to run {site.name!r} with its shift, got a frame without it: the "
+                    "model was unpatched, or patched anew. Make a new stream of it."
+                )
+        return output, [site.cache if site.kept is None else site.kept for site in exchanges]
+
+    def _call(self, frame: Tensor, steps: "Sequence[_Probe] | Sequence[_Exchange]") -> Any:
+        try:
+            for hook, step in zip(self.hooks, steps, strict=True):
+                hook.step = step
+            model: Any = self.model
+            if not self.features:
+                return model(frame)
+            features = model.forward_features(frame)
+            return model.forward_head(features), features
+        finally:
+            for hook in self.hooks:
+                hook.step = None
+
+    def check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
+        """Raise unless this frame, and state, can be run now."""
+        if not isinstance(frame, Tensor):
+            raise TypeError(
+                f"frame must be a torch.Tensor [B, 3, H, W], got {type(frame).__name__}. Call torch.from_numpy on "
+                "an array, and put the channels first."
+            )
+        if frame.dim() != 4 or frame.shape[0] == 0:
+            raise ValueError(
+                "frame must have shape [B, 3, H, W], one frame of each of B streams, "
+                f"got {tuple(frame.shape)}. Call frame.unsqueeze(0) for a single stream."
+            )
+        check_frames(frame, self.model, "frame")
+        if self.model.training:
+            raise RuntimeError(
+                "expected a model in evaluation mode, got one in training mode, whose batch statistics mix "
+                "the streams. Call model.eval(); train on clips, with the patched model itself."
+            )
+        if state is None:
+            return
+        if len(state) != len(self.hooks):
+            raise ValueError(
+                f"state must hold one tensor for each of the {len(self.hooks)} sites, got {len(state)}. "
+                "Call init_state(frame) for a new one."
+            )
+        for name, cache in zip(self.names, state, strict=True):
+            if cache.shape[0] % frame.shape[0]:
+                raise ValueError(
+                    f"state must be of as many streams as the frame, {frame.shape[0]}, got "
+                    f"{cache.shape[0]} rows at {name!r}. Pass that batch, or begin with init_state(frame)."
+                )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.hooks)} sites"
+
+
+def take_streams(state: Sequence[Tensor], indices: Tensor, num_streams: int) -> list[Tensor]:
+    """The state of some of `num_streams` streams, copied.
+
+    Example:
+        >>> take_streams([torch.arange(6).view(6, 1)], torch.tensor([2, 0]), num_streams=3)[0].flatten()
+        tensor([4, 5, 0, 1])
+    """
+    return [
+        cache.unflatten(0, (num_streams, -1))[indices].flatten(0, 1) if cache.numel() else cache
+        for cache in state
+    ]
+
+
+def put_streams(state: Sequence[Tensor], indices: Tensor, values: Sequence[Tensor], num_streams: int) -> None:
+    """Write the state of some of `num_streams` streams, in place.
+
+    Example:
+        >>> state = [torch.zeros(3, 1)]
+        >>> put_streams(state, torch.tensor([2, 0]), [torch.tensor([[1.0], [2.0]])], num_streams=3)
+        >>> state[0].flatten()
+        tensor([2., 0., 1.])
+    """
+    for cache, value in zip(state, values, strict=True):
+        if cache.numel():
+            rows = cache.unflatten(0, (num_streams, -1))
+            rows[indices] = value.unflatten(0, (len(indices), -1))
+
+
+class _Probe:
+    """Stands in for the shift at one site, to see what enters it."""
+
+    def __init__(self, hook: ShiftHook) -> None:
+        self.hook = hook
+        self.cache: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dim = self.hook.channel_dim
+        _, fold = fold_counts(x.shape[dim], self.hook.shift_div, "causal")
+        with torch.inference_mode(False):  # a cache is written in any mode later on
+            self.cache = torch.zeros_like(x.narrow(dim, 0, fold))
+        return x
+
+
+class _Exchange:
+    """Stands in for the shift at one site, for one frame."""
+
+    def __init__(self, name: str, channel_dim: int, cache: Tensor, into: Tensor | None) -> None:
+        self.name = name
+        self.channel_dim = channel_dim
+        self.cache = cache
+        self.into = into
+        self.kept: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kept is not None:
+            raise RuntimeError(
+                f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache "
+                "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
+            )
+        if self.into is None:
+            y, self.kept = ops.shift_step(x, self.cache, self.channel_dim)
+        else:
+            y = ops.shift_step_into(x, self.cache, self.into, self.channel_dim)
+            self.kept = self.into
+        return y
