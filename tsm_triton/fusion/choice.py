@@ -8,10 +8,10 @@ and activations in place: `python -m benchmarks` times whole models, patched and
 (benchmarks/results/<device>/results.md).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from .graphs import known
 
 __all__ = ["is_faster", "rewrites_convolutions", "takes_norm"]
 
@@ -24,7 +24,7 @@ def is_faster(kind: str, x: Tensor) -> bool:
         x: the map that the place reads, of its shape, dtype and device; no values are needed. Its strides say
             nothing on a GPU, see `layouts`.
     """
-    if kind in ("conv1x1", "convolution", "stem", "depthwise") and _known(x.shape[2] * x.shape[3] == 1):
+    if kind in ("conv1x1", "convolution", "stem", "depthwise") and known(x.shape[2] * x.shape[3] == 1):
         return False  # a pooled vector: no traffic to save, and one more shape to tune
     if kind.startswith("convolution"):
         # cuDNN takes bias and ReLU along, at the price of the bare convolution (0.56 to 0.81 of
@@ -47,13 +47,3 @@ def rewrites_convolutions(x: Tensor) -> bool:
     On a CPU oneDNN adds the bias on its way, and Inductor the activation.
     """
     return x.device.type != "cpu"
-
-
-def _known(condition: Any) -> bool:
-    """Whether it is true of all sizes that a symbol stands for, without a guard."""
-    if isinstance(condition, bool):
-        return condition
-    # brings sympy along: half a second, and whoever has symbols has it already
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(condition)

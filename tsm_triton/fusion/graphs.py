@@ -14,6 +14,7 @@ __all__ = [
     "CONVOLUTIONS",
     "activation_name",
     "arguments",
+    "known",
     "make_functional",
     "name_of",
     "same_kind",
@@ -158,6 +159,16 @@ def same_kind(first: Any, second: Any) -> bool:
     # symbolic sizes compare by their expressions: no guard is made
     same_shape = [str(size) for size in a.shape] == [str(size) for size in b.shape]
     return a.dim() == 4 and a.dtype == b.dtype and a.is_floating_point() and same_shape
+
+
+def known(condition: Any) -> bool:
+    """Whether it is true of all sizes that a symbol stands for, without a guard."""
+    if isinstance(condition, bool):
+        return condition
+    # brings sympy along: half a second, and whoever has symbols has it already
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
 
 
 def site_of(*nodes: Node) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .. import ops
-from .graphs import CONVOLUTIONS, FRESH, arguments
+from .graphs import CONVOLUTIONS, FRESH, arguments, known
 
 __all__ = ["channels_last_maps", "is_channels_last"]
 
@@ -68,7 +67,7 @@ def is_channels_last(x: Tensor) -> bool:
     """The question of `is_contiguous`, of which symbolic sizes make no guard."""
     channels, width = x.shape[1], x.shape[3]
     strides = ((1, 1), (3, channels), (2, channels * width))
-    return all(statically_known_true(x.stride(axis) == stride) for axis, stride in strides)
+    return all(known(x.stride(axis) == stride) for axis, stride in strides)
 
 
 def _keeps(node: Node, found: set[Node]) -> bool:
@@ -95,5 +94,5 @@ def _is_map(node: Node) -> bool:
     return (
         isinstance(value, Tensor)
         and value.dim() == 4
-        and not statically_known_true(value.shape[2] * value.shape[3] == 1)
+        and not known(value.shape[2] * value.shape[3] == 1)
     )
