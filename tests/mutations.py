@@ -209,6 +209,12 @@ MUTATIONS = (
         "yield ShiftSite(name, block, channels)",
     ),
     Mutation(
+        "video: frames in decoding order",
+        "video/decoding.py",
+        "        if not packets or _doubtful(stream, first, shown, packets, keeps_pts):\n",
+        "        if not packets:\n",
+    ),
+    Mutation(
         "patch: a stale graph runs",
         "patching/hook_guards.py",
         "    config = sys.modules.get(CONFIG)\n",

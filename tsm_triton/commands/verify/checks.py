@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ... import ops
 from ...testing import LAYOUTS, fused, guarded_memory, properties, ragged_cases, shift_cases
-from . import model_checks, op_checks
+from . import model_checks, op_checks, video_checks
 
 __all__ = ["FORMS", "Check", "checks"]
 
@@ -189,6 +189,7 @@ _ONCE = (
     ("model", "a compiled model runs its own shifts", model_checks.patched_and_compiled),
     ("model", "a module that is replaced hands its shift on", model_checks.replaced_modules),
     ("frames", "are prepared as the model says", model_checks.prepared),
+    ("frames", "come in the order they are shown in", video_checks.displayed_order),
     ("stream", "frame by frame equals the clip", model_checks.streams),
 )
 _SLOW = (
