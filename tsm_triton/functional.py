@@ -105,7 +105,7 @@ def _traced_boundaries(clip_lengths: Tensor, num_frames: int, device: torch.devi
         )
     lengths = clip_lengths.to(device, torch.int64)
     fits = (lengths >= 0).all() & (lengths.sum() == num_frames)
-    torch._assert_async(
+    torch.ops.aten._assert_async.msg(
         fits, "clip_lengths must be non-negative and add up to the frames of x: pass those it has"
     )
     boundaries = torch.zeros(num_frames + 1, dtype=torch.bool, device=device)

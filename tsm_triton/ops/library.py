@@ -49,7 +49,7 @@ def differentiate(name: str, formula: "type[torch.autograd.Function] | Callable[
     apply = noted = formula
     if isinstance(formula, type):
         # past what torch.autograd.Function.apply does for transforms, which come another way
-        apply, noted = formula.apply, super(torch.autograd.Function, _with_context(formula)).apply
+        apply, noted = formula.apply, super(torch.autograd.Function, _with_context(formula)).apply  # type: ignore[misc]
 
     def noted_or_below(*arguments: Any) -> Any:
         tracked = torch.is_grad_enabled() and any(

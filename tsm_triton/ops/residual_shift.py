@@ -7,7 +7,8 @@ The op takes the batch-norm's scale and bias because an op of (branch, identity)
 batch-norm off from the addition under `torch.compile`, at the price of another pass over the branch.
 """
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -275,12 +276,12 @@ class _ResidualShift(torch.autograd.Function):
             value = _normalised_sum(branch, scale, bias, identity)
         elif value is not None:
             value = value.to(dtype)
-        along_sum = sum(parts).expand(branch.shape)
-        along_y = activation_backward(along_sum, value, activation).to(branch.dtype)
+        along_sum = functools.reduce(torch.add, parts).expand(branch.shape)
+        along_y = activation_backward(along_sum, cast(Tensor, value), activation).to(branch.dtype)
         return along_y, temporal_shift(along_y, *counts, 1)
 
     @staticmethod
-    def vmap(
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
         info: Any,
         in_dims: Any,
         branch: Tensor,

@@ -6,6 +6,7 @@ In channels_last the convolution is a matrix product over rows of one pixel of o
 an offset of the row that a channel is read from: it costs no memory traffic of its own.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -185,11 +186,11 @@ class _ShiftConv1x1(torch.autograd.Function):
             parts.append(along_bias.view(-1, 1, 1))
         if along_identity is not None:
             parts.append(along_identity)
-        along_sum = sum(parts).expand(x.shape[0], weight.shape[0], *x.shape[2:])
+        along_sum = functools.reduce(torch.add, parts).expand(x.shape[0], weight.shape[0], *x.shape[2:])
         return activation_backward(along_sum, value, activation)
 
     @staticmethod
-    def vmap(
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
         info: Any,
         in_dims: Any,
         x: Tensor,

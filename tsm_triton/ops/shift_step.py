@@ -116,7 +116,7 @@ class _ShiftStep(torch.autograd.Function):
         return shift_step(tangents[0], tangents[1], ctx.channel_dim)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, cache: Tensor, channel_dim: int) -> Any:
+    def vmap(info: Any, in_dims: Any, x: Tensor, cache: Tensor, channel_dim: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         # More streams: the batched axis folds into theirs.
         both = [batch_first(info, part, dim) for part, dim in zip((x, cache), in_dims, strict=False)]
         rows = [part.flatten(0, 1) for part in both]

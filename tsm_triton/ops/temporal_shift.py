@@ -103,7 +103,7 @@ class _TemporalShift(torch.autograd.Function):
         return temporal_shift(tangents[0], *ctx.shift)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, *shift: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Any, x: Tensor, *shift: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # More clips: the batched axis folds into the frames.
         *counts, channel_dim = shift
         x = batch_first(info, x, in_dims[0])
@@ -121,7 +121,7 @@ def _quantised(x: Tensor, *shift: Any) -> Tensor:
         )
     scale, zero = x.q_scale(), x.q_zero_point()
     shifted = temporal_shift(x.int_repr() - zero, *shift) + zero
-    return torch._make_per_tensor_quantized_tensor(shifted, scale, zero)
+    return torch.ops.aten._make_per_tensor_quantized_tensor(shifted, scale, zero)
 
 
 implement("temporal_shift", _on_cpu, _on_cuda)

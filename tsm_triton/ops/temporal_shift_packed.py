@@ -94,7 +94,7 @@ class _PackedShift(torch.autograd.Function):
         return temporal_shift_packed(tangents[0], boundaries, *ctx.shift)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, boundaries: Tensor, *shift: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Any, x: Tensor, boundaries: Tensor, *shift: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if in_dims[1] is not None:
             return one_by_one(temporal_shift_packed, info, in_dims, x, boundaries, *shift)
         # One packing for all: the batched axis is one more that no value moves along.

@@ -118,7 +118,7 @@ class ShiftHook:
         self._number_itself()
 
     def __del__(self) -> None:
-        vars(_boundaries).pop(vars(self).get("_boundaries_key"), None)
+        vars(_boundaries).pop(vars(self).get("_boundaries_key", ""), None)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None

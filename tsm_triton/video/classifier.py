@@ -135,7 +135,9 @@ class VideoClassifier(nn.Module):
         if self.consensus == "identity":
             return logits
         lengths = clip_lengths.to(logits.device)
-        torch._assert_async((lengths >= 1).all(), "clip_lengths must be at least 1: leave empty clips out")
+        torch.ops.aten._assert_async.msg(
+            (lengths >= 1).all(), "clip_lengths must be at least 1: leave empty clips out"
+        )
         clip = boundaries[:-1].cumsum(0) - 1
         sums = logits.new_zeros(len(lengths), *logits.shape[1:]).index_add(0, clip, logits)
         return sums / lengths.view(-1, *[1] * (logits.dim() - 1)).to(logits.dtype)
