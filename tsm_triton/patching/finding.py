@@ -266,7 +266,7 @@ def _integrations(module: nn.Module) -> Iterator[Any]:
     """What is known about the libraries that a module's class comes from."""
     libraries = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
     for library in libraries.intersection(INTEGRATIONS):
-        yield import_module(f".integrations.{library}", __package__)
+        yield import_module(f"..integrations.{library}", __package__)
 
 
 def _by_dataflow(prefix: str, module: nn.Module, place: str, example_input: Tensor | None) -> Backbone:
