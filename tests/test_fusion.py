@@ -302,6 +302,18 @@ def test_compiles_in_one_graph_for_two_batch_sizes():
             assert difference(compiled, fused, clips(number)) < TOLERANCES[torch.float32]  # type: ignore[arg-type]
 
 
+@pytest.mark.timeout(600)
+def test_what_only_a_gpu_fuses_compiles_for_two_batch_sizes(monkeypatch):
+    monkeypatch.setattr("tsm_triton.integrations.choice.rewrites_convolutions", lambda x: True)
+    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", lambda kind, x: True)
+    fused = fuse(small(), example_input=EXAMPLE)
+    assert any(node.target is torch.ops.tsm_triton.convolution.default for node in fused.network.graph.nodes)
+    compiled = torch.compile(fused, fullgraph=True, dynamic=True)
+    for number in (2, 3):
+        with torch.no_grad():
+            assert difference(compiled, fused, clips(number)) < TOLERANCES[torch.float32]  # type: ignore[arg-type]
+
+
 def test_holds_only_what_it_reads():
     model, fused = patched_and_fused("timm test_resnet")
     read = {n.target for n in fused.network.graph.nodes if n.op == "get_attr"}
