@@ -279,7 +279,13 @@ def test_frames_that_the_model_itself_does_not_take_are_refused():
     fused = fuse(Scaled().eval(), example_input=EXAMPLE)
     with pytest.raises(RuntimeError, match=r"captures for any number of clips of 4 frames of \[3, 96, 96\]"):
         fused(torch.zeros(T, 3, 96, 96))
-    with pytest.raises(RuntimeError, match="its model could not be pickled"):  # a class in a function
+    hooked = small()
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    fused_with_hook = fuse(hooked, example_input=EXAMPLE)
+    assert difference(fused_with_hook, hooked, clips(1)) < TOLERANCES[torch.float32]
+    with pytest.raises(RuntimeError, match="has hooks of your own"):
+        fused_with_hook(torch.zeros(T, 3, 96, 96))
+    with pytest.raises(RuntimeError, match="could not be pickled, was not kept"):  # a class in a function
         pickle.loads(pickle.dumps(fused))(torch.zeros(T, 3, 96, 96))
 
 

@@ -143,26 +143,37 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
         )
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
     input_size = input_shape(model, example_input)[1:]
-    outline = _Outline(meta_twin(model))
+    outline = _Outline(_without_weights(model))
     network, report = rewritten(_captured(copied(model), num_segments, input_size))
     return FusedModel(network, num_segments, input_size, report, outline)
+
+
+def _without_weights(model: nn.Module) -> nn.Module | None:
+    """The model on the meta device, None where hooks of the user's own would be missing there."""
+    twin = meta_twin(model)
+    hooks = [
+        sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in each.modules())
+        for each in (model, twin)
+    ]
+    return twin if hooks[0] == hooks[1] else None
 
 
 class _Outline:
     """A patched model without its weights, which a copy is captured from again for frames of another size."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model: nn.Module | None = model
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
 
     def captured(self, network: GraphModule, num_segments: int, size: tuple[int, ...]) -> Callable[..., Any]:
         """The forward of `network`, which holds the weights, for frames `[C, H, W]` of this size."""
         if self.model is None:
             raise RuntimeError(
-                f"expected frames of the size that this fused model was made for, got {list(size)}: its model could "
-                "not be pickled with it. Call tsm_triton.fuse(model, example_input=...) with frames of this size."
+                "expected frames of the size that this fused model was made for, got "
+                f"{list(size)}: its model, which has hooks of your own or could not be pickled, was not kept. "
+                "Call tsm_triton.fuse(model, example_input=...) with frames of this size."
             )
-        model, weights = copy.deepcopy(self.model), dict(network.named_parameters())
-        weights.update(network.named_buffers())
+        model = copy.deepcopy(self.model)
+        weights: dict[str, Tensor] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         template = next(value for value in weights.values() if value.is_floating_point())
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with torch.inference_mode(False), torch.no_grad(), mode:
