@@ -12,7 +12,12 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import tsm_triton
+from tsm_triton.fusion import inductor
 from tsm_triton.fusion.fuse import Fusion, FusionReport, fuse
+from tsm_triton.streaming.fused_step import FusedStep
+
+# copying a model of fake tensors asks them whether they have memory
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 T = 4
 SIZE = (3, 64, 64)
@@ -65,16 +70,46 @@ def fused_report(name: str, device: str, dtype: torch.dtype = torch.bfloat16) ->
         return fuse(model, example_input=torch.empty(T, *SIZE)).report
 
 
-def same_places_in_a_fused_copy(name: str) -> None:
-    on_cpu, on_cuda = (fused_report(name, device) for device in ("cpu", "cuda"))
+def streamed_report(name: str, device: str) -> FusionReport:
+    model = copy.deepcopy(patched(name, "causal")).to(torch.bfloat16)
+    with fake_mode() as mode:
+        step = FusedStep(on_fake(model, mode, device))
+        step.init_state((2, *SIZE))
+    assert step.report is not None
+    return step.report
+
+
+def compiled_report(name: str, device: str, *, trained: bool, dynamic: bool) -> FusionReport:
+    """What the compile backend does to the graph that Dynamo captures of the model."""
+    found = []
+
+    def backend(module, example_inputs):
+        found.append(inductor.rewritten(module))
+        return module.forward
+
+    torch.compiler.reset()
+    model = copy.deepcopy(patched(name)).to(torch.bfloat16).train(trained)
+    with fake_mode() as mode, torch.set_grad_enabled(trained):
+        on_fake(model, mode, device, trained=trained)
+        x = torch.zeros(2 * T, *SIZE, device=device, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if dynamic:
+            torch._dynamo.mark_dynamic(x, 0)
+        torch.compile(model, backend=backend, fullgraph=True)(x)
+    ((_, report),) = found
+    return report
+
+
+def require_same_places(on_cpu: FusionReport, on_cuda: FusionReport) -> None:
     assert any("shift" in entry.kind for entry in on_cuda.fused + on_cuda.left)
     assert [entry for entry in on_cuda.fused if not only_on_a_gpu(entry)] == on_cpu.fused
-    assert on_cuda.batch_norms == on_cpu.batch_norms
     # a sum may join a convolution that a CPU leaves alone
-    assert [entry for entry in on_cpu.left if entry.kind == "shift"] == [
-        entry for entry in on_cuda.left if entry.kind == "shift"
-    ]
-    assert {entry.site for entry in on_cuda.left} <= {entry.site for entry in on_cpu.left}
+    joined = sum(entry.kind == "convolution + residual" for entry in on_cuda.fused)
+    shifts, others = ([e for e in report.left if e.kind == "shift"] for report in (on_cpu, on_cuda))
+    assert shifts == others
+    assert len(on_cpu.left) - joined == len(on_cuda.left)
+    assert set(on_cuda.left) <= set(on_cpu.left)
+    assert on_cuda.batch_norms >= on_cpu.batch_norms
 
 
 def only_on_a_gpu(entry: Fusion) -> bool:
@@ -84,11 +119,30 @@ def only_on_a_gpu(entry: Fusion) -> bool:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_fuses_the_same_places_on_a_gpu(name):
-    same_places_in_a_fused_copy(name)
+    require_same_places(*(fused_report(name, device) for device in ("cpu", "cuda")))
+
+
+def test_streams_are_captured_for_a_gpu_with_the_same_places():
+    require_same_places(*(streamed_report("test_resnet", device) for device in ("cpu", "cuda")))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_the_backend_finds_the_same_places_on_a_gpu(trained, dynamic):
+    require_same_places(
+        *(
+            compiled_report("test_resnet", device, trained=trained, dynamic=dynamic)
+            for device in ("cpu", "cuda")
+        )
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", WHOLE_MODELS)
 def test_fuses_the_same_places_of_whole_models_on_a_gpu(name):
-    same_places_in_a_fused_copy(name)
+    require_same_places(*(fused_report(name, device) for device in ("cpu", "cuda")))
+    for trained in (True, False):
+        require_same_places(
+            *(compiled_report(name, device, trained=trained, dynamic=True) for device in ("cpu", "cuda"))
+        )

@@ -131,6 +131,20 @@ def test_half_precision_is_no_worse_than_the_patched_model(name, dtype):
     assert error(fused) < min(TOLERANCES[dtype], 1.5 * error(model) + TOLERANCES[dtype] / 10)
 
 
+@pytest.mark.parametrize(
+    "name", ["timm test_resnet", "timm resnet18", "timm mobilenetv3_small_050", "timm regnety_002"]
+)
+def test_what_only_a_gpu_fuses_computes_the_same(name, monkeypatch):
+    model, plain = patched_and_fused(name)
+    monkeypatch.setattr("tsm_triton.integrations.choice.rewrites_convolutions", lambda x: True)
+    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", lambda kind, x: True)
+    fused = fuse(model, example_input=EXAMPLE)
+    assert {entry.kind for entry in fused.report.fused} > {"stem"}
+    assert len(fused.report.fused) > len(plain.report.fused)
+    assert difference(fused, model, clips(2)) < TOLERANCES[torch.float32]
+    assert fused.report.batch_norms == plain.report.batch_norms
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_of_another_dtype_is_fused_in_it(dtype):
     model = small().to(dtype)
@@ -236,6 +250,45 @@ def test_takes_any_number_of_clips():
     assert fused(clips(0)).shape == (0, 5)
 
 
+@pytest.mark.parametrize("name", ["timm test_resnet", "timm mobilenetv3_small_050"])
+def test_takes_frames_of_any_size_with_its_own_weights(name):
+    model, fused = patched_and_fused(name)
+    model, fused = copy.deepcopy(model), copy.deepcopy(fused)
+    for size in ((96, 64), (65, 97)):
+        frames = torch.randn(2 * T, 3, *size)
+        assert difference(fused, model, frames) < TOLERANCES[torch.float32]
+    assert len(fused.forwards) == 2
+    for module in (fused, model):  # of the sizes that it already knows too
+        for name, parameter in module.named_parameters():
+            if name.endswith(("fc.weight", "classifier.weight")):
+                torch.nn.init.zeros_(parameter)
+    assert torch.equal(fused(frames), model(frames))
+    twin = pickle.loads(pickle.dumps(fused))
+    assert torch.equal(twin(frames), fused(frames))
+
+
+def test_frames_that_the_model_itself_does_not_take_are_refused():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.columns = small(), nn.Parameter(torch.ones(SIZE[2]))
+
+        def forward(self, x):
+            return self.backbone(x * self.columns)
+
+    fused = fuse(Scaled().eval(), example_input=EXAMPLE)
+    with pytest.raises(RuntimeError, match=r"captures for any number of clips of 4 frames of \[3, 96, 96\]"):
+        fused(torch.zeros(T, 3, 96, 96))
+    hooked = small()
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    fused_with_hook = fuse(hooked, example_input=EXAMPLE)
+    assert difference(fused_with_hook, hooked, clips(1)) < TOLERANCES[torch.float32]
+    with pytest.raises(RuntimeError, match="has hooks of your own"):
+        fused_with_hook(torch.zeros(T, 3, 96, 96))
+    with pytest.raises(RuntimeError, match="could not be pickled, was not kept"):  # a class in a function
+        pickle.loads(pickle.dumps(fused))(torch.zeros(T, 3, 96, 96))
+
+
 def test_takes_nchw_and_channels_last():
     _, fused = patched_and_fused("timm test_resnet")
     frames = clips(2)
@@ -249,6 +302,18 @@ def test_clips_of_one_frame_are_fused():
 
 def test_compiles_in_one_graph_for_two_batch_sizes():
     _, fused = patched_and_fused("timm test_resnet")
+    compiled = torch.compile(fused, fullgraph=True, dynamic=True)
+    for number in (2, 3):
+        with torch.no_grad():
+            assert difference(compiled, fused, clips(number)) < TOLERANCES[torch.float32]  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(600)
+def test_what_only_a_gpu_fuses_compiles_for_two_batch_sizes(monkeypatch):
+    monkeypatch.setattr("tsm_triton.integrations.choice.rewrites_convolutions", lambda x: True)
+    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", lambda kind, x: True)
+    fused = fuse(small(), example_input=EXAMPLE)
+    assert any(node.target is torch.ops.tsm_triton.convolution.default for node in fused.network.graph.nodes)
     compiled = torch.compile(fused, fullgraph=True, dynamic=True)
     for number in (2, 3):
         with torch.no_grad():
@@ -381,8 +446,8 @@ def test_what_export_cannot_capture_is_refused():
     ("shape", "message"),
     [
         ((T + 1, *SIZE), "divisible by num_segments=4, got 5 frames"),
-        ((T, 3, 32, 32), r"x must have shape \[N\*T, 3, 64, 64\], got \(4, 3, 32, 32\)"),
-        ((2, T, *SIZE), r"x must have shape \[N\*T, 3, 64, 64\], got"),
+        ((T, 1, 64, 64), r"x must have shape \[N\*T, 3, H, W\], got \(4, 1, 64, 64\)"),
+        ((2, T, *SIZE), r"x must have shape \[N\*T, 3, H, W\], got"),
     ],
 )
 def test_a_wrong_input_is_refused(shape, message):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .meta import run_on_meta, tensors_in
 
-__all__ = ["BATCH", "Call", "Trace", "Value", "copied", "input_shape", "trace"]
+__all__ = ["BATCH", "Call", "Trace", "Value", "copied", "input_shape", "meta_twin", "trace"]
 
 # A prime that is no map size, window count or head count of any model: an axis it divides holds frames.
 BATCH = 11
@@ -117,7 +117,7 @@ def _channels_of_input(model: nn.Module, shape: tuple[int, ...]) -> int:
     """What a convolution wants that is called with the input itself and refuses its channels."""
     recorder = None
     try:
-        recorder = _Recorder(_meta_twin(model).float())
+        recorder = _Recorder(meta_twin(model).float())
         _run(recorder, shape)
     except Exception:  # whatever else is wrong, `trace` will tell
         if recorder is None:
@@ -143,7 +143,7 @@ def trace(
         ValueError: the model cannot be run on the meta device; the cause is chained.
     """
     try:
-        twin = _meta_twin(model).float()  # one dtype: that of the input
+        twin = meta_twin(model).float()  # one dtype: that of the input
         for module in twin.modules():
             for hook in module._forward_pre_hooks.values():
                 if hasattr(hook, "num_segments"):
@@ -170,7 +170,7 @@ def _run(recorder: "_Recorder", shape: tuple[int, ...]) -> object:
         return recorder.model(x)
 
 
-def _meta_twin(model: nn.Module) -> nn.Module:
+def meta_twin(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose weights and buffers have shapes but no memory, nor what moves or recomputes them."""
     memo: dict[int, Any] = {}
     for module in model.modules():

@@ -1,7 +1,7 @@
 """Which form of a place is the faster one: the rule, and the only place that knows.
 
-On a GPU nothing has been timed yet. The rule there follows the byte model: a fused op moves each map once where
-the separate ones move it two to four times, so it is taken wherever it needs no copy to another layout.
+On a GPU the rule follows the byte model: a fused op moves each map once where the separate ones move it two to four
+times, so it is taken wherever it needs no copy to another layout.
 
 On a CPU the ops are made of torch's own operators, the same ones that the graph calls without them, but for sums
 and activations in place: `python -m benchmarks` times whole models, patched and fused

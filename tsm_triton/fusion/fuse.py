@@ -1,16 +1,20 @@
 """An inference copy of a patched model on the fused ops."""
 
+import copy
 import math
+import pickle
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
-from ..dataflow.tracing import copied, input_shape
+from ..dataflow.tracing import copied, input_shape, meta_twin
 from ..patching.finding import check_model, is_compiled
 from ..patching.hooks import shift_hooks
 from ..video.preparation import preparation_of
@@ -34,15 +38,24 @@ class FusedModel(nn.Module):
 
     Attributes:
         num_segments: T; the frames of a batch are a multiple of it, the number of clips is free.
-        input_size: [C, H, W] of a frame.
+        input_size: [C, H, W] of a frame that it was made for. Other H and W are taken too, where the model does: the
+            first frames of a new size cost a capture, once, before `torch.compile` sees them.
         report: what was fused, what was left and why.
     """
 
     def __init__(
-        self, network: GraphModule, num_segments: int, input_size: tuple[int, ...], report: FusionReport
+        self,
+        network: GraphModule,
+        num_segments: int,
+        input_size: tuple[int, ...],
+        report: FusionReport,
+        outline: "_Outline",
     ) -> None:
         super().__init__()
         self.network = network
+        self.outline = outline
+        # [C, H, W] -> the network's forward for it, which reads the network's own parameters
+        self.forwards: dict[tuple[int, ...], Callable[..., Any]] = {}
         self.num_segments = num_segments
         self.input_size = input_size
         self.report = report
@@ -56,10 +69,10 @@ class FusedModel(nn.Module):
                 f"x must be a tensor of frames [N*T, {', '.join(map(str, self.input_size))}], got "
                 f"{type(x).__name__}. Pass torch.stack(frames)."
             )
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.input_size:
+        if x.dim() != 4 or x.shape[1] != self.input_size[0]:
             raise ValueError(
-                f"x must have shape [N*T, {', '.join(map(str, self.input_size))}], got {tuple(x.shape)}. "
-                "Call tsm_triton.fuse(model, example_input=...) with an input of that size."
+                f"x must have shape [N*T, {self.input_size[0]}, H, W], got {tuple(x.shape)}. Pass clips with their "
+                "frames on the first axis: video.flatten(0, 1)."
             )
         if x.shape[0] % self.num_segments:
             raise ValueError(
@@ -71,7 +84,26 @@ class FusedModel(nn.Module):
                 "expected no autocast around a fused model, got it enabled. Give the model its dtype instead: "
                 "tsm_triton.fuse(model.to(torch.bfloat16))."
             )
-        return self.network(x.contiguous(memory_format=torch.channels_last))
+        x = x.contiguous(memory_format=torch.channels_last)
+        size = tuple(x.shape[1:])
+        return self.network(x) if size == self.input_size else self._forward_for(size)(self.network, x)
+
+    def _forward_for(self, size: tuple[int, ...]) -> Callable[..., Any]:
+        """The network's forward for frames of another size."""
+        found = self.forwards.get(size)
+        if found is not None:
+            return found
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"expected a fused model that has seen frames of {list(size)}, got one of {list(self.input_size)}. "
+                "Call it once with such frames before torch.compile or torch.export."
+            )
+        made = self.outline.captured(self.network, self.num_segments, size)
+        self.forwards[size] = made
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "forwards": {}}
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, input_size={self.input_size}"
@@ -87,7 +119,7 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
 
     Args:
         model: a patched model in eval mode, of frames `[N*T, C, H, W]`.
-        example_input: a tensor whose [C, H, W] the copy will take, by default the model's own input size.
+        example_input: a tensor whose [C, H, W] the copy is made for, by default the model's own input size.
 
     Raises:
         TypeError: not a module, or a scripted one.
@@ -115,12 +147,82 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
         )
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
     input_size = input_shape(model, example_input)[1:]
+    outline = _Outline(_without_weights(model))
     network, report = rewritten(_captured(copied(model), num_segments, input_size))
-    fused = FusedModel(network, num_segments, input_size, report)
+    fused = FusedModel(network, num_segments, input_size, report, outline)
     with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
         prepared = preparation_of(model, size=input_size[-1])
         fused.pretrained_cfg = {"input_size": input_size, "mean": prepared.mean, "std": prepared.std}
     return fused
+
+
+def _without_weights(model: nn.Module) -> nn.Module | None:
+    """The model on the meta device, None where hooks of the user's own would be missing there."""
+    twin = meta_twin(model)
+    hooks = [
+        sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in each.modules())
+        for each in (model, twin)
+    ]
+    return twin if hooks[0] == hooks[1] else None
+
+
+class _Outline:
+    """A patched model without its weights, which a copy is captured from again for frames of another size."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+
+    def captured(self, network: GraphModule, num_segments: int, size: tuple[int, ...]) -> Callable[..., Any]:
+        """The forward of `network`, which holds the weights, for frames `[C, H, W]` of this size."""
+        if self.model is None:
+            raise RuntimeError(
+                "expected frames of the size that this fused model was made for, got "
+                f"{list(size)}: its model, which has hooks of your own or could not be pickled, was not kept. "
+                "Call tsm_triton.fuse(model, example_input=...) with frames of this size."
+            )
+        model = copy.deepcopy(self.model)
+        weights: dict[str, Tensor] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        template = next(value for value in weights.values() if value.is_floating_point())
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.inference_mode(False), torch.no_grad(), mode:
+            _to_fake(model, template)
+            other, _ = rewritten(_captured(model, num_segments, size))
+        read = {node.target for node in other.graph.find_nodes(op="get_attr")}
+        values = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+        for name in read:
+            value, known = values.get(name), weights.get(name)
+            if value is None or known is None or (value.shape, value.dtype) != (known.shape, known.dtype):
+                raise RuntimeError(
+                    f"expected a model of the same weights for frames of {list(size)}, got another {name!r}. Call "
+                    "tsm_triton.fuse(model, example_input=...) with frames of this size."
+                )
+        return type(other).forward
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Outline":
+        return self  # nothing ever writes it
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            pickle.dumps(self.model)
+        except Exception:  # a user's lambda, say
+            return {"model": None}
+        return {"model": self.model}
+
+
+def _to_fake(model: nn.Module, template: Tensor) -> None:
+    """Give a model on the meta device fake weights, of the template's device and floats of its dtype."""
+
+    def fake(value: Tensor) -> Tensor:
+        dtype = template.dtype if value.is_floating_point() else value.dtype
+        return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=template.device)
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake(buffer)
 
 
 def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:

@@ -113,11 +113,13 @@ class _Rewriting:
         for node in list(self.graph.nodes):
             if node.target is ops.temporal_shift and self.why_no_residual_shift(node) is None:
                 self.fuse_residual_shift(node, training)
+        left = self.left(training)  # in the words of the graph as it was
         if not training:
             for node in list(self.graph.nodes):
                 if node.target in CONVOLUTIONS and choice.rewrites_convolutions(node.meta["val"]):
                     self.fuse_convolution(node)
-        self.report_left(training)
+        there = set(self.graph.nodes)
+        self.report.left += [entry for node, entry in left.items() if node in there]
         self.graph.lint()
         return self.report
 
@@ -281,8 +283,9 @@ class _Rewriting:
         self.replace(y, first)
         self.replace(shift, second)
 
-    def report_left(self, training: bool) -> None:
-        """Say of each shift and each sum of two equal shapes that is still there why it is."""
+    def left(self, training: bool) -> dict[Node, Fusion]:
+        """Each shift and each sum of two equal shapes that is still there, and why it is."""
+        found = {}
         for node in self.graph.nodes:
             if node.target in (ops.temporal_shift, ops.shift_step):
                 reasons = [] if cache_of(node) is not None else [self.why_no_residual_shift(node)]
@@ -290,11 +293,12 @@ class _Rewriting:
                     reasons = [self.why_not_absorbed(node), *reasons]
                 refused = self.refused.get(node, SLOWER) if None in reasons else None
                 reason = refused or ", ".join(reason for reason in reasons if reason is not None)
-                self.report.left.append(Fusion(site_of(node), "shift", reason))
+                found[node] = Fusion(site_of(node), "shift", reason)
             elif not training and node.target is aten.add.Tensor and same_kind(*_operands(node)):
                 operands = " + ".join(name_of(operand) for operand in _operands(node))
                 reason = self.refused.get(node, f"no 1x1 convolution ends in {operands}")
-                self.report.left.append(Fusion(site_of(node), "residual", reason))
+                found[node] = Fusion(site_of(node), "residual", reason)
+        return found
 
     def why_not_absorbed(self, shift: Node) -> str | None:
         """Why the convolution behind a shift cannot read shifted, None where it can."""

@@ -10,16 +10,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activations import activate_, check_activation
-from .library import INFERENCE_TAGS, implement, library, refuse_gradients
+from .library import (
+    CHANNELS_LAST_OPS,
+    CHANNELS_LAST_TAGS,
+    implement,
+    let_inductor_decompose,
+    library,
+    refuse_gradients,
+)
 
 __all__ = ["check_convolution", "convolution", "convolved", "empty_out"]
 
 library.define(
     "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, int[2] stride, int[2] padding, "
     "int[2] dilation, int groups, str activation) -> Tensor",
-    tags=INFERENCE_TAGS,
+    tags=CHANNELS_LAST_TAGS,
 )
 convolution = torch.ops.tsm_triton.convolution.default
+CHANNELS_LAST_OPS.append(convolution)
 
 aten = torch.ops.aten
 # Convolutions that cuDNN has no kernel for with bias and ReLU inside; learnt from its own word, once each.
@@ -81,6 +89,7 @@ def _(
     identity: Tensor | None,
     *form: Any,
 ) -> Tensor:
+    let_inductor_decompose()
     return empty_out(x, weight, *form[:3])
 
 

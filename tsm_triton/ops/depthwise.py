@@ -9,16 +9,25 @@ import torch
 from torch import Tensor
 
 from .convolution import check_convolution, convolved, empty_out
-from .library import INFERENCE_TAGS, MAX_FRAME, implement, library, refuse_gradients
+from .library import (
+    CHANNELS_LAST_OPS,
+    CHANNELS_LAST_TAGS,
+    MAX_FRAME,
+    implement,
+    let_inductor_decompose,
+    library,
+    refuse_gradients,
+)
 
 __all__ = ["depthwise_convolution"]
 
 library.define(
     "depthwise_convolution(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
     "str activation) -> Tensor",
-    tags=INFERENCE_TAGS,
+    tags=CHANNELS_LAST_TAGS,
 )
 depthwise_convolution = torch.ops.tsm_triton.depthwise_convolution.default
+CHANNELS_LAST_OPS.append(depthwise_convolution)
 
 
 @torch.library.register_fake("tsm_triton::depthwise_convolution", lib=library)
@@ -31,6 +40,7 @@ def _(
     dilation: list[int],
     _: str,
 ) -> Tensor:
+    let_inductor_decompose()
     return empty_out(x, weight, stride, padding, dilation)
 
 

@@ -19,8 +19,10 @@ torch.compiler.config.cache_key_tag += f" tsm_triton {__version__}"
 
 # Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-# Fakes promise channels_last whatever the inputs' layout is, so Inductor may feed what it has.
-INFERENCE_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+# Ops whose result is channels_last whatever they are given. Inductor feeds them maps in channels_last, and not in the
+# strides of the fakes: those of a convolution with a symbolic batch are contiguous on a GPU, where cuDNN's are not.
+CHANNELS_LAST_TAGS = (torch.Tag.pt2_compliant_tag,)
+CHANNELS_LAST_OPS: list[Any] = []
 
 
 def implement(name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]) -> None:
@@ -154,7 +156,22 @@ def let_inductor_decompose() -> None:
         # for the devices that keep the op, which Inductor refuses for what stands in the table
         if op not in lowerings:
             constraint = tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+            constraint = _in_channels_last if op in CHANNELS_LAST_OPS else constraint
             make_fallback(op, constraint, warn=False, override_decomp=True)
+    for op in CHANNELS_LAST_OPS:
+        if op not in lowerings:
+            make_fallback(op, _in_channels_last, warn=False)
+
+
+def _in_channels_last(_: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
+    """Inductor's constraint on the arguments of `CHANNELS_LAST_OPS`: x is the first, an identity the fourth."""
+    from torch._inductor.ir import ExternKernel, TensorBox
+
+    def converted(index: int, value: Any) -> Any:
+        is_map = index in (0, 3) and isinstance(value, TensorBox) and len(value.get_size()) == 4
+        return ExternKernel.require_channels_last(value) if is_map else value
+
+    return tuple(converted(*item) for item in enumerate(arguments)), named
 
 
 def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim: int) -> None:

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
 from .library import (
+    CHANNELS_LAST_OPS,
+    CHANNELS_LAST_TAGS,
     DECOMPOSITIONS,
     MAX_FRAME,
-    TAGS,
     batch_first,
     check_clips,
     check_frames,
@@ -35,9 +36,10 @@ __all__ = ["check", "shift_conv1x1"]
 library.define(
     "shift_conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, SymInt num_segments, "
     "SymInt n_future, SymInt n_past, bool future_first, str activation) -> Tensor",
-    tags=TAGS,
+    tags=CHANNELS_LAST_TAGS,
 )
 shift_conv1x1 = torch.ops.tsm_triton.shift_conv1x1.default
+CHANNELS_LAST_OPS.append(shift_conv1x1)
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> None:
@@ -75,8 +77,7 @@ def _empty_out(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.register_fake("tsm_triton::shift_conv1x1", lib=library)
 def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    if x.device.type == "cpu":
-        let_inductor_decompose()
+    let_inductor_decompose()
     return _empty_out(x, weight)
 
 

@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 
 from .convolution import check_convolution, convolution, convolved, empty_out
-from .library import INFERENCE_TAGS, implement, library, refuse_gradients
+from .library import (
+    CHANNELS_LAST_OPS,
+    CHANNELS_LAST_TAGS,
+    implement,
+    let_inductor_decompose,
+    library,
+    refuse_gradients,
+)
 
 __all__ = ["stem_convolution"]
 
 library.define(
     "stem_convolution(Tensor x, Tensor weight, Tensor bias, int[2] stride, int[2] padding, str activation) -> Tensor",
-    tags=INFERENCE_TAGS,
+    tags=CHANNELS_LAST_TAGS,
 )
 stem_convolution = torch.ops.tsm_triton.stem_convolution.default
+CHANNELS_LAST_OPS.append(stem_convolution)
 
 UNDILATED = [1, 1]
 
@@ -26,6 +34,7 @@ UNDILATED = [1, 1]
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int], activation: str
 ) -> Tensor:
+    let_inductor_decompose()
     return empty_out(x, weight, stride, padding, UNDILATED)
 
 
