@@ -14,9 +14,11 @@ import triton  # noqa: E402, F401
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
     import tsm_triton.kernels.conv1x1_shift_conv1x1
+    import tsm_triton.kernels.depthwise
     import tsm_triton.kernels.residual_shift
     import tsm_triton.kernels.shift_conv1x1
     import tsm_triton.kernels.shift_step
+    import tsm_triton.kernels.stem
     import tsm_triton.kernels.temporal_shift  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]

@@ -102,8 +102,15 @@ def test_the_packed_shift_adds_two_bytes_to_each_program(target, folds_aligned):
 def residual_arguments(function, pointer: str, vec: int, **variant) -> dict:
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in function.arg_names}
     constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "FUTURE_FIRST": True}
-    constants |= {"VEC": vec, "BLOCK": residual.BLOCK, "scale_ptr": "*fp32", "bias_ptr": "*fp32"}
+    forward = function is residual._residual_shift_kernel
+    constants |= {"GATHER": False} if forward else {}
+    block = residual.BLOCK if forward else residual.WIDE_BLOCK
+    constants |= {"VEC": vec, "BLOCK": block, "scale_ptr": "*fp32", "bias_ptr": "*fp32"}
     return arguments | constants | variant
+
+
+def vectors_a_thread(arguments: dict, target: str) -> int:
+    return max(1, arguments["BLOCK"] // (residual.NUM_WARPS * (64 if target == "gfx942" else 32)))
 
 
 RESIDUAL_KERNELS = {
@@ -124,7 +131,7 @@ def test_the_residual_shift_moves_128_bits_an_access_and_spills_nothing(
     code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
     assert set(code.loads) == set(code.stores) == {128}
     # two stores a vector: y and its shift, or the two gradients
-    assert len(code.stores) == 2 * residual.BLOCK // (residual.NUM_WARPS * (64 if target == "gfx942" else 32))
+    assert len(code.stores) == 2 * vectors_a_thread(arguments, target)
     assert code.spills == 0
     # 80 leave room for 6 programs of 4 warps, which is 48 KiB in flight on an NVIDIA multiprocessor
     assert code.registers <= 80
@@ -135,14 +142,26 @@ def test_the_residual_shift_moves_128_bits_an_access_and_spills_nothing(
 def test_the_residual_shift_reads_each_input_once(target, direction):
     function = RESIDUAL_KERNELS[direction]
     plain = {"scale_ptr": None, "bias_ptr": None, "ACTIVATION": tl.constexpr("relu")}
-    code = compile_kernel(
-        function, target, residual_arguments(function, "*bf16", 8, **plain), residual.NUM_WARPS
-    )
-    vectors = residual.BLOCK // (residual.NUM_WARPS * (64 if target == "gfx942" else 32))
+    arguments = residual_arguments(function, "*bf16", 8, **plain)
+    code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
+    vectors = vectors_a_thread(arguments, target)
     # branch and identity in, y and its shift out; y and two gradients in, one gradient out
     loads, stores = (2, 2) if direction == "forward" else (3, 1)
     assert code.loads == (128,) * loads * vectors
     assert code.stores == (128,) * stores * vectors
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_gather_reads_moved_vectors_twice_and_stays_wide(target):
+    function = residual._residual_shift_kernel
+    variant = {"GATHER": True, "BLOCK": residual.WIDE_BLOCK, "ACTIVATION": tl.constexpr("relu")}
+    arguments = residual_arguments(function, "*bf16", 8, **variant)
+    code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
+    vectors = vectors_a_thread(arguments, target)
+    # fp32 scale and bias, two accesses each, the two inputs twice
+    assert code.loads == (128,) * 8 * vectors
+    assert code.stores == (128,) * 2 * vectors
+    assert code.spills == 0
 
 
 @pytest.mark.parametrize("target", TARGETS)

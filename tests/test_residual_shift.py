@@ -321,3 +321,16 @@ def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monke
     case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)
     fused.residual_matches(ops.residual_shift, case, "relu", device)
     fused.residual_gradients_match(ops.residual_shift, case, "silu", device)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("fold", [(8, 8, True), (0, 16, False), (8, 24, False), (0, 0, True)])
+def test_the_gather_of_narrow_pixels_gives_the_bits_of_the_scatter(device, monkeypatch, activation, fold):
+    # vectors of 4 on fp32, so that no fold cuts one; the last channels' block reaches past the frame
+    branch, identity = (laid_out(torch.randn(6, 32, 5, 3), "channels_last").to(device) for _ in range(2))
+    scale, bias = torch.randn(2, 32, device=device)
+    gathered = ops.residual_shift(branch, scale, bias, identity, 3, *fold, activation)
+    monkeypatch.setattr("tsm_triton.kernels.residual_shift.GATHER_CHANNELS", 0)
+    scattered = ops.residual_shift(branch, scale, bias, identity, 3, *fold, activation)
+    for actual, expected in zip(gathered, scattered, strict=True):
+        assert_same_bits(actual.cpu(), expected.cpu())

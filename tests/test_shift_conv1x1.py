@@ -251,17 +251,39 @@ def test_the_op_refuses_what_would_leave_its_memory(device, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "c_out", "expected"),
-    [(torch.float16, 3, {64}), (torch.float16, 128, {64, 128}), (torch.float32, 512, {64, 128, 256})],
+    ("rows", "c_out", "expected"),
+    [
+        (10**5, 3, {64}),
+        (10**5, 128, {64, 128}),
+        (10**5, 300, {64, 128}),
+        (10**5, 512, {128, 256}),
+        (64, 512, {64, 128}),
+    ],
 )
-def test_the_tuner_tries_only_tiles_that_the_output_fills(dtype, c_out, expected):
+def test_the_tuner_tries_few_tiles_that_the_output_fills(rows, c_out, expected):
     from tsm_triton.kernels import shift_conv1x1 as kernel
 
     tuner = kernel._shift_conv1x1_kernel
     tuner.nargs = {}  # what the launcher's call, by name alone, leaves the tuner with
-    tried = tuner.prune_configs({"x_ptr": torch.empty(0, dtype=dtype), "C_OUT": c_out, "grid": None})
+    arguments = {"x_ptr": torch.empty(0), "C_OUT": c_out, "rows": rows, "grid": None}
+    tried = tuner.prune_configs(arguments)
     assert {config.kwargs["BLOCK_N"] for config in tried} == expected
-    assert tuner.prune_configs({"x_ptr": torch.empty(0).double(), "C_OUT": c_out}) == [kernel.FLOAT64_CONFIG]
+    assert len(tried) <= 3
+    assert tuner.prune_configs(arguments | {"x_ptr": torch.empty(0).double()}) == [kernel.FLOAT64_CONFIG]
+
+
+def test_batches_of_like_sizes_share_a_tuning():
+    from tsm_triton.kernels.shift_conv1x1 import _rows_bucket
+
+    assert [_rows_bucket(rows) for rows in (1, 4, 5, 16, 17, 65537, 10**6)] == [
+        1,
+        4,
+        16,
+        16,
+        64,
+        65536,
+        65536,
+    ]
 
 
 def test_tf32_is_used_where_torch_uses_it(monkeypatch):

@@ -24,6 +24,7 @@ def activate(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         return z / (1 + tl.exp(-z))
     else:
+        tl.static_assert(ACTIVATION == "none", "unknown activation")
         return z
 
 
@@ -40,4 +41,5 @@ def activation_backward(grad, value, ACTIVATION: tl.constexpr):
         sigmoid = 1 / (1 + tl.exp(-value))
         return grad * sigmoid * (1 + value * (1 - sigmoid))
     else:
+        tl.static_assert(ACTIVATION == "none", "unknown activation")
         return grad

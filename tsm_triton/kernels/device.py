@@ -21,6 +21,16 @@ def multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@lru_cache
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def has_copy_engine(x: Tensor) -> bool:
+    """Whether `x` is on a Hopper or a Blackwell of the data centre: TMA, and shared memory for its tiles."""
+    return x.is_cuda and torch.version.hip is None and _capability(x.get_device())[0] in (9, 10)
+
+
 def fp32_precision() -> str:
     """How fp32 is multiplied, as torch's own matrix products do it; other dtypes ignore it."""
     chosen = torch.backends.cuda.matmul.fp32_precision

@@ -6,6 +6,8 @@
 
 Scatter form: where a group has no frame to go to, its place is the one at the clip's other end that no
 frame fills, and it writes that one's zero. The backward is one kernel that gathers from the same places.
+Where a pixel has few channels, a fold is a few bytes of it, and scattered stores are dear: there the forward
+gathers instead, by computing y a second time where a moved vector comes from.
 
 Layouts: contiguous (a frame is one row of C*H*W) and channels_last (H*W rows of C); inputs in another
 layout than `branch` are copied to its own first. Arithmetic is fp32, for fp64 fp64.
@@ -25,9 +27,13 @@ from .device import device_guard
 
 # Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
 VECTOR_BYTES = 16
-# Vectors of one program. Two loads a vector (branch and identity, or two gradients) of 2 vectors a thread
-# keep 8 KiB in flight per program, as much as the shift does with one load of 4.
-BLOCK = 256
+# Vectors of one program. An H200 ran the forward faster with 128 than with 256 (by 1 to 4 %) or 512; the gather and
+# the backward take two a thread. On AMD 4 warps are 256 threads.
+BLOCK = 128 if torch.version.hip is None else 256
+WIDE_BLOCK = 256
+# Up to this many channels the gather was faster on an H200: 0.96 of a copy's bandwidth, the scatter 0.88; from 256
+# channels on they are equal.
+GATHER_CHANNELS = 64
 NUM_WARPS = 4
 
 
@@ -62,6 +68,19 @@ def _per_channel(
 
 
 @triton.jit
+def _block_end(
+    branch_ptr, identity_ptr, scale, bias, at, mask, wide: tl.constexpr, ACTIVATION: tl.constexpr
+):  # fmt: skip
+    z = tl.load(branch_ptr + at, mask=mask[:, None], other=0).to(wide)
+    identity = tl.load(identity_ptr + at, mask=mask[:, None], other=0).to(wide)
+    if scale is not None:
+        z *= scale
+    if bias is not None:
+        z += bias
+    return activate(z + identity, ACTIVATION)
+
+
+@triton.jit
 def _residual_shift_kernel(
     branch_ptr,
     scale_ptr,
@@ -83,6 +102,7 @@ def _residual_shift_kernel(
     FOLDS_ALIGNED: tl.constexpr,
     FUTURE_FIRST: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GATHER: tl.constexpr,
 ):
     # One program owns BLOCK vectors of one frame of y, and the places in `shifted` that they go to.
     blocks = (frame_size + BLOCK - 1) // BLOCK
@@ -97,30 +117,39 @@ def _residual_shift_kernel(
 
     dtype = y_ptr.dtype.element_ty
     wide: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
-    z = tl.load(branch_ptr + at, mask=in_frame[:, None], other=0).to(wide)
-    identity = tl.load(identity_ptr + at, mask=in_frame[:, None], other=0).to(wide)
+    scale = None
+    bias = None
     if scale_ptr is not None:
-        z *= _per_channel(scale_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(wide)
+        scale = _per_channel(scale_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(
+            wide
+        )
     if bias_ptr is not None:
-        z += _per_channel(bias_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(wide)
-    y = activate(z + identity, ACTIVATION).to(dtype)
+        bias = _per_channel(bias_ptr, position, pixels, in_frame, VEC, CHANNELS_LAST, WHOLE_CHANNELS).to(wide)
+    y = _block_end(branch_ptr, identity_ptr, scale, bias, at, in_frame, wide, ACTIVATION).to(dtype)
     tl.store(y_ptr + at, y, mask=in_frame[:, None])
 
     reads = _reads(position, first_end, second_end, FUTURE_FIRST)
-    dt, wrapped = _destination(reads, t, num_segments)
-    to = (own + dt * frame_size)[:, None] * VEC + lane
-    value = tl.where(wrapped[:, None], 0.0, y)
-    if FOLDS_ALIGNED:
-        tl.store(shifted_ptr + to, value, mask=in_frame[:, None])
+    if GATHER:
+        moved = in_frame & (reads != 0) & (t + reads >= 0) & (t + reads < num_segments)
+        source = (own + reads.to(tl.int64) * frame_size)[:, None] * VEC + lane
+        other = _block_end(branch_ptr, identity_ptr, scale, bias, source, moved, wide, ACTIVATION).to(dtype)
+        value = tl.where((reads == 0)[:, None], y, tl.where(moved[:, None], other, 0.0))
+        tl.store(shifted_ptr + at, value, mask=in_frame[:, None])
     else:
-        # vectors inside one group go as a whole, those that a fold's end cuts lane by lane
-        whole = reads == _reads(position + VEC - 1, first_end, second_end, FUTURE_FIRST)
-        tl.store(shifted_ptr + to, value, mask=(in_frame & whole)[:, None])
-        reads = _reads(position[:, None] + lane, first_end, second_end, FUTURE_FIRST)
         dt, wrapped = _destination(reads, t, num_segments)
-        to = (own[:, None] + dt * frame_size) * VEC + lane
-        cut = in_frame & (whole == 0)
-        tl.store(shifted_ptr + to, tl.where(wrapped, 0.0, y), mask=cut[:, None])
+        to = (own + dt * frame_size)[:, None] * VEC + lane
+        value = tl.where(wrapped[:, None], 0.0, y)
+        if FOLDS_ALIGNED:
+            tl.store(shifted_ptr + to, value, mask=in_frame[:, None])
+        else:
+            # vectors inside one group go as a whole, those that a fold's end cuts lane by lane
+            whole = reads == _reads(position + VEC - 1, first_end, second_end, FUTURE_FIRST)
+            tl.store(shifted_ptr + to, value, mask=(in_frame & whole)[:, None])
+            reads = _reads(position[:, None] + lane, first_end, second_end, FUTURE_FIRST)
+            dt, wrapped = _destination(reads, t, num_segments)
+            to = (own[:, None] + dt * frame_size) * VEC + lane
+            cut = in_frame & (whole == 0)
+            tl.store(shifted_ptr + to, tl.where(wrapped, 0.0, y), mask=cut[:, None])
 
 
 @triton.jit
@@ -224,7 +253,10 @@ def residual_shift(
         packed = residual_shift(branch.contiguous(), scale, bias, identity, *shift)
         return y.copy_(packed[0]), shifted.copy_(packed[1])
     branch, identity = _packed(branch, channels_last), _packed(identity, channels_last)
-    grid, sizes, variant = _launch(y, (branch, identity), *shift[:4], channels_last)
+    sizes, variant = _launch(y, (branch, identity), *shift[:4], channels_last)
+    gather = channels_last and variant["FOLDS_ALIGNED"] and y.shape[1] <= GATHER_CHANNELS
+    block = WIDE_BLOCK if gather else BLOCK
+    grid = (y.shape[0] * triton.cdiv(sizes[1], block),)
     with device_guard(y):
         _residual_shift_kernel[grid](
             branch,
@@ -235,7 +267,9 @@ def residual_shift(
             shifted,
             *sizes,
             **variant,
+            BLOCK=block,
             ACTIVATION=activation,
+            GATHER=gather,
             num_warps=NUM_WARPS,
         )
     return y, shifted
@@ -270,7 +304,8 @@ def residual_shift_backward(
         )
         return [grad.copy_(values) for grad, values in zip(grads, packed, strict=True)]
     tensors = [None if x is None else _packed(x, channels_last) for x in tensors]
-    grid, sizes, variant = _launch(grads[0], tensors, *shift[:4], channels_last)
+    sizes, variant = _launch(grads[0], tensors, *shift[:4], channels_last)
+    grid = (template.shape[0] * triton.cdiv(sizes[1], WIDE_BLOCK),)
     grad_y, grad_shifted, y, branch, identity = tensors
     with device_guard(template):
         _residual_shift_backward_kernel[grid](
@@ -285,6 +320,7 @@ def residual_shift_backward(
             grads[-1],
             *sizes,
             **variant,
+            BLOCK=WIDE_BLOCK,
             ACTIVATION=activation,
             num_warps=NUM_WARPS,
         )
@@ -311,8 +347,8 @@ def _launch(
     n_past: int,
     future_first: bool,
     channels_last: bool,
-) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:
-    """Grid, sizes and constants that the two kernels share."""
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Sizes and constants that the two kernels share."""
     frame_size, channels = math.prod(out.shape[1:]), out.shape[1]
     pixels = frame_size // channels
     row_size, channel_stride = (channels, 1) if channels_last else (frame_size, pixels)
@@ -322,14 +358,12 @@ def _launch(
         vec = 1
     n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
     first_end, second_end = n_first * channel_stride, (n_first + n_second) * channel_stride
-    grid = (out.shape[0] * triton.cdiv(frame_size // vec, BLOCK),)
     sizes = (num_segments, frame_size // vec, row_size // vec, first_end, second_end, pixels)
     variant = {
         "VEC": vec,
-        "BLOCK": BLOCK,
         "CHANNELS_LAST": channels_last,
         "WHOLE_CHANNELS": pixels % vec == 0,
         "FOLDS_ALIGNED": first_end % vec == 0 and second_end % vec == 0,
         "FUTURE_FIRST": future_first,
     }
-    return grid, sizes, variant
+    return sizes, variant

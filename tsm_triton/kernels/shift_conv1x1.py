@@ -13,6 +13,7 @@ Layout: channels_last, so that x, identity and out are matrices of rows r; anoth
 The backward is made of torch's own convolutions and the adjoint shift, in `ops`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from . import shift_conv1x1_tma as copy_engine
 from .activations import activate
-from .device import device_guard
+from .device import device_guard, fp32_precision, has_copy_engine, multiprocessors
 
 # Bytes of one row of a tile of x and of weight: one row of the 128-byte swizzle that the matrix units read,
 # 64 channels of half precision, 32 of fp32.
@@ -45,17 +47,45 @@ CONFIGS = [
 FLOAT64_CONFIG = CONFIGS[1]
 
 
+# Tiles to try by columns of the output, best guesses first, as measured on an H200; few, because each costs the first
+# call of a shape half a second. Few rows want small tiles, or most of the GPU idles.
+_TRIED = 3
+FEW_ROWS = 4096
+
+
 def _worth_trying(configs: list[triton.Config], _: dict[str, Any], **arguments: Any) -> list[triton.Config]:
-    """Leave out tiles that the output would fill less than half of, and those that spill in float64."""
+    """A few tiles, none that needs a third more columns than narrow ones, and none that spills in float64."""
     if arguments["x_ptr"].dtype == torch.float64:
         return [FLOAT64_CONFIG]
-    return [config for config in configs if config.kwargs["BLOCK_N"] < 2 * max(64, arguments["C_OUT"])]
+    c_out = arguments["C_OUT"]
+    if arguments["rows"] <= FEW_ROWS:
+        order = [(64, 64), (64, 128), (128, 64)]
+    elif c_out <= 64:
+        order = [(128, 64), (256, 64), (64, 64)]
+    else:
+        order = [(64, 256)] * (c_out >= 256) + [(128, 128), (64, 128), (128, 64)]
+    least = triton.cdiv(c_out, 64) * 64
+    by_tile = {(config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]): config for config in configs}
+    return [by_tile[tile] for tile in order if 3 * triton.cdiv(c_out, tile[1]) * tile[1] <= 4 * least][
+        :_TRIED
+    ]
+
+
+def _quick_bench(call: Callable[[], None], quantiles: Sequence[float]) -> Any:
+    """Triton's own takes 125 ms a tile."""
+    return triton.testing.do_bench(call, warmup=5, rep=20, quantiles=quantiles)
+
+
+def _rows_bucket(rows: int) -> int:
+    """Row counts that share a tuning: the next power of four, and all beyond what fills any GPU."""
+    return min(4 ** triton.cdiv((rows - 1).bit_length(), 2), 4**8)
 
 
 @triton.autotune(
     CONFIGS,
     key=["rows_bucket", "C_IN", "C_OUT", "PRECISION"],  # and every dtype, which triton adds
     prune_configs_by={"early_config_prune": _worth_trying},
+    do_bench=_quick_bench,
     cache_results=True,
 )
 @triton.jit(do_not_specialize=["rows_bucket"])
@@ -198,22 +228,27 @@ def _launch(
     )
     if out.numel() == 0:
         return out
-    rows = frames * height * width
+    rows, pixels = frames * height * width, height * width
+    x, weight = as_rows(x), weight.reshape(c_out, c_in).contiguous()
+    bias = None if bias is None else bias.contiguous()
+    identity = None if identity is None else as_rows(identity)
+    if cache is None and _by_copy_engine(x, weight, bias, identity, out, activation, rows, pixels, **counts):
+        return out
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(c_out, meta["BLOCK_N"]),)
 
     arguments = {
-        "x_ptr": as_rows(x),
-        "weight_ptr": weight.reshape(c_out, c_in).contiguous(),
-        "bias_ptr": None if bias is None else bias.contiguous(),
-        "identity_ptr": None if identity is None else as_rows(identity),
+        "x_ptr": x,
+        "weight_ptr": weight,
+        "bias_ptr": bias,
+        "identity_ptr": identity,
         "out_ptr": out,
         "cache_ptr": None if cache is None else as_rows(cache),
         "kept_ptr": kept,
         "rows": rows,
-        "pixels": height * width,
-        "rows_bucket": triton.next_power_of_2(rows),
+        "pixels": pixels,
+        "rows_bucket": _rows_bucket(rows),
         "C_IN": c_in,
         "C_OUT": c_out,
         "ACTIVATION": activation,
@@ -229,12 +264,38 @@ def _launch(
     return out
 
 
+def _by_copy_engine(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    out: Tensor,
+    activation: str,
+    rows: int,
+    pixels: int,
+    num_segments: int,
+    FIRST_END: int,
+    SECOND_END: int,
+    FUTURE_FIRST: bool,
+) -> bool:
+    """Whether the copy engine's kernel was faster for such a shape, and has filled `out`."""
+    if not has_copy_engine(x) or not copy_engine.takes(x, weight, identity, FIRST_END, SECOND_END):
+        return False
+    clip_rows = num_segments * pixels if SECOND_END else rows
+    c_out, c_in = weight.shape
+    processors = multiprocessors(x.get_device())
+    added = identity is not None
+    tile = copy_engine.tile_for(c_in, c_out, rows // clip_rows, clip_rows, added, processors)
+    if tile is None:
+        return False
+    with device_guard(x):
+        copy_engine.launch(
+            x, weight, bias, identity, as_rows(out), clip_rows, pixels,
+            FIRST_END, SECOND_END, FUTURE_FIRST, activation, tile, processors,
+        )  # fmt: skip
+    return True
+
+
 def as_rows(x: Tensor) -> Tensor:
     """`[rows, channels]`, a view where `x` is channels_last."""
     return x.permute(0, 2, 3, 1).contiguous()
-
-
-def fp32_precision() -> str:
-    """How fp32 is multiplied, as torch's own matrix products do it; other dtypes ignore it."""
-    chosen = torch.backends.cuda.matmul.fp32_precision
-    return "tf32" if chosen == "tf32" and torch.version.hip is None else "ieee"
