@@ -136,8 +136,8 @@ def test_half_precision_is_no_worse_than_the_patched_model(name, dtype):
 )
 def test_what_only_a_gpu_fuses_computes_the_same(name, monkeypatch):
     model, plain = patched_and_fused(name)
-    monkeypatch.setattr("tsm_triton.integrations.choice.rewrites_convolutions", lambda x: True)
-    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", lambda kind, x: True)
+    monkeypatch.setattr("tsm_triton.fusion.choice.rewrites_convolutions", lambda x: True)
+    monkeypatch.setattr("tsm_triton.fusion.choice.is_faster", lambda kind, x: True)
     fused = fuse(model, example_input=EXAMPLE)
     assert {entry.kind for entry in fused.report.fused} > {"stem"}
     assert len(fused.report.fused) > len(plain.report.fused)
@@ -310,8 +310,8 @@ def test_compiles_in_one_graph_for_two_batch_sizes():
 
 @pytest.mark.timeout(600)
 def test_what_only_a_gpu_fuses_compiles_for_two_batch_sizes(monkeypatch):
-    monkeypatch.setattr("tsm_triton.integrations.choice.rewrites_convolutions", lambda x: True)
-    monkeypatch.setattr("tsm_triton.integrations.choice.is_faster", lambda kind, x: True)
+    monkeypatch.setattr("tsm_triton.fusion.choice.rewrites_convolutions", lambda x: True)
+    monkeypatch.setattr("tsm_triton.fusion.choice.is_faster", lambda kind, x: True)
     fused = fuse(small(), example_input=EXAMPLE)
     assert any(node.target is torch.ops.tsm_triton.convolution.default for node in fused.network.graph.nodes)
     compiled = torch.compile(fused, fullgraph=True, dynamic=True)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, chain, count, pairwise
-from statistics import median_low
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
@@ -293,7 +292,8 @@ def _timed(
     a hole, as where the signal was lost, does not lower the rate.
     """
     steps = [b - a for a, b in pairwise(stamps)]
-    usual = median_low([step for step in steps if step > 0] or [0])
+    forward = sorted(step for step in steps if step > 0) or [0]
+    usual = forward[(len(forward) - 1) // 2]  # the median; statistics would bring decimal along at import
     leap, hole = LEAP / time_base, max(HOLE / time_base, Fraction(10 * usual))
     steps = [usual if step < 0 or (broadcast and step > leap) else step for step in steps]
     ticks = [*accumulate(steps, initial=0)]
