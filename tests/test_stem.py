@@ -1,5 +1,7 @@
 """A network's first convolution: what the kernel computes, and which calls are its."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -18,17 +20,21 @@ def device(monkeypatch) -> str:
     return "cpu"
 
 
+def to(kind, *values) -> Any:
+    """Onto a device or in another dtype."""
+    return [None if v is None else v.to(kind) for v in values]
+
+
 def check(device, case, dtype, tile, biased=True):
     c_in, c_out, kernel_size, stride, padding, height, width = case
     x = torch.randn(2, c_in, height, width).to(dtype)
     weight = torch.randn(c_out, c_in, *kernel_size).div(10).to(dtype)
     bias = torch.randn(c_out).to(dtype) if biased else None
     assert kernel.takes(x, weight, stride, padding)
-    given = (x, weight, bias)
-    given = [None if v is None else v.to(device) for v in given]
-    out = kernel.stem_convolution(*given, stride, padding, "relu", tile)
-    wide = [None if v is None else v.double() for v in (x, weight, bias)]
-    assert_close(out, F.conv2d(*wide, stride, padding).relu().to(dtype), roundings=2)
+    arguments = (*to(device, x, weight, bias), stride, padding, "relu", tile)
+    out = kernel.stem_convolution(*arguments)
+    wide, kernels, biases = to(torch.float64, x, weight, bias)
+    assert_close(out, F.conv2d(wide, kernels, biases, stride, padding).relu().to(dtype), roundings=2)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
