@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 
 from tsm_triton import ops, reference
 from tsm_triton.kernels import shift_conv1x1 as plain
@@ -11,6 +12,13 @@ from tsm_triton.kernels import shift_conv1x1_tma as kernel
 from tsm_triton.testing import assert_close, assert_same_bits
 
 HAS_CUDA = torch.cuda.is_available()
+# its interpreter makes no number of a range's bound with NumPy 2
+ranges = pytest.mark.skipif(
+    not HAS_CUDA and triton.__version__.startswith("3.6"), reason="triton 3.6 interprets no range of a launch"
+)
+persistent = pytest.mark.parametrize(
+    "persistent", [pytest.param(False, id="tile"), pytest.param(True, id="persistent", marks=ranges)]
+)
 H200 = 132  # multiprocessors
 SHIFTED = [(256, 128, 56), (512, 128, 28), (512, 256, 28), (1024, 256, 14), (1024, 512, 14), (2048, 512, 7)]
 ADDED = [(128, 512, 28), (256, 1024, 14), (512, 2048, 7)]
@@ -58,7 +66,7 @@ def launched(values: Any, shift: Any, activation, tile, multiprocessors=3) -> to
     return out.movedim(-1, 1)
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["tile", "persistent"])
+@persistent
 @pytest.mark.parametrize(
     ("shift", "c_in", "added"),
     [
@@ -76,7 +84,7 @@ def test_matches_the_reference(device, shift, c_in, added, persistent):
         kernel.Tile(32, 32, 4, 2, persistent) if device == "cpu" else kernel.Tile(128, 32, 4, 2, persistent)
     )
     out = launched(to(device, values), shift, "relu", tile)
-    expected = (*values, *shift, "relu")
+    expected: list[Any] = [*values, *shift, "relu"]
     assert_close(out, reference.shift_conv1x1(*expected), roundings=2)
 
 
@@ -135,7 +143,8 @@ def test_the_op_asks_for_it(device, monkeypatch):
     monkeypatch.setattr(kernel, "tile_for", lambda *shape: asked.append(shape) or small)
     values = arguments(6, 64, 16, 3, True)
     shifted, still = ((3, fold, fold, True, "relu") for fold in (32, 0))
-    expected, given = (*values, *shifted), to(device, values)
+    expected: list[Any] = [*values, *shifted]
+    given = to(device, values)
     assert_close(ops.shift_conv1x1(*given, *shifted), reference.shift_conv1x1(*expected), roundings=2)
     assert asked == [(64, 16, 2, 36, True, 1)]
     ops.shift_conv1x1(*given, *still)
@@ -148,7 +157,7 @@ def test_on_a_gpu_repeats_its_bits_and_is_captured(device, added):
     c_in, c_out, side = (256, 1024, 14) if added else (1024, 256, 14)
     fold = 0 if added else c_in // 8
     values = to(device, arguments(256, c_in, c_out, side, added, torch.bfloat16))
-    call = (*values, 8, fold, fold, True, "relu")
+    call: list[Any] = [*values, 8, fold, fold, True, "relu"]
     first = ops.shift_conv1x1(*call)
     assert_close(first, reference.shift_conv1x1(*call), roundings=2)
     for _ in range(20):
