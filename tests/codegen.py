@@ -27,12 +27,13 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Code:
-    """What the GPU will run: bits of each global access in order, registers a thread, bytes spilled."""
+    """What the GPU will run: bits of each global access in order, registers a thread, bytes spilled, opcodes."""
 
     loads: tuple[int, ...]
     stores: tuple[int, ...]
     registers: int
     spills: int
+    opcodes: frozenset[str]
 
 
 def compile_kernel(
@@ -41,7 +42,8 @@ def compile_kernel(
     """Compile `kernel` as the launcher would for `arguments`.
 
     A string is a runtime argument of that type (`"*i16"` a 16-byte aligned pointer, `"i32"`, `"i32:16"` an
-    integer known to be a multiple of 16); anything else is a constexpr, a string as `tl.constexpr("...")`.
+    integer known to be a multiple of 16, `"tensordesc<bf16[1, 64]>"` blocks for the copy engine); anything else
+    is a constexpr, a string as `tl.constexpr("...")`.
     """
     function = _compilable(kernel)
     signature, constexprs, attrs = {}, {}, {}
@@ -84,7 +86,8 @@ def _read_nvidia(asm: dict[str, Any]) -> Code:
     local = int(re.search(r"LOCAL:(\d+)", usage)[1])  # type: ignore[index]
     stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
     # LDGSTS copies to shared memory through no register
-    return Code(_widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), registers, local + stack)
+    opcodes = frozenset(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?(\w+)", sass, re.MULTILINE))
+    return Code(_widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), registers, local + stack, opcodes)
 
 
 def _widths(sass: str, instructions: str) -> tuple[int, ...]:
@@ -105,7 +108,8 @@ def _read_amd(text: str) -> Code:
 
     registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])  # type: ignore[index]
     spills = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1])  # type: ignore[index]
-    return Code(widths("load"), widths("store"), registers, spills)
+    opcodes = frozenset(re.findall(r"^\s+([a-z]\w+)", text, re.MULTILINE))
+    return Code(widths("load"), widths("store"), registers, spills, opcodes)
 
 
 @lru_cache

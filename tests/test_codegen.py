@@ -2,10 +2,13 @@
 
 import pytest
 import triton.language as tl
+from triton.compiler.errors import CompilationError
 
+from tsm_triton.kernels import activations, depthwise, stem
 from tsm_triton.kernels import conv1x1_shift_conv1x1 as pair
 from tsm_triton.kernels import residual_shift as residual
 from tsm_triton.kernels import shift_conv1x1 as convolution
+from tsm_triton.kernels import shift_conv1x1_tma as copy_engine
 from tsm_triton.kernels import temporal_shift as kernel
 
 from .codegen import TARGETS, Code, compile_kernel
@@ -99,18 +102,19 @@ def test_the_packed_shift_adds_two_bytes_to_each_program(target, folds_aligned):
     assert code.spills == 0
 
 
-def residual_arguments(function, pointer: str, vec: int, **variant) -> dict:
+def residual_arguments(function, target: str, pointer: str, vec: int, **variant) -> dict:
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in function.arg_names}
     constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "FUTURE_FIRST": True}
     forward = function is residual._residual_shift_kernel
     constants |= {"GATHER": False} if forward else {}
-    block = residual.BLOCK if forward else residual.WIDE_BLOCK
+    # 4 warps are 256 threads on AMD
+    block = residual.BLOCK if forward and target != "gfx942" else residual.WIDE_BLOCK
     constants |= {"VEC": vec, "BLOCK": block, "scale_ptr": "*fp32", "bias_ptr": "*fp32"}
     return arguments | constants | variant
 
 
 def vectors_a_thread(arguments: dict, target: str) -> int:
-    return max(1, arguments["BLOCK"] // (residual.NUM_WARPS * (64 if target == "gfx942" else 32)))
+    return arguments["BLOCK"] // (residual.NUM_WARPS * (64 if target == "gfx942" else 32))
 
 
 RESIDUAL_KERNELS = {
@@ -127,7 +131,7 @@ def test_the_residual_shift_moves_128_bits_an_access_and_spills_nothing(
     target, pointer, vec, direction, activation
 ):
     function = RESIDUAL_KERNELS[direction]
-    arguments = residual_arguments(function, pointer, vec, ACTIVATION=tl.constexpr(activation))
+    arguments = residual_arguments(function, target, pointer, vec, ACTIVATION=tl.constexpr(activation))
     code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
     assert set(code.loads) == set(code.stores) == {128}
     # two stores a vector: y and its shift, or the two gradients
@@ -142,7 +146,7 @@ def test_the_residual_shift_moves_128_bits_an_access_and_spills_nothing(
 def test_the_residual_shift_reads_each_input_once(target, direction):
     function = RESIDUAL_KERNELS[direction]
     plain = {"scale_ptr": None, "bias_ptr": None, "ACTIVATION": tl.constexpr("relu")}
-    arguments = residual_arguments(function, "*bf16", 8, **plain)
+    arguments = residual_arguments(function, target, "*bf16", 8, **plain)
     code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
     vectors = vectors_a_thread(arguments, target)
     # branch and identity in, y and its shift out; y and two gradients in, one gradient out
@@ -155,7 +159,7 @@ def test_the_residual_shift_reads_each_input_once(target, direction):
 def test_the_gather_reads_moved_vectors_twice_and_stays_wide(target):
     function = residual._residual_shift_kernel
     variant = {"GATHER": True, "BLOCK": residual.WIDE_BLOCK, "ACTIVATION": tl.constexpr("relu")}
-    arguments = residual_arguments(function, "*bf16", 8, **variant)
+    arguments = residual_arguments(function, target, "*bf16", 8, **variant)
     code = compile_kernel(function, target, arguments, residual.NUM_WARPS)
     vectors = vectors_a_thread(arguments, target)
     # fp32 scale and bias, two accesses each, the two inputs twice
@@ -170,7 +174,7 @@ def test_only_vectors_that_a_fold_cuts_are_moved_by_element(target, direction):
     function = RESIDUAL_KERNELS[direction]
     variant = {"FOLDS_ALIGNED": False, "ACTIVATION": tl.constexpr("silu")}
     code = compile_kernel(
-        function, target, residual_arguments(function, "*bf16", 8, **variant), residual.NUM_WARPS
+        function, target, residual_arguments(function, target, "*bf16", 8, **variant), residual.NUM_WARPS
     )
     wide, narrow = (code.loads, code.stores) if direction == "forward" else (code.stores, code.loads)
     assert set(wide) == {128}
@@ -281,3 +285,90 @@ def test_the_pair_of_convolutions_reads_wide_and_spills_nothing(target, pointer,
     arguments = pair_arguments(pointer, *sizes, "tf32" if pointer == "*fp32" else "ieee")
     code = compile_kernel(pair._conv1x1_shift_conv1x1_kernel, target, arguments, pair.NUM_WARPS)
     check_products(code, target)
+
+
+# C_IN, C_OUT, fold, whether a residual is added: shapes of ResNet-50 that take each of its tiles
+COPIED = {"256": (256, 128, 32, False), "512": (512, 128, 64, False), "wide": (512, 256, 64, False)}
+COPIED |= {"added": (128, 512, 0, True)}
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+@pytest.mark.parametrize("shape", COPIED.values(), ids=COPIED)
+def test_the_copy_engine_feeds_the_matrix_units(target, shape):
+    c_in, c_out, fold, added = shape
+    tile = copy_engine.tile_for(c_in, c_out, 32, 8 * 28 * 28, added, 132)
+    assert tile is not None
+    block_k = copy_engine.fold_block(fold, 2 * fold)
+    rows, columns = tile.BLOCK_M, tile.BLOCK_N
+    arguments = {
+        "x_d": f"tensordesc<bf16[1, {rows}, {block_k}]>",
+        "weight_d": f"tensordesc<bf16[{columns}, {block_k}]>",
+        "bias_ptr": "*bf16",
+        "identity_ptr": "*bf16" if added else None,
+        "out_d": f"tensordesc<bf16[1, {rows}, {columns}]>",
+        **dict.fromkeys(("tiles", "clip_rows", "pixels"), "i32"),
+        **{"C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold, "FUTURE_FIRST": True},
+        **{"ACTIVATION": tl.constexpr("relu"), "PERSISTENT": tile.PERSISTENT},
+        **{"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": block_k},
+    }
+    function = copy_engine._shift_conv1x1_tma_kernel
+    code = compile_kernel(function, target, arguments, tile.num_warps, tile.num_stages)
+    assert code.spills == 0
+    assert {"UTMALDG", "UTMASTG", "HGMMA" if target == "sm_90" else "UTCHMMA"} <= code.opcodes
+    if added:
+        assert 128 in code.loads
+
+
+# kernel, C_OUT, persistent, which runs where the copy engine is alone
+STEMS = [(7, 64, False, target) for target in TARGETS]
+STEMS += [(size, c_out, True, target) for size, c_out in ((7, 64), (3, 32)) for target in ("sm_90", "sm_100")]
+
+
+@pytest.mark.parametrize(("size", "c_out", "persistent", "target"), STEMS)
+def test_the_stem_reads_four_values_an_access_and_spills_nothing(size, c_out, persistent, target):
+    lead, block_k, block_c = stem.sizes(3, c_out, size, 2, size // 2)
+    tile = stem.tile_for(size, block_k, block_c, 2, persistent)
+    arguments = {
+        **dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16"),
+        **{"total": "i32", "H": 224, "W": 224, "C": 3, "OH": 112, "OW": 112, "C_OUT": c_out, "KH": size},
+        **{"STRIDE": 2, "PADDING": size // 2, "LEAD": lead, "PAIR": stem.PAIR},
+        **{"BLOCK_C": block_c, "BLOCK_K": block_k, "BLOCK_M": tile.BLOCK_M, "KERNEL_ROWS": tile.KERNEL_ROWS},
+        **{"PERSISTENT": tile.PERSISTENT > 0},
+        **{"ACTIVATION": tl.constexpr("relu"), "PRECISION": tl.constexpr("ieee")},
+    }
+    code = compile_kernel(stem._stem_kernel, target, arguments, tile.num_warps, 1)
+    # a run begins at 8 bytes; the weights are read by vectors
+    assert code.spills == 0
+    assert 64 in code.loads
+    assert set(code.stores) == {64 if target == "gfx942" else 128}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_depthwise_convolution_moves_128_bits_an_access_and_spills_nothing(target, stride):
+    side = 56
+    tile = depthwise.tile_for(96, side // stride, side // stride, stride, 2)
+    arguments = {
+        **dict.fromkeys(("x_ptr", "weight_ptr", "out_ptr"), "*bf16"),
+        "bias_ptr": None,
+        **{"H": side, "W": side, "C": 96, "OH": side // stride, "OW": side // stride, "KH": 3, "KW": 3},
+        **{
+            "STRIDE": stride,
+            "PADDING_H": 1,
+            "PADDING_W": 1,
+            "DILATION": 1,
+            **tile._asdict(),
+            "ROLLING": True,
+        },
+        "ACTIVATION": tl.constexpr("relu6"),
+    }
+    code = compile_kernel(depthwise._depthwise_kernel, target, arguments, depthwise.NUM_WARPS)
+    assert set(code.loads) == set(code.stores) == {128}
+    assert code.spills == 0
+
+
+@pytest.mark.parametrize("function", [activations.activate, activations.activation_backward])
+def test_an_unknown_activation_does_not_compile(function):
+    arguments = dict.fromkeys(function.arg_names, "fp32") | {"ACTIVATION": tl.constexpr("gelu")}
+    with pytest.raises(CompilationError, match="unknown activation"):
+        compile_kernel(function, "sm_90", arguments)

@@ -1,5 +1,7 @@
 """The depthwise convolution: what the kernel computes, in both of its forms."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -18,14 +20,20 @@ def device(monkeypatch) -> str:
     return "cpu"
 
 
+def to(kind, *values) -> Any:
+    """Onto a device or in another dtype."""
+    return [None if v is None else v.to(kind) for v in values]
+
+
 def check(device, c, size, stride, padding, dilation, shape, dtype=torch.float32, tile=None, biased=True):
     x = torch.randn(2, c, *shape).to(dtype)
     weight = torch.randn(c, 1, *size).div(3).to(dtype)
     bias = torch.randn(c).to(dtype) if biased else None
-    given = [None if v is None else v.to(device) for v in (x, weight, bias)]
-    out = kernel.depthwise_convolution(*given, stride, padding, dilation, "relu6", tile)
-    wide = [None if v is None else v.double() for v in (x, weight, bias)]
-    assert_close(out, F.relu6(F.conv2d(*wide, stride, padding, dilation, c)).to(dtype), roundings=2)
+    arguments: list[Any] = [*to(device, x, weight, bias), stride, padding, dilation, "relu6", tile]
+    out = kernel.depthwise_convolution(*arguments)
+    wide, kernels, biases = to(torch.float64, x, weight, bias)
+    expected = F.relu6(F.conv2d(wide, kernels, biases, stride, padding, dilation, c))
+    assert_close(out, expected.to(dtype), roundings=2)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -1,7 +1,10 @@
 """The 1x1 convolution on the copy engine: what it computes, and which calls are its."""
 
+from typing import Any
+
 import pytest
 import torch
+import triton
 
 from tsm_triton import ops, reference
 from tsm_triton.kernels import shift_conv1x1 as plain
@@ -9,6 +12,13 @@ from tsm_triton.kernels import shift_conv1x1_tma as kernel
 from tsm_triton.testing import assert_close, assert_same_bits
 
 HAS_CUDA = torch.cuda.is_available()
+# its interpreter makes no number of a range's bound with NumPy 2
+ranges = pytest.mark.skipif(
+    not HAS_CUDA and triton.__version__.startswith("3.6"), reason="triton 3.6 interprets no range of a launch"
+)
+persistent = pytest.mark.parametrize(
+    "persistent", [pytest.param(False, id="tile"), pytest.param(True, id="persistent", marks=ranges)]
+)
 H200 = 132  # multiprocessors
 SHIFTED = [(256, 128, 56), (512, 128, 28), (512, 256, 28), (1024, 256, 14), (1024, 512, 14), (2048, 512, 7)]
 ADDED = [(128, 512, 28), (256, 1024, 14), (512, 2048, 7)]
@@ -24,17 +34,25 @@ def device(monkeypatch) -> str:
     return "cpu"
 
 
-def arguments(frames, c_in, c_out, side, added, dtype=torch.float16):
+def arguments(frames, c_in, c_out, side, added, dtype=torch.float16) -> Any:
     x = torch.randn(frames, c_in, side, side + 1).to(dtype)
     weight = torch.randn(c_out, c_in).div(c_in**0.5).to(dtype)
     identity = torch.randn(frames, c_out, side, side + 1).to(dtype) if added else None
     return x, weight, torch.randn(c_out).to(dtype), identity
 
 
-def launched(values, shift, activation, tile, multiprocessors=3) -> torch.Tensor:
+def to(device, values) -> Any:
+    """There, images in channels_last."""
+    last = [
+        v.movedim(1, -1).contiguous().movedim(-1, 1) if v is not None and v.dim() == 4 else v for v in values
+    ]
+    return [None if v is None else v.to(device) for v in last]
+
+
+def launched(values: Any, shift: Any, activation, tile, multiprocessors=3) -> torch.Tensor:
     num_segments, n_future, n_past, future_first = shift
     x, weight, bias, identity = values
-    x, identity = (None if v is None else v.movedim(1, -1).contiguous() for v in (x, identity))
+    x = x.movedim(1, -1)
     frames, height, width, _ = x.shape
     out = torch.empty(frames, height, width, len(weight), dtype=x.dtype, device=x.device)
     pixels = height * width
@@ -48,7 +66,7 @@ def launched(values, shift, activation, tile, multiprocessors=3) -> torch.Tensor
     return out.movedim(-1, 1)
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["tile", "persistent"])
+@persistent
 @pytest.mark.parametrize(
     ("shift", "c_in", "added"),
     [
@@ -65,19 +83,20 @@ def test_matches_the_reference(device, shift, c_in, added, persistent):
     tile = (
         kernel.Tile(32, 32, 4, 2, persistent) if device == "cpu" else kernel.Tile(128, 32, 4, 2, persistent)
     )
-    out = launched([None if v is None else v.to(device) for v in values], shift, "relu", tile)
-    assert_close(out, reference.shift_conv1x1(*values, *shift, "relu"), roundings=2)
+    out = launched(to(device, values), shift, "relu", tile)
+    expected: list[Any] = [*values, *shift, "relu"]
+    assert_close(out, reference.shift_conv1x1(*expected), roundings=2)
 
 
 def test_a_clip_that_holds_no_numbers_reaches_no_other(device):
-    x, weight, bias, _ = (None if v is None else v.to(device) for v in arguments(6, 64, 8, 3, False))
+    x, weight, bias, _ = to(device, arguments(6, 64, 8, 3, False))
     x[3:] = torch.nan
     out = launched((x, weight, bias, None), (3, 32, 32, True), "none", kernel.Tile(64, 16, 4, 2))
     assert out[:3].isfinite().all()
     assert out[3:].isnan().all()
 
 
-def tile(c_in, c_out, side, added, clips=32, shifted=True):
+def tile(c_in, c_out, side, added, clips=32, shifted=True) -> Any:
     rows = 8 * side * side if shifted else clips * 8 * side * side
     return kernel.tile_for(c_in, c_out, clips if shifted else 1, rows, added, H200)
 
@@ -123,13 +142,12 @@ def test_the_op_asks_for_it(device, monkeypatch):
     asked = []
     monkeypatch.setattr(kernel, "tile_for", lambda *shape: asked.append(shape) or small)
     values = arguments(6, 64, 16, 3, True)
-    given = [
-        v.to(device, memory_format=torch.channels_last) if v.dim() == 4 else v.to(device) for v in values
-    ]
-    out = ops.shift_conv1x1(*given, 3, 32, 32, True, "relu")
+    shifted, still = ((3, fold, fold, True, "relu") for fold in (32, 0))
+    expected: list[Any] = [*values, *shifted]
+    given = to(device, values)
+    assert_close(ops.shift_conv1x1(*given, *shifted), reference.shift_conv1x1(*expected), roundings=2)
     assert asked == [(64, 16, 2, 36, True, 1)]
-    assert_close(out, reference.shift_conv1x1(*values, 3, 32, 32, True, "relu"), roundings=2)
-    ops.shift_conv1x1(*given, 3, 0, 0, True, "relu")
+    ops.shift_conv1x1(*given, *still)
     assert asked[-1] == (64, 16, 1, 72, True, 1)
 
 
@@ -137,20 +155,15 @@ def test_the_op_asks_for_it(device, monkeypatch):
 @pytest.mark.parametrize("added", [False, True])
 def test_on_a_gpu_repeats_its_bits_and_is_captured(device, added):
     c_in, c_out, side = (256, 1024, 14) if added else (1024, 256, 14)
-    values = [
-        None if v is None else v.cuda() for v in arguments(256, c_in, c_out, side, added, torch.bfloat16)
-    ]
-    values = [
-        v.contiguous(memory_format=torch.channels_last) if v is not None and v.dim() == 4 else v
-        for v in values
-    ]
-    shift = (8, 0, 0, True, "relu") if added else (8, c_in // 8, c_in // 8, True, "relu")
-    first = ops.shift_conv1x1(*values, *shift)
-    assert_close(first, reference.shift_conv1x1(*values, *shift), roundings=2)
+    fold = 0 if added else c_in // 8
+    values = to(device, arguments(256, c_in, c_out, side, added, torch.bfloat16))
+    call: list[Any] = [*values, 8, fold, fold, True, "relu"]
+    first = ops.shift_conv1x1(*call)
+    assert_close(first, reference.shift_conv1x1(*call), roundings=2)
     for _ in range(20):
-        assert_same_bits(ops.shift_conv1x1(*values, *shift).cpu(), first.cpu())
+        assert_same_bits(ops.shift_conv1x1(*call).cpu(), first.cpu())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = ops.shift_conv1x1(*values, *shift)
+        captured = ops.shift_conv1x1(*call)
     graph.replay()
     assert_same_bits(captured.cpu(), first.cpu())

@@ -290,3 +290,43 @@ def test_a_patched_model_refuses_a_video_that_is_not_folded():
     assert model(torch.randn(8, 5, 5, 16)).shape == (8, 5, 5, 16)
     with pytest.raises(ValueError, match="x must hold folded clips"):
         model(torch.randn(8, 4, 5, 5, 16))
+
+
+def test_a_shape_is_planned_once_and_launched_as_the_jit_would(monkeypatch):
+    names = kernel._temporal_shift_kernel.arg_names
+    planned, launched = [], []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *args: launched.append((grid, dict(zip(names, args, strict=True))))
+
+    class Jit:
+        def __getitem__(self, grid):
+            def launch(*args, num_warps, **constants):
+                planned.append((grid, dict(zip(names, args, strict=False)) | constants))
+                return Compiled()
+
+            return launch
+
+    monkeypatch.setattr(kernel, "_temporal_shift_kernel", Jit())
+    monkeypatch.setattr(kernel, "_PLANS", {})
+    shapes = [laid_out(torch.randn(8, 16, 3, 3), layout) for layout in ("channels_last", "contiguous")]
+    for x in [x for x in shapes for _ in range(3)]:
+        kernel.temporal_shift(x, 4, 2, 2, True, 1)
+    kernel.temporal_shift(shapes[0], 2, 2, 2, True, 1)
+    kernel.temporal_shift(shapes[0].bfloat16(), 4, 2, 2, True, 1)
+    # an address that is no whole vector knows narrower accesses alone
+    unaligned = torch.randn(8 * 16 * 9 + 1)[1:].view(8, 16, 3, 3)
+    for _ in range(2):
+        kernel.temporal_shift(unaligned, 4, 2, 2, True, 1)
+    assert len(planned) == 6
+    assert len(launched) == 4
+    pointers = {"x_ptr", "out_ptr"}
+    for (grid, arguments), (known_grid, known) in zip(
+        launched, [p for p in planned[:2] for _ in range(2)], strict=True
+    ):
+        assert grid == known_grid
+        assert {k: v for k, v in arguments.items() if k not in pointers} == {
+            k: v for k, v in known.items() if k not in pointers
+        }
+        assert arguments["x_ptr"].data_ptr() == known["x_ptr"].data_ptr()

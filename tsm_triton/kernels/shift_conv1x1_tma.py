@@ -118,7 +118,10 @@ def fold_block(first_end: int, second_end: int) -> int:
 def tile_for(
     c_in: int, c_out: int, clips: int, clip_rows: int, added: bool, multiprocessors: int
 ) -> Tile | None:
-    """What was fastest on an H200 in bf16, None where the plain kernel was or where much of the tiles is outside."""
+    """What was fastest on an H200 in bf16; None where the plain kernel was, or where much of the tiles is outside.
+
+    At 256 frames of 14x14 pixels, 1024 -> 256 is as fast as the plain kernel (54 us); no other shape measured is.
+    """
     if added:
         tile = Tile(128, 128, 8, 3) if c_in >= 128 else None
     elif c_in >= 512:
