@@ -166,10 +166,9 @@ def fake(*shape, device="cuda", layout=torch.channels_last):
 
 
 def test_the_rule_follows_the_bytes():
-    # channels_last is a matrix as it lies; another layout would be copied first
+    # which layout a map has is no question of the rule: the rewriting knows, on a GPU not from strides
     for kind in (ABSORBED, SUMMED, ALONE):
         assert is_faster(kind, fake(8, 64, 56, 56))
-        assert not is_faster(kind, fake(8, 64, 56, 56, layout=torch.contiguous_format))
         assert is_faster(kind, fake(8, 64, 56, 56, device="cpu", layout=torch.contiguous_format))
     assert is_faster(BOTH, fake(8, 64, 56, 56, layout=torch.contiguous_format))
     assert not is_faster(ALONE, fake(8, 64, 1, 1))

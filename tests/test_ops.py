@@ -1,16 +1,18 @@
 """The op inside torch: registration, autograd, transforms, compile and export."""
 
 import os
+from importlib import import_module
 
 import pytest
 import torch
 from torch import nn
 
 import tsm_triton
-from importlib import import_module
-
 from tsm_triton import ops, reference
 from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out
+
+# `ops.temporal_shift` is the op, not the file of its name
+shift_file = import_module("tsm_triton.ops.temporal_shift")
 
 SHIFTS = [(4, 2, 2, True), (2, 0, 3, True), (4, 1, 3, False), (1, 2, 1, True), (4, 0, 0, True)]
 DENSE = ("contiguous", "channels_last", "nhwc", "tokens", "frames_inner", "chunk_of_channels")
