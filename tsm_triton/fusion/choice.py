@@ -1,7 +1,8 @@
 """Which form of a place is the faster one: the rule, and the only place that knows.
 
 On a GPU the rule follows the byte model: a fused op moves each map once where the separate ones move it two to four
-times, so it is taken wherever it needs no copy to another layout.
+times, so it is taken wherever it needs no copy to another layout. An H200 ran a fused ResNet-50 1.82 times as fast as
+the compiled unshifted one, a MobileNetV2 1.72 times (benchmarks/results/nvidia-h200).
 
 On a CPU the ops are made of torch's own operators, the same ones that the graph calls without them, but for sums
 and activations in place: `python -m benchmarks` times whole models, patched and fused

@@ -310,19 +310,22 @@ def capture(
 
 
 def _to_channels_last(module: nn.Module) -> None:
-    """`module.to(memory_format=torch.channels_last)`, for fake tensors too."""
+    """`module.to(memory_format=torch.channels_last)`, for fake tensors too.
+
+    Cloned: to `contiguous` a 1x1 weight is in every format already, and its strides tell a convolution which.
+    """
     converted: dict[nn.Parameter, nn.Parameter] = {}
     for inner in module.modules():
         for name, parameter in inner._parameters.items():
             if parameter is None or parameter.dim() != 4:
                 continue
             if parameter not in converted:
-                values = parameter.detach().contiguous(memory_format=torch.channels_last)
+                values = parameter.detach().clone(memory_format=torch.channels_last)
                 converted[parameter] = nn.Parameter(values, requires_grad=False)
             inner._parameters[name] = converted[parameter]
         for name, buffer in inner._buffers.items():
             if buffer is not None and buffer.dim() == 4:
-                inner._buffers[name] = buffer.contiguous(memory_format=torch.channels_last)
+                inner._buffers[name] = buffer.clone(memory_format=torch.channels_last)
 
 
 def _with_plain_signature(network: GraphModule) -> GraphModule:

@@ -91,8 +91,4 @@ def _keeps(node: Node, found: set[Node]) -> bool:
 
 def _is_map(node: Node) -> bool:
     value = node.meta.get("val")
-    return (
-        isinstance(value, Tensor)
-        and value.dim() == 4
-        and not known(value.shape[2] * value.shape[3] == 1)
-    )
+    return isinstance(value, Tensor) and value.dim() == 4 and not known(value.shape[2] * value.shape[3] == 1)
