@@ -1,6 +1,7 @@
 """`tsm-triton verify`: what it reaches, prints and returns, of right ops and of wrong ones."""
 
 from collections.abc import Callable
+from importlib import import_module
 from unittest import mock
 
 import pytest
@@ -12,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tsm_triton import ops
 from tsm_triton.cli import main
 from tsm_triton.commands.verify import checks, model_checks
-from tsm_triton.ops import shift
 from tsm_triton.testing import ShiftCase
 
 EXACT = "matches the reference, writes nowhere else"
@@ -172,6 +172,8 @@ def test_compiling_trusts_no_graph_of_another_version(monkeypatch):
     with fresh_cache(), torch._functorch.config.patch(enable_autograd_cache=True):
         backward = staticmethod(lambda ctx, grad: (torch.zeros_like(grad), *[None] * 5))
         with monkeypatch.context() as broken:
-            broken.setattr(shift._TemporalShift, "backward", backward)
+            broken.setattr(
+                import_module("tsm_triton.ops.temporal_shift")._TemporalShift, "backward", backward
+            )
             check()  # eager and compiled, the two are wrong alike
         check()
