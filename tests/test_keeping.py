@@ -13,7 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
-from tsm_triton import find_sites, is_patched, patch, shift_disabled, unpatch
+from tsm_triton import ShiftSite, find_sites, is_patched, patch, shift_disabled, unpatch
 from tsm_triton.patching.hooks import shift_hooks
 
 
@@ -144,9 +144,7 @@ def test_wrappers_of_blocks_leave_the_shift_inside(place):
 def test_a_new_module_takes_the_place_and_its_shift():
     model = patch(built(), T)
     fresh = nn.Conv2d(model.layer1[0].conv1.in_channels, model.layer1[0].conv1.out_channels, 3, padding=1)
-    old = model.layer1[0].conv1
     model.layer1[0].conv1 = fresh
-    assert not is_patched(old)
     assert len(shift_hooks(model)) == 4
     # a block of the same shape, too: its sites have the same names
     model.layer4[0] = copy.deepcopy(unpatch(copy.deepcopy(model)).layer4[0])
@@ -155,6 +153,26 @@ def test_a_new_module_takes_the_place_and_its_shift():
     computes_the_same(model, expected, frames())
     unpatch(model)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_module_in_two_places_is_replaced_in_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.two = nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            x = x + self.one(x)
+            return x + self.two(x)
+
+    model = Twice().eval()
+    patch(model, T, sites=[ShiftSite("one", model.one, 16)], verify=False)
+    expected = copy.deepcopy(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert model.one is not model.two
+    x = torch.randn(2 * T, 16, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected(x))
 
 
 def test_another_model_in_the_place_of_a_patched_one_is_as_it_came():

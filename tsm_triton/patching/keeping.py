@@ -88,8 +88,9 @@ def remove_hooks(model: nn.Module) -> None:
 
 
 def _carry(parent: nn.Module, name: str, new: Any) -> None:
-    """Move the shifts of the module that `new` replaces to the same places in it."""
-    old = parent._modules.get(name)
+    """Hand the shifts of the module that `new` replaces on to the same places in it."""
+    modules = parent._modules
+    old = modules.get(name) if isinstance(modules, dict) else None  # a scripted module's are no dict
     if old is None or not isinstance(new, nn.Module) or new is old:
         return
     moving = list(_hooks_in(old))
@@ -102,10 +103,12 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
         place = places.get(path)
         if (path and id(module) in inside) or place is None:
             continue
-        _take(module, key)
+        if id(module) in inside:
+            _take(module, key)
+            forget_description(module)
+        # else it stays on the old module, too, which may stand in other places
         place.register_forward_pre_hook(hook, with_kwargs=True)
         if isinstance(hook, ShiftHook):
-            forget_description(module)
             describe(place, hook)
 
 
