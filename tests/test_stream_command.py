@@ -177,7 +177,7 @@ def test_weights_that_read_the_next_frame_or_none_are_refused(patched, got, clip
         error = capsys.readouterr().err
         assert "expected causal weights" in error
         assert got in error
-        assert 'patched with direction="causal"' in error
+        assert "Train a causal model" in error
     assert not (tmp_path / "out").exists()
 
 

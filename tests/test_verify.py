@@ -72,7 +72,7 @@ def test_a_wrong_op_is_status_1_with_its_smallest_case(verify):
     status, report = verify(op=wrong_beyond_five_channels)
     assert status == 1
     assert f"\nFAIL  shift     {EXACT} " in report
-    assert f"\nFailure 1: shift {EXACT} (copies)\n    AssertionError: expected the same bits, got " in report
+    assert f"\nFailure 1: shift {EXACT} (copies)\n    AssertionError: expected " in report
     line = reproducer(report).splitlines()[1]
     case = eval(
         line[line.index("ShiftCase(") : line.rindex(", device=")], {"ShiftCase": ShiftCase, "torch": torch}
@@ -84,11 +84,11 @@ def test_a_wrong_op_is_status_1_with_its_smallest_case(verify):
 @pytest.mark.parametrize("op", [wrong_beyond_five_channels, behind_its_end])
 def test_the_reproducer_fails_as_the_check_did(verify, op):
     _, report = verify("--fail-fast", op=op)
-    said = report.split("(copies)\n    AssertionError: ", 1)[1].splitlines()[0]
+    said = report.split("(copies)\n    AssertionError: ", 1)[1]
     lines = reproducer(report)
     with pytest.raises(AssertionError) as failure:
         exec(lines, {})
-    assert str(failure.value) == said
+    assert said.startswith(str(failure.value).replace("\n", "\n    "))
     with mock.patch.object(ops, "temporal_shift", right):
         exec(lines, {})
 

@@ -15,9 +15,12 @@ __all__ = [
     "conv_matches",
     "conv_pair_arguments",
     "conv_pair_matches",
+    "convolution_matches",
+    "depthwise_matches",
     "residual_arguments",
     "residual_gradients_match",
     "residual_matches",
+    "stem_matches",
     "step_conv_arguments",
     "step_conv_matches",
 ]
@@ -91,6 +94,55 @@ def conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: 
     actual = op(*_on(device, arguments))
     assert_close(actual, reference.shift_conv1x1(*arguments), roundings=2)
     assert_same_bits(arguments[0], before)
+    _assert_channels_last(actual)
+
+
+def convolution_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
+    """A 3x3 convolution with bias, residual and activation is torch's own within two roundings, channels_last."""
+    x, _, bias, identity, *_ = conv_arguments(case, c_out, activation)
+    weight = _kernel(case, (c_out, case.channels, 3, 3))
+    _convolves(op, (x, weight, bias, identity), ([1, 1], [1, 1], [1, 1], 1), activation, device)
+
+
+def depthwise_matches(op: Any, case: ShiftCase, activation: str, device: str = "cpu") -> None:
+    """A 3x3 convolution of each channel by itself is torch's own within two roundings, channels_last."""
+    x, _, bias, *_ = conv_arguments(case, case.channels, activation)
+    stride = [1 + case.seed % 2] * 2
+    weight = _kernel(case, (case.channels, 1, 3, 3))
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, _: None, *form: Any) -> Tensor:
+        stride, padding, dilation, _, activation = form
+        return op(x, weight, bias, stride, padding, dilation, activation)
+
+    _convolves(call, (x, weight, bias, None), (stride, [1, 1], [1, 1], case.channels), activation, device)
+
+
+def stem_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
+    """A 3x3 convolution of few channels is torch's own within two roundings, channels_last."""
+    x, *_ = conv_arguments(case, c_out, activation)
+    x, weight = x[:, :3], _kernel(case, (c_out, min(3, case.channels), 3, 3))
+    bias = torch.randn(c_out, generator=case.generator()).to(case.dtype)
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, _: None, *form: Any) -> Tensor:
+        stride, padding, _, _, activation = form
+        return op(x, weight, bias, stride, padding, activation)
+
+    _convolves(call, (x, weight, bias, None), ([2, 2], [1, 1], [1, 1], 1), activation, device)
+
+
+def _kernel(case: ShiftCase, shape: tuple[int, ...]) -> Tensor:
+    fan_in = shape[1] * shape[2] * shape[3]
+    return torch.randn(shape, generator=case.generator()).div(fan_in**0.5).to(case.dtype)
+
+
+def _convolves(op: Any, tensors: Any, form: Any, activation: str, device: str) -> None:
+    x, weight, bias, identity = (None if tensor is None else tensor.double() for tensor in tensors)
+    wanted = torch.nn.functional.conv2d(x, weight, bias, *form)
+    wanted = reference.activate(wanted if identity is None else wanted + identity, activation)
+    before = tensors[0].clone()
+    actual = op(*_on(device, tensors), *form, activation)
+    assert_close(actual, wanted.to(tensors[0].dtype), roundings=2)
+    assert_same_bits(tensors[0], before)
     _assert_channels_last(actual)
 
 

@@ -58,8 +58,7 @@ def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
         kind = "unshifted" if record is None else record["direction"]
         raise ValueError(
             f"expected causal weights, which read the past only, got {kind} ones in {checkpoint.source}: a stream has "
-            'no next frame. Train a model that is patched with direction="causal", as `tsm-triton demo --direction '
-            "causal` does."
+            "no next frame. Train a causal model, as `tsm-triton demo --direction causal` does."
         )
     if origin is None:
         if name is None:
