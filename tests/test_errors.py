@@ -51,6 +51,8 @@ def says_what(error: str, message: str) -> bool:
     """What was expected, and what came."""
     if error == "ImportError" and "expected" not in message:
         return "need" in message
+    if error == "AssertionError" and message.startswith("{}"):  # a property's own words, and of which case
+        return True
     if error == "FileNotFoundError":
         return "expected" in message and "does not exist" in message
     return bool(re.search(r"(expected | must ).*\bgot ", message))

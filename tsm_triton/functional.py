@@ -35,8 +35,8 @@ def check_shift(
         )
     if fold_order == "past_first" and direction == "causal":
         raise ValueError(
-            "a causal shift has one fold, so that it has no order: expected fold_order='future_first', got "
-            "'past_first'"
+            "expected fold_order='future_first' with direction='causal', a causal shift has one fold, got "
+            "'past_first': leave it out"
         )
     return num_segments, shift_div
 

@@ -31,7 +31,9 @@ def attribute(package: ModuleType, name: str) -> Any:
             if error.name != f"{package.__name__}.{name}":
                 raise
     if name not in vars(package):
-        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+        raise AttributeError(
+            f"expected a name of module {package.__name__!r}, got {name!r}: choose one of dir()"
+        )
     return vars(package)[name]
 
 

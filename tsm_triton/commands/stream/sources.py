@@ -87,7 +87,7 @@ def _image(path: Path) -> Tensor:
             f"expected an image, got {str(path)!r}, which cannot be read ({printable(str(error))}): "
             "save it again, or take it out of the folder"
         ) from error
-    raise ValueError(f"expected an image, got {str(path)!r} with {unfit}, or take it out of the folder")
+    raise ValueError(f"expected an image, got {str(path)!r} with {unfit}, or drop it from the folder")
 
 
 def _eight_bits(image: "Image.Image", white: int) -> Tensor:
