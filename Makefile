@@ -19,8 +19,8 @@ test-slow: .venv/installed
 test-oldest: .venv-oldest/installed
 	$(OLDEST)/python -m pytest -n 2
 
-# Break the kernels and the patching on purpose: tsm-triton verify must find each, within the two minutes that it
-# needs on two idle cores.
+# Break the kernels and the patching on purpose: tsm-triton verify must find each, within the four minutes that all
+# its checks need on two idle cores.
 mutations: .venv/installed
 	$(BIN)/python -m tests.mutations
 
