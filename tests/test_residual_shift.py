@@ -1,6 +1,7 @@
 """The fused end of a residual block: both forms against the reference, and the op inside torch."""
 
 import os
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -315,7 +316,7 @@ def test_is_captured_by_a_cuda_graph():
 
 
 def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monkeypatch):
-    monkeypatch.setattr("tsm_triton.ops.residual_shift.MAX_FRAME", 0)
+    monkeypatch.setattr(import_module("tsm_triton.ops.residual_shift"), "MAX_FRAME", 0)
     monkeypatch.setattr("tsm_triton.kernels.residual_shift.residual_shift", None)  # not called
     monkeypatch.setattr("tsm_triton.kernels.residual_shift.residual_shift_backward", None)
     case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)

@@ -1,6 +1,7 @@
 """The 1x1 convolution of the shifted input: both forms against the reference, and the op inside torch."""
 
 import os
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -327,7 +328,7 @@ def test_is_captured_by_a_cuda_graph():
 
 
 def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monkeypatch):
-    monkeypatch.setattr("tsm_triton.ops.shift_conv1x1.MAX_FRAME", 0)
+    monkeypatch.setattr(import_module("tsm_triton.ops.shift_conv1x1"), "MAX_FRAME", 0)
     monkeypatch.setattr("tsm_triton.kernels.shift_conv1x1.shift_conv1x1", None)  # not called
     case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)
     fused.conv_matches(ops.shift_conv1x1, case, 5, "relu", device)
