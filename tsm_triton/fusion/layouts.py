@@ -48,8 +48,8 @@ def channels_last_maps(graph: Graph) -> set[Node]:
     Example:
         >>> x = torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
         >>> graph = torch.export.export(torch.nn.ReLU(), (x,)).graph
-        >>> [node.name for node in graph.nodes if node in channels_last_maps(graph)]
-        ['x', 'relu']
+        >>> [node.op for node in graph.nodes if node in channels_last_maps(graph)]
+        ['placeholder', 'call_function']
     """
     found: set[Node] = set()
     for node in graph.nodes:
