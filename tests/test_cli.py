@@ -10,6 +10,7 @@ import pytest
 from tsm_triton import __version__, extras
 from tsm_triton.cli import main
 from tsm_triton.commands import COMMANDS, common, sites
+from tsm_triton.commands.sites import command
 
 
 def test_help_lists_the_commands(capsys):
@@ -71,7 +72,7 @@ def test_sites_knows_torchvision(capsys):
 
 
 def test_sites_builds_no_weights():
-    assert all(parameter.is_meta for parameter in sites._without_weights("resnet50").parameters())
+    assert all(parameter.is_meta for parameter in command._without_weights("resnet50").parameters())
 
 
 @pytest.mark.parametrize(

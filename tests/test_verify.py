@@ -104,6 +104,14 @@ def test_fail_fast_stops_at_the_first_failure(verify):
     assert "not run" not in report
 
 
+def test_only_some_checks_can_be_asked_for(verify, capsys):
+    status, report = verify("--only", "shift keeps the memory format", "--only", "is linear copies")
+    assert status == 0
+    assert "\n2 checks passed, 0 failed, in " in report
+    assert main(["verify", "--device", "cpu", "--only", "keeps no memory format"]) == 2
+    assert "got --only 'keeps no memory format'" in capsys.readouterr().err
+
+
 def test_the_seed_chooses_the_cases(verify):
     seen: list[list[tuple[int, ...]]] = []
 

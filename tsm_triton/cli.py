@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 
-from .commands import COMMANDS, options
+from .commands import COMMANDS
 from .version import __version__
 
 __all__ = ["main"]
@@ -58,7 +58,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        getattr(options, name)(command)
+        import_module(f".commands.{name}", __package__).add_arguments(command)
     return parser, commands.choices
 
 

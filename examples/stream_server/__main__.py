@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tsm_triton.commands.common import pick_device
-from tsm_triton.commands.stream.command import DEMO_WEIGHTS
+from tsm_triton.commands.demo import DEMO_WEIGHTS
 from tsm_triton.commands.stream.weights import load_trained
 
 from .batching import Batcher

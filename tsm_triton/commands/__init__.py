@@ -1,4 +1,4 @@
-"""The commands of `tsm-triton`, one module each: `run(args) -> int`; their options stand in `options`."""
+"""The commands of `tsm-triton`, a folder each: `add_arguments(parser)` without torch, `run(args) -> int` with it."""
 
 # Listed here so that `tsm-triton --help` imports none of them, and no torch.
 COMMANDS = {

@@ -25,9 +25,9 @@ from ...video.decoding import read_clip
 from ...video.preparation import Preparation, set_preparation
 from ...video.transforms import eval_transform
 from ..common import create_model, make_folder, pick_device, say
-from ..options import TRAINING
-from ..verify.report import save_plot, save_results, versions
+from . import TRAINING
 from .motion_clips import CLASSES, render, sample_textures, write_clip
+from .report import save_plot, save_results, versions
 
 __all__ = ["Clips", "Training", "make_clips", "run", "train"]
 

@@ -1,5 +1,38 @@
-"""`tsm-triton stream`: live video through a model, frame by frame."""
+"""`tsm-triton stream SOURCE`: live video through a causal model, frame by frame."""
 
-from .command import run
+import argparse
+from pathlib import Path
 
-__all__ = ["run"]
+from ..demo import DEMO_WEIGHTS
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a video file, a folder of images, a camera's number or a URL")
+    add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
+    add("--weights", type=Path, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
+    add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
+    add("--labels", type=Path, metavar="FILE", help="a class name a line")
+    add(
+        "--out",
+        type=Path,
+        default=Path("stream"),
+        metavar="DIR",
+        help="folder for results (default: stream/)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write what was predicted for each frame as JSON, too")
+    add("--csv", type=Path, metavar="FILE", help="the same as a table")
+    add("--top", type=int, default=5, metavar="K", help="labels a frame in these (default: %(default)s)")
+    add("--device", help="where to run (default: cuda where there is one, else cpu)")
+    add("--realtime", action="store_true", help="keep to the source's pace, dropping frames where need be")
+    add("--consensus", type=int, metavar="K", help="average the logits of the last K frames")
+    add("--every", type=int, default=1, metavar="N", help="compute each N-th frame (default: %(default)s)")
+    add("--max-frames", type=int, metavar="N", help="stop after N frames of the source")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .command import run
+
+    return run(args)

@@ -17,7 +17,7 @@ from ...extras import check_installed
 from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
 from ..common import make_folder, pick_device, printable, read_labels
-from ..options import DEMO_WEIGHTS
+from ..demo import DEMO_WEIGHTS
 from .annotation import Prediction, annotated_video, save_csv, save_json, save_timeline
 from .sources import Source, open_source
 from .weights import load_trained

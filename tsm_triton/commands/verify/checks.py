@@ -40,6 +40,9 @@ class Check:
     form: str
     run: Callable[[], str]
 
+    def __str__(self) -> str:
+        return f"{self.subject:<9} {self.claim:<44} {self.form:<12}"
+
 
 class Failed(AssertionError):
     """A property that does not hold; `reproducer` is Python that shows it again on the smallest case."""

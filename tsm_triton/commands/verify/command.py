@@ -29,14 +29,23 @@ def run(args: argparse.Namespace) -> int:
             f"expected cpu or cuda, got {str(device)!r}: the ops have no other form. Pass --device cpu."
         )
     checks = _import_checks(device)
+    found = checks.checks(str(device), args.examples, args.seed)
+    if args.only:
+        found = [
+            check for check in found if any(words in " ".join(str(check).split()) for words in args.only)
+        ]
+    if not found:
+        raise ValueError(
+            f"expected words of a line of the report, got --only {' '.join(map(repr, args.only))}: "
+            "leave it out to see them all"
+        )
 
     print(f"tsm-triton verify, {_environment(device)}")
     print(f"{args.examples} cases a property, seed {args.seed}\n", flush=True)
     failures, passed = [], 0
     start = time.perf_counter()
-    found = checks.checks(str(device), args.examples, args.seed)
     for check in found:
-        line = f"{check.subject:<9} {check.claim:<44} {check.form:<12}"
+        line = str(check)
         began = time.perf_counter()
         torch.manual_seed(args.seed)
         try:

@@ -1,13 +1,13 @@
-"""`tsm-triton sites MODEL`: where a model would be shifted, without building its weights."""
+"""The table that `tsm-triton sites` prints."""
 
 import argparse
 
 import torch
 from torch import nn
 
-from ..functional import check_shift, fold_counts
-from ..patching.finding import choose_sites
-from .common import create_model
+from ...functional import check_shift, fold_counts
+from ...patching.finding import choose_sites
+from ..common import create_model
 
 __all__ = ["run"]
 

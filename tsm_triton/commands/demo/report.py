@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..common import replacing
-from ..demo.motion_clips import CLASSES
+from .motion_clips import CLASSES
 
 __all__ = ["save_plot", "save_results", "versions"]
 
