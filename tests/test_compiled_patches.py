@@ -12,7 +12,7 @@ import torchvision
 from networks import T, visible
 from torch import nn
 
-from tsm_triton import patch, shift_disabled, unpatch
+from tsm_triton import patch, set_num_segments, shift_disabled, unpatch
 
 MODELS = {
     "cnn": lambda: timm.create_model("test_resnet", num_classes=5),
@@ -136,3 +136,20 @@ with torch.no_grad():
     assert not torch.allclose(patched(x), model(x))
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_clips_of_many_lengths_share_a_graph(model):
+    graphs = []
+
+    def counting(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    patched = patch(model, 1)
+    compiled = torch.compile(patched, backend=counting, fullgraph=True)
+    for num_segments in range(1, 13):
+        set_num_segments(patched, num_segments)
+        frames = torch.randn(2 * num_segments, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(frames), patched(frames))
+    assert len(graphs) <= 4  # of one frame, of two lengths, of any

@@ -1,4 +1,4 @@
-"""torch.ao's eager quantisation of a patched model: the shift goes along with what is fused and converted."""
+"""torch.ao's quantisation of a patched model, eager and as a graph: its shifts go along with what is converted."""
 
 import copy
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 import torchvision
 from torch.ao import quantization
+from torch.ao.quantization import quantize_fx
+from torch.fx.experimental import optimization
 
 import tsm_triton
 from tsm_triton import ops, reference
@@ -58,6 +60,48 @@ def test_a_converted_model_is_near_its_float_and_still_shifted(model, trained, m
         expected = model(x)
         quantised = quantization.convert(model)
         assert len(shift_hooks(quantised)) == 8
+        actual = quantised(x)
+        with tsm_triton.shift_disabled(quantised):
+            unshifted = quantised(x)
+    assert (actual - expected).norm() < 0.5 * (unshifted - expected).norm()
+
+
+@pytest.fixture
+def plain_model():
+    return tsm_triton.patch(visible(torchvision.models.resnet18(num_classes=5)), 4)
+
+
+def test_a_graph_that_folds_its_norms_shifts_once(plain_model):
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain_model(x)
+        for fold in (quantize_fx.fuse_fx, optimization.fuse):
+            folded = fold(copy.deepcopy(plain_model))
+            torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
+            with tsm_triton.shift_disabled(plain_model), tsm_triton.shift_disabled(folded):
+                torch.testing.assert_close(folded(x), plain_model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not ENGINES, reason="needs a quantisation engine, torch has none on this CPU")
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_quantised_graph_is_near_its_float_and_still_shifted(plain_model, trained, monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", ENGINES[0])
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain_model(x)
+    if trained:
+        mapping = quantization.get_default_qat_qconfig_mapping(ENGINES[0])
+        prepared = quantize_fx.prepare_qat_fx(plain_model.train(), mapping, (x,))
+        prepared(x).square().mean().backward()
+        with torch.no_grad():
+            expected = prepared.eval()(x)
+    else:
+        prepared = quantize_fx.prepare_fx(
+            plain_model, quantization.get_default_qconfig_mapping(ENGINES[0]), (x,)
+        )
+        torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        quantised = quantize_fx.convert_fx(prepared)
         actual = quantised(x)
         with tsm_triton.shift_disabled(quantised):
             unshifted = quantised(x)

@@ -40,15 +40,16 @@ class _OfThread(threading.local):
         return _OfThread, ()
 
 
-class _Boundaries:
-    """The boundaries of packed clips, an attribute for each hook.
+class _OfHooks:
+    """What graphs shall take as an input, an attribute for each hook.
 
     Here and not in the hooks, because Dynamo takes the size of every tensor that it finds by way of a module for a
-    constant: each packing would be compiled anew. What it finds here becomes an input of one graph.
+    constant, and every number wherever it finds it: each packing and each clip length would be compiled anew.
     """
 
 
-_boundaries = _Boundaries()
+_boundaries = _OfHooks()
+_lengths = _OfHooks()  # of clips: the size of a tensor that holds nothing
 _numbers = itertools.count()
 
 
@@ -78,8 +79,8 @@ class ShiftHook:
         counter: "FrameCounter | None" = None,
         fold_order: str = "future_first",
     ) -> None:
-        self.num_segments = num_segments
         self._number_itself()
+        self.num_segments = num_segments
         self.shift_div = shift_div
         self.direction = direction
         self.channel_dim = channel_dim
@@ -98,27 +99,45 @@ class ShiftHook:
         self._step.value = step
 
     def _number_itself(self) -> None:
-        self._boundaries_key = f"of_{next(_numbers)}"
+        self._key = f"of_{next(_numbers)}"
         self.boundaries = None
+
+    @property
+    def num_segments(self) -> int:
+        """The frames of a clip."""
+        if torch.compiler.is_dynamo_compiling():
+            length = getattr(_lengths, self._key)
+            if length is not None:
+                return length.shape[0]
+        return self._num_segments
+
+    @num_segments.setter
+    def num_segments(self, num_segments: int) -> None:
+        self._num_segments = num_segments
+        length = torch.empty(num_segments, 0, device="cpu")
+        # a fake one would be of the mode that the model is patched under
+        setattr(_lengths, self._key, length if type(length) is Tensor else None)
 
     @property
     def boundaries(self) -> Tensor | None:
         """Where clips of different lengths begin, inside `packed_clips`."""
-        return getattr(_boundaries, self._boundaries_key)
+        return getattr(_boundaries, self._key)
 
     @boundaries.setter
     def boundaries(self, boundaries: Tensor | None) -> None:
-        setattr(_boundaries, self._boundaries_key, boundaries)
+        setattr(_boundaries, self._key, boundaries)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("length", "_boundaries_key")}
+        return {key: value for key, value in vars(self).items() if key not in ("length", "_key")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._number_itself()
+        self.num_segments = self._num_segments
 
     def __del__(self) -> None:
-        vars(_boundaries).pop(vars(self).get("_boundaries_key", ""), None)
+        for values in (_boundaries, _lengths):
+            vars(values).pop(vars(self).get("_key", ""), None)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None

@@ -97,19 +97,24 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
     if not moving or any(isinstance(hook, PatchRecord) for *_, hook in moving):
         return  # a whole model takes the place of another: the patch is that one's own
     inside = {id(module) for module in new.modules()}
-    places = {path: module for path, module in new.named_modules() if _shift_of(module) is None}
-    for path, module, key, hook in moving:
-        # a wrapper around a block holds its sites; one around a site itself may read the input first
+    places = dict(new.named_modules())
+    for path, module, _, hook in moving:
         place = places.get(path)
-        if (path and id(module) in inside) or place is None:
+        # a wrapper around a block holds its sites
+        if place is None or (path and id(module) in inside):
             continue
-        if id(module) in inside:
-            _take(module, key)
-            forget_description(module)
-        # else it stays on the old module, too, which may stand in other places
-        place.register_forward_pre_hook(hook, with_kwargs=True)
         if isinstance(hook, ShiftHook):
+            # one around a site itself may read the input first; what it holds of the site, or a copy of that, would
+            # shift once more
+            for _, inner, key, other in list(_hooks_in(place)):
+                if inner is not place and isinstance(other, ShiftHook):
+                    _take(inner, key)
+                    forget_description(inner)
+            if _shift_of(place) is not None:
+                continue
             describe(place, hook)
+        # it stays on an old module that is not inside, too, which may stand in other places
+        place.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:
