@@ -165,6 +165,25 @@ def test_a_clock_that_jumps_moves_no_frame(tmp_path, name, offsets, options):
         assert times == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mov", "libx264"),
+        ("a.flv", "libx264"),
+        ("a.asf", "libx264"),
+        ("a.nut", "mpeg4"),
+        ("a.ivf", "libvpx"),
+    ],
+)
+def test_a_second_file_that_ffmpeg_passes_over_is_refused(tmp_path, name, codec):
+    path = joined(tmp_path, name, codec=codec)
+    for part in (0, 1):
+        assert probe(tmp_path / f"{part}.{name}").num_frames in (40, 30)
+    with pytest.raises(ValueError, match="several joined byte by byte"):
+        read_frames(path, [0])
+
+
 @pytest.mark.parametrize("name", ["a.ts", "a.mpg"])
 def test_a_clock_that_overflows_moves_no_frame(tmp_path, name):
     wrap = {"output_ts_offset": str(2**33 / 90000 - 1.7)}

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_ints
-from .containers import Upright, check_pages, decode, demux, open_video
+from .containers import Upright, check_joined, check_pages, decode, demux, open_video
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def _index(path: AnyPath) -> _Index:
     with open_video(path) as (container, stream):
         from av.format import Flags  # once it is sure that PyAV is installed
 
+        check_joined(path, container)
         track, shown = stream.index, list(_shown(demux(container, stream), stream))
         time_base = stream.time_base or Fraction(0)
         stated = float(stream.average_rate or stream.guessed_rate or 0)
