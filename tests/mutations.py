@@ -167,30 +167,6 @@ MUTATIONS = (
         "x = tl.where(in_fold & (tile_n == 0), past, now)",
     ),
     Mutation(
-        "conv1x1 pair: leak out of the clip",
-        "kernels/conv1x1_shift_conv1x1.py",
-        "inside = (t + dt >= 0) & (t + dt < NUM_SEGMENTS)",
-        "inside = (t + dt >= -1) & (t + dt < NUM_SEGMENTS)",
-    ),
-    Mutation(
-        "conv1x1 pair: both groups read one way",
-        "kernels/conv1x1_shift_conv1x1.py",
-        "_moved(second, t, -first_dt,",
-        "_moved(second, t, first_dt,",
-    ),
-    Mutation(
-        "conv1x1 pair: missing mask of the store",
-        "kernels/conv1x1_shift_conv1x1.py",
-        "tl.store(y_ptr + at, rounded, mask=mask)",
-        "tl.store(y_ptr + at, rounded, mask=in_c[None, :])",
-    ),
-    Mutation(
-        "conv1x1 pair: the fake promises another layout",
-        "ops/conv1x1_shift_conv1x1.py",
-        "memory_format=torch.channels_last,",
-        "memory_format=torch.contiguous_format,",
-    ),
-    Mutation(
         "fuse: the residual sum is forgotten",
         "fusion/rewriting.py",
         "ops.shift_conv1x1, (x, weight, bias, identity, *counts, activation)",

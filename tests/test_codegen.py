@@ -5,7 +5,6 @@ import triton.language as tl
 from triton.compiler.errors import CompilationError
 
 from tsm_triton.kernels import activations, depthwise, stem
-from tsm_triton.kernels import conv1x1_shift_conv1x1 as pair
 from tsm_triton.kernels import residual_shift as residual
 from tsm_triton.kernels import shift_conv1x1 as convolution
 from tsm_triton.kernels import shift_conv1x1_tma as copy_engine
@@ -262,29 +261,6 @@ def test_the_convolution_spills_nothing_in_full_fp32(target):
 def test_the_convolution_spills_nothing_in_fp64(target):
     config = convolution.FLOAT64_CONFIG
     check_convolution(target, convolution_arguments("*fp64", 256, 128, 32, config), config)
-
-
-def pair_arguments(
-    pointer: str, c_in: int, c_mid: int, c_out: int, num_segments: int, precision: str
-) -> dict:
-    names = pair._conv1x1_shift_conv1x1_kernel.arg_names
-    arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in names}
-    constants = {"bias_ptr": None, "next_bias_ptr": None, "NUM_SEGMENTS": num_segments, "FUTURE_FIRST": True}
-    constants |= {"C_IN": c_in, "C_MID": c_mid, "C_OUT": c_out}
-    constants |= {"FIRST_END": c_mid // 8, "SECOND_END": c_mid // 4, "PRECISION": tl.constexpr(precision)}
-    constants |= {"ACTIVATION": tl.constexpr("relu"), "NEXT_ACTIVATION": tl.constexpr("relu")}
-    return arguments | constants | pair.tile(c_in, c_out, num_segments)
-
-
-@pytest.mark.parametrize(
-    ("target", "pointer", "sizes"),
-    # the widest rows it takes, ResNet-50's second stage; its first in fp32
-    [(target, "*bf16", (128, 512, 128, 8)) for target in TARGETS] + [("sm_80", "*fp32", (64, 256, 64, 8))],
-)
-def test_the_pair_of_convolutions_reads_wide_and_spills_nothing(target, pointer, sizes):
-    arguments = pair_arguments(pointer, *sizes, "tf32" if pointer == "*fp32" else "ieee")
-    code = compile_kernel(pair._conv1x1_shift_conv1x1_kernel, target, arguments, pair.NUM_WARPS)
-    check_products(code, target)
 
 
 # C_IN, C_OUT, fold, whether a residual is added: shapes of ResNet-50 that take each of its tiles

@@ -73,12 +73,6 @@ OPS = {
         [MAPS, (4, 2, 2, 1), (3, 5), (3,), NEXT],
         ("silu",),
     ),
-    "conv1x1_shift_conv1x1": (
-        ops.conv1x1_shift_conv1x1,
-        reference.conv1x1_shift_conv1x1,
-        [MAPS, (5, 5), (5,), MAPS, (3, 5), (3,)],
-        (*SHIFT, "relu", "hardswish"),
-    ),
 }
 for activation in ops.ACTIVATIONS:
     OPS[f"residual, {activation}"] = (

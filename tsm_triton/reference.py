@@ -5,7 +5,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["activate", "conv1x1_shift_conv1x1", "residual_shift", "shift_conv1x1", "temporal_shift"]
+__all__ = ["activate", "residual_shift", "shift_conv1x1", "temporal_shift"]
 
 
 def temporal_shift(
@@ -127,42 +127,3 @@ def shift_conv1x1(
     z = z if bias is None else z + rearrange(bias.double(), "c -> c 1 1")
     z = z if identity is None else z + identity.double()
     return activate(z, activation).to(x.dtype)
-
-
-def conv1x1_shift_conv1x1(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    identity: Tensor,
-    next_weight: Tensor,
-    next_bias: Tensor | None,
-    num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool = True,
-    activation: str = "relu",
-    next_activation: str = "relu",
-) -> tuple[Tensor, Tensor]:
-    """`y = act(conv1x1(x) + identity)` and `z = act(conv1x1(temporal_shift(y)))`, each rounded once.
-
-    Args:
-        x: `[N*T, C_in, H, W]`, any float dtype.
-        weight, bias: of y's convolution, `[C_mid, C_in]` and `[C_mid]` or None.
-        identity: `[N*T, C_mid, H, W]`.
-        next_weight, next_bias: of z's convolution, `[C_out, C_mid]` and `[C_out]` or None.
-        num_segments: T; with `n_future`, `n_past` and `future_first` as in `temporal_shift`.
-        activation, next_activation: as in `shift_conv1x1`.
-
-    Returns:
-        y and z.
-
-    Example:
-        >>> x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)  # two frames of one channel
-        >>> ones = torch.ones(1, 1)
-        >>> y, z = conv1x1_shift_conv1x1(x, ones, None, 10 * x, ones, None, 2, 1, 0)
-        >>> y.flatten(), z.flatten()
-        (tensor([11., 22.]), tensor([22.,  0.]))
-    """
-    y = shift_conv1x1(x, weight, bias, identity, 1, 0, 0, True, activation)
-    shift = (num_segments, n_future, n_past, future_first)
-    return y, shift_conv1x1(y, next_weight, next_bias, None, *shift, next_activation)

@@ -22,14 +22,12 @@ def opcheck(device: str) -> str:
     for layout in ("channels_last", "cropped"):
         x = laid_out(torch.randn(4, 8, 3, 3), layout).to(device)
         vectors, weight = torch.randn(2, 8, device=device), torch.randn(5, 8, device=device)
-        back, cache = torch.randn(8, 5, device=device), x[:, :2].clone()
-        identity = torch.randn(4, 5, 3, 3, device=device)
+        cache, identity = x[:, :2].clone(), torch.randn(4, 5, 3, 3, device=device)
         samples = (
             (ops.temporal_shift, (x, *shift, 1)),
             (ops.temporal_shift_packed, (x, clip_boundaries([1, 3], 4, device), 1, 2, True, 1)),
             (ops.residual_shift, (x, *vectors, x.clone(), *shift, "relu")),
             (ops.shift_conv1x1, (x, weight, None, None, *shift, "relu")),
-            (ops.conv1x1_shift_conv1x1, (x, weight, None, identity, back, None, *shift, "relu", "none")),
             (ops.shift_step, (x, cache, 1)),
             (ops.shift_step_conv1x1, (x, cache, weight, None, identity, "relu")),
         )
@@ -90,7 +88,6 @@ def _calls(case: ShiftCase, device: str) -> Iterator[Callable[..., Tensor | tupl
     prepared = (
         (ops.residual_shift, fused.residual_arguments(case, "relu")),
         (ops.shift_conv1x1, fused.conv_arguments(case, 40, "relu")),
-        (ops.conv1x1_shift_conv1x1, fused.conv_pair_arguments(case, 16, 40, "relu", "silu")),
         (ops.shift_step, (case.x, case.x[:, :3].clone(), 1)),
         (ops.shift_step_conv1x1, fused.step_conv_arguments(case, 40, "relu")),
     )
