@@ -97,8 +97,8 @@ MUTATIONS = (
     Mutation(
         "backward: not the adjoint",
         "ops/temporal_shift.py",
-        "grads[0], num_segments, n_past, n_future, not future_first",
-        "grads[0], num_segments, n_future, n_past, future_first",
+        "temporal_shift(grads[0], *counts, not reverse",
+        "temporal_shift(grads[0], *counts, reverse",
     ),
     Mutation(
         "memory format lost",
@@ -151,8 +151,8 @@ MUTATIONS = (
     Mutation(
         "conv1x1: the gradient is shifted the wrong way",
         "ops/shift_conv1x1.py",
-        "adjoint = (num_segments, n_past, n_future, not future_first, 1)",
-        "adjoint = (num_segments, n_future, n_past, future_first, 1)",
+        "adjoint = (*counts[:3], not counts[3], 1)",
+        "adjoint = (*counts, 1)",
     ),
     Mutation(
         "step conv1x1: the cache keeps the past",

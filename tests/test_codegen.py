@@ -103,7 +103,7 @@ def test_the_packed_shift_adds_two_bytes_to_each_program(target, folds_aligned):
 
 def residual_arguments(function, target: str, pointer: str, vec: int, **variant) -> dict:
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in function.arg_names}
-    constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "FUTURE_FIRST": True}
+    constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "REVERSE": False}
     forward = function is residual._residual_shift_kernel
     constants |= {"GATHER": False} if forward else {}
     # 4 warps are 256 threads on AMD
@@ -190,7 +190,7 @@ def convolution_arguments(
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in names}
     # bias loads, a few bytes a program, take whatever width the matrix unit's layout gives
     constants = {"bias_ptr": None, "C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold}
-    constants |= {"FUTURE_FIRST": True, "GROUP_M": convolution.GROUP_M, **config.kwargs}
+    constants |= {"REVERSE": False, "GROUP_M": convolution.GROUP_M, **config.kwargs}
     constants |= {"ACTIVATION": tl.constexpr("relu"), "PRECISION": tl.constexpr(precision)}
     constants |= {} if stream else {"cache_ptr": None, "kept_ptr": None}
     return arguments | constants
@@ -283,7 +283,7 @@ def test_the_copy_engine_feeds_the_matrix_units(target, shape):
         "identity_ptr": "*bf16" if added else None,
         "out_d": f"tensordesc<bf16[1, {rows}, {columns}]>",
         **dict.fromkeys(("tiles", "clip_rows", "pixels"), "i32"),
-        **{"C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold, "FUTURE_FIRST": True},
+        **{"C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold, "REVERSE": False},
         **{"ACTIVATION": tl.constexpr("relu"), "PERSISTENT": tile.PERSISTENT},
         **{"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": block_k},
     }

@@ -157,9 +157,9 @@ def conv_gradients_match(op: Any, case: ShiftCase, c_out: int, activation: str, 
 
 
 def step_conv_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
-    """Arguments of `shift_step_conv1x1` on `case.x`, with a cache of `case.n_past` channels, on the CPU."""
+    """Arguments of `shift_step_conv1x1` on `case.x`, with a cache of `case.n_first` channels, on the CPU."""
     x, weight, bias, identity, *_ = conv_arguments(case, c_out, activation)
-    return x, x[:, : case.n_past].flip(0), weight, bias, identity, activation
+    return x, x[:, : case.n_first].flip(0), weight, bias, identity, activation
 
 
 def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
@@ -168,10 +168,10 @@ def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, dev
     x, cache, weight, bias, identity, _ = arguments
     before = x.clone(), cache.clone()
     out, kept = op(*_on(device, arguments))
-    shifted = torch.cat([cache, x[:, case.n_past :]], 1)
-    expected = reference.shift_conv1x1(shifted, weight, bias, identity, 1, 0, 0, True, activation)
+    shifted = torch.cat([cache, x[:, case.n_first :]], 1)
+    expected = reference.shift_conv1x1(shifted, weight, bias, identity, 1, 0, 0, False, activation)
     assert_close(out, expected, roundings=2)
-    assert_same_bits(kept.cpu(), x[:, : case.n_past])
+    assert_same_bits(kept.cpu(), x[:, : case.n_first])
     for value, old in zip((x, cache), before, strict=True):
         assert_same_bits(value, old)
     _assert_channels_last(out)
