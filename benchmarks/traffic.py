@@ -167,13 +167,13 @@ def _kernels() -> dict[str, dict[str, int]]:
     x, identity, scale, bias = _inputs()
     weight = torch.randn(CONV_CHANNELS, SHAPE[1], dtype=torch.float16)
     fold = SHAPE[1] // SHIFT_DIV
-    shift = (NUM_SEGMENTS, fold, fold, True)
+    shift = (NUM_SEGMENTS, fold, fold, False)
     calls = {
         "temporal_shift, Triton": lambda: temporal_shift(x, *shift, 1),
         "residual_shift, Triton": lambda: residual_shift(x, scale, bias, identity, *shift, "relu"),
         "shift_conv1x1, Triton": lambda: shift_conv1x1(x, weight, None, None, *shift, "relu"),
         "the same without a shift, Triton": lambda: shift_conv1x1(
-            x, weight, None, None, NUM_SEGMENTS, 0, 0, True, "relu"
+            x, weight, None, None, NUM_SEGMENTS, 0, 0, False, "relu"
         ),
     }
     return {name: interpreted_bytes(call) for name, call in calls.items()}

@@ -13,7 +13,6 @@ import triton  # noqa: E402, F401
 
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
-    import tsm_triton.kernels.conv1x1_shift_conv1x1
     import tsm_triton.kernels.depthwise
     import tsm_triton.kernels.residual_shift
     import tsm_triton.kernels.shift_conv1x1

@@ -97,8 +97,8 @@ MUTATIONS = (
     Mutation(
         "backward: not the adjoint",
         "ops/temporal_shift.py",
-        "grads[0], num_segments, n_past, n_future, not future_first",
-        "grads[0], num_segments, n_future, n_past, future_first",
+        "temporal_shift(grads[0], *counts, not reverse",
+        "temporal_shift(grads[0], *counts, reverse",
     ),
     Mutation(
         "memory format lost",
@@ -151,8 +151,8 @@ MUTATIONS = (
     Mutation(
         "conv1x1: the gradient is shifted the wrong way",
         "ops/shift_conv1x1.py",
-        "adjoint = (num_segments, n_past, n_future, not future_first, 1)",
-        "adjoint = (num_segments, n_future, n_past, future_first, 1)",
+        "adjoint = (*counts[:3], not counts[3], 1)",
+        "adjoint = (*counts, 1)",
     ),
     Mutation(
         "step conv1x1: the cache keeps the past",
@@ -165,30 +165,6 @@ MUTATIONS = (
         "kernels/shift_conv1x1.py",
         "x = tl.where(in_fold, past, now)",
         "x = tl.where(in_fold & (tile_n == 0), past, now)",
-    ),
-    Mutation(
-        "conv1x1 pair: leak out of the clip",
-        "kernels/conv1x1_shift_conv1x1.py",
-        "inside = (t + dt >= 0) & (t + dt < NUM_SEGMENTS)",
-        "inside = (t + dt >= -1) & (t + dt < NUM_SEGMENTS)",
-    ),
-    Mutation(
-        "conv1x1 pair: both groups read one way",
-        "kernels/conv1x1_shift_conv1x1.py",
-        "_moved(second, t, -first_dt,",
-        "_moved(second, t, first_dt,",
-    ),
-    Mutation(
-        "conv1x1 pair: missing mask of the store",
-        "kernels/conv1x1_shift_conv1x1.py",
-        "tl.store(y_ptr + at, rounded, mask=mask)",
-        "tl.store(y_ptr + at, rounded, mask=in_c[None, :])",
-    ),
-    Mutation(
-        "conv1x1 pair: the fake promises another layout",
-        "ops/conv1x1_shift_conv1x1.py",
-        "memory_format=torch.channels_last,",
-        "memory_format=torch.contiguous_format,",
     ),
     Mutation(
         "fuse: the residual sum is forgotten",

@@ -10,10 +10,10 @@ from tsm_triton.testing import LAYOUTS, ShiftCase, check_shift, properties
 
 KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
-CASE = ShiftCase(clips=2, num_segments=3, channels=6, height=2, n_future=2, n_past=2, seed=4)
+CASE = ShiftCase(clips=2, num_segments=3, channels=6, height=2, n_first=2, n_second=2, seed=4)
 
 
-def right(x, num_segments, n_future, n_past, future_first, channel_dim, mix=False, zero=0.0, turn=1):
+def right(x, num_segments, n_first, n_second, reverse, channel_dim, mix=False, zero=0.0, turn=1):
     """A shift in plain torch, and what can go wrong in it."""
     if mix:
         num_segments = max(1, len(x))
@@ -21,9 +21,8 @@ def right(x, num_segments, n_future, n_past, future_first, channel_dim, mix=Fals
     read, write = (
         y.movedim(channel_dim, 1).unflatten(0, (len(x) // num_segments, num_segments)) for y in (x, out)
     )
-    future = slice(0, n_future) if future_first else slice(n_past, n_past + n_future)
-    past = slice(n_future, n_future + n_past) if future_first else slice(0, n_past)
-    for channels, sign in ((future, turn), (past, -turn)):
+    turn = -turn if reverse else turn
+    for channels, sign in ((slice(0, n_first), turn), (slice(n_first, n_first + n_second), -turn)):
         kept, source = (slice(-1), slice(1, None)) if sign > 0 else (slice(1, None), slice(-1))
         end = -1 if sign > 0 else 0
         write[:, kept, :][:, :, channels] = read[:, source, :][:, :, channels]
@@ -56,8 +55,8 @@ class NoSecond(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, y):
-        t, n_future, n_past, future_first, axis = ctx.shift
-        return right(y, t, n_past, n_future, not future_first, axis), *[None] * 5
+        *counts, reverse, axis = ctx.shift
+        return right(y, *counts, not reverse, axis), *[None] * 5
 
 
 class WrongBackward(NoSecond):
@@ -74,17 +73,16 @@ class WrongSecond(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, y):
-        t, n_future, n_past, future_first, axis = ctx.shift
-        return WrongBackward.apply(y, t, n_past, n_future, not future_first, axis), *[None] * 5
+        *counts, reverse, axis = ctx.shift
+        return WrongBackward.apply(y, *counts, not reverse, axis), *[None] * 5
 
 
 class DenseGradientsOnly(NoSecond):
     @staticmethod
     def backward(ctx, y):
-        t, n_future, n_past, future_first, axis = ctx.shift
-        return right(
-            y.view(y.shape) if y.is_contiguous() else y * 0, t, n_past, n_future, not future_first, axis
-        ), *[None] * 5
+        *counts, reverse, axis = ctx.shift
+        dense = y.view(y.shape) if y.is_contiguous() else y * 0
+        return right(dense, *counts, not reverse, axis), *[None] * 5
 
 
 calls = 0
@@ -122,7 +120,10 @@ FAULTS = {
         "expected the memory format of the input",
     ),
     "direction": (lambda *given: right(*given, turn=-1), "channel 0 reads t"),
-    "order": (lambda x, t, f, p, first, axis: right(x, t, f, p, True, axis), "channel 0 reads t"),
+    "order": (
+        lambda x, t, first, second, _, axis: right(x, t, first, second, False, axis),
+        "channel 0 reads t",
+    ),
     "clips": (lambda *given: right(*given, mix=True), "what came is frame 3 of another clip, t+1"),
     "nan": (lambda *given: right(*given, zero=True), "NaN leaked: a zero may not be computed from values"),
     "integers": (
@@ -135,7 +136,7 @@ FAULTS = {
     ),
     "empty": (
         lambda x, *shift: right(x, *shift) if len(x) else x.new_zeros(()).item() + torch.stack([]),
-        "expected a result of shift(x, 3, 2, 2, True, 1), got RuntimeError",
+        "expected a result of shift(x, 3, 2, 2, False, 1), got RuntimeError",
     ),
     "strides": (
         lambda x, *shift: right(x.as_strided(x.shape, torch.empty(x.shape).stride()), *shift),
@@ -153,7 +154,7 @@ FAULTS = {
     "repeats": (changes_its_mind, "dtype=torch.float64"),
     "signature": (
         lambda x, num_segments: x,
-        "expected a result of shift(x, 3, 2, 2, True, 1), got TypeError",
+        "expected a result of shift(x, 3, 2, 2, False, 1), got TypeError",
     ),
 }
 
@@ -178,7 +179,7 @@ def test_a_right_shift_passes_in_every_dtype(shift):
 def test_a_shift_that_takes_shift_div_is_called_by_name():
     def bidirectional(x: Tensor, t: int, shift_div: int = 8) -> Tensor:
         fold = x.shape[1] // shift_div
-        return right(x, t, fold, fold, True, 1)
+        return right(x, t, fold, fold, False, 1)
 
     def never_causal(x: Tensor, t: int, shift_div: int, direction: str) -> Tensor:
         return bidirectional(x, t, shift_div)
@@ -196,7 +197,7 @@ def test_a_shift_without_a_backward_passes_when_none_is_asked():
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_poison_of_every_dtype_reaches_only_its_readers(dtype, poison):
     for layout in LAYOUTS:
-        case = ShiftCase(2, 3, channels=5, n_future=1, n_past=2, layout=layout, dtype=dtype, seed=1)
+        case = ShiftCase(2, 3, channels=5, n_first=1, n_second=2, layout=layout, dtype=dtype, seed=1)
         properties.poison_reaches_only_its_readers(right, case, poison=poison)
     with pytest.raises(
         AssertionError, match="expected channel 0 of frame 0 to read frame 1, which holds .*, got"
@@ -221,7 +222,7 @@ def test_a_failure_says_what_was_expected_where_and_of_which_case():
     expected = (
         f"expected {x[1, 0, 0, 0].item()} at frame 0, channel 0, got 0.0 (the first of 40 of 72 elements that differ, "
         "at (0, 0, 0, 0)); channel 0 reads t+1, frame 1\n"
-        "    of ShiftCase(clips=2, num_segments=3, channels=6, height=2, n_future=2, n_past=2, seed=4)"
+        "    of ShiftCase(clips=2, num_segments=3, channels=6, height=2, n_first=2, n_second=2, seed=4)"
     )
     assert str(failure.value).splitlines()[-1] == expected.splitlines()[-1]
     assert str(failure.value).partition(" (the")[0] == expected.partition(" (the")[0]

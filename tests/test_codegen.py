@@ -5,7 +5,6 @@ import triton.language as tl
 from triton.compiler.errors import CompilationError
 
 from tsm_triton.kernels import activations, depthwise, stem
-from tsm_triton.kernels import conv1x1_shift_conv1x1 as pair
 from tsm_triton.kernels import residual_shift as residual
 from tsm_triton.kernels import shift_conv1x1 as convolution
 from tsm_triton.kernels import shift_conv1x1_tma as copy_engine
@@ -104,7 +103,7 @@ def test_the_packed_shift_adds_two_bytes_to_each_program(target, folds_aligned):
 
 def residual_arguments(function, target: str, pointer: str, vec: int, **variant) -> dict:
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in function.arg_names}
-    constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "FUTURE_FIRST": True}
+    constants = {"CHANNELS_LAST": True, "WHOLE_CHANNELS": True, "FOLDS_ALIGNED": True, "REVERSE": False}
     forward = function is residual._residual_shift_kernel
     constants |= {"GATHER": False} if forward else {}
     # 4 warps are 256 threads on AMD
@@ -191,7 +190,7 @@ def convolution_arguments(
     arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in names}
     # bias loads, a few bytes a program, take whatever width the matrix unit's layout gives
     constants = {"bias_ptr": None, "C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold}
-    constants |= {"FUTURE_FIRST": True, "GROUP_M": convolution.GROUP_M, **config.kwargs}
+    constants |= {"REVERSE": False, "GROUP_M": convolution.GROUP_M, **config.kwargs}
     constants |= {"ACTIVATION": tl.constexpr("relu"), "PRECISION": tl.constexpr(precision)}
     constants |= {} if stream else {"cache_ptr": None, "kept_ptr": None}
     return arguments | constants
@@ -264,29 +263,6 @@ def test_the_convolution_spills_nothing_in_fp64(target):
     check_convolution(target, convolution_arguments("*fp64", 256, 128, 32, config), config)
 
 
-def pair_arguments(
-    pointer: str, c_in: int, c_mid: int, c_out: int, num_segments: int, precision: str
-) -> dict:
-    names = pair._conv1x1_shift_conv1x1_kernel.arg_names
-    arguments = {name: pointer if name.endswith("_ptr") else "i32" for name in names}
-    constants = {"bias_ptr": None, "next_bias_ptr": None, "NUM_SEGMENTS": num_segments, "FUTURE_FIRST": True}
-    constants |= {"C_IN": c_in, "C_MID": c_mid, "C_OUT": c_out}
-    constants |= {"FIRST_END": c_mid // 8, "SECOND_END": c_mid // 4, "PRECISION": tl.constexpr(precision)}
-    constants |= {"ACTIVATION": tl.constexpr("relu"), "NEXT_ACTIVATION": tl.constexpr("relu")}
-    return arguments | constants | pair.tile(c_in, c_out, num_segments)
-
-
-@pytest.mark.parametrize(
-    ("target", "pointer", "sizes"),
-    # the widest rows it takes, ResNet-50's second stage; its first in fp32
-    [(target, "*bf16", (128, 512, 128, 8)) for target in TARGETS] + [("sm_80", "*fp32", (64, 256, 64, 8))],
-)
-def test_the_pair_of_convolutions_reads_wide_and_spills_nothing(target, pointer, sizes):
-    arguments = pair_arguments(pointer, *sizes, "tf32" if pointer == "*fp32" else "ieee")
-    code = compile_kernel(pair._conv1x1_shift_conv1x1_kernel, target, arguments, pair.NUM_WARPS)
-    check_products(code, target)
-
-
 # C_IN, C_OUT, fold, whether a residual is added: shapes of ResNet-50 that take each of its tiles
 COPIED = {"256": (256, 128, 32, False), "512": (512, 128, 64, False), "wide": (512, 256, 64, False)}
 COPIED |= {"added": (128, 512, 0, True)}
@@ -307,7 +283,7 @@ def test_the_copy_engine_feeds_the_matrix_units(target, shape):
         "identity_ptr": "*bf16" if added else None,
         "out_d": f"tensordesc<bf16[1, {rows}, {columns}]>",
         **dict.fromkeys(("tiles", "clip_rows", "pixels"), "i32"),
-        **{"C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold, "FUTURE_FIRST": True},
+        **{"C_IN": c_in, "C_OUT": c_out, "FIRST_END": fold, "SECOND_END": 2 * fold, "REVERSE": False},
         **{"ACTIVATION": tl.constexpr("relu"), "PERSISTENT": tile.PERSISTENT},
         **{"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": block_k},
     }

@@ -15,19 +15,16 @@ from tsm_triton.testing import assert_same_bits
 
 from .networks import visible
 
-SHIFT = (2, 1, 2, True)
+SHIFT = (2, 1, 2, False)
 BOUNDARIES = clip_boundaries([1, 3])
 
 
-def packed(x, boundaries, n_future, n_past, future_first, channel_dim):
+def packed(x, boundaries, n_first, n_second, reverse, channel_dim):
     """Each clip alone."""
     starts = boundaries.nonzero().flatten().tolist()
     clips = [x[start:end] for start, end in itertools.pairwise(starts)]
     return torch.cat(
-        [
-            reference.temporal_shift(clip, len(clip), n_future, n_past, future_first, channel_dim)
-            for clip in clips
-        ]
+        [reference.temporal_shift(clip, len(clip), n_first, n_second, reverse, channel_dim) for clip in clips]
     )
 
 
@@ -40,7 +37,7 @@ def step(x, cache, channel_dim):
 
 def step_conv1x1(x, cache, weight, bias, identity, activation):
     y, kept = step(x, cache, 1)
-    return reference.shift_conv1x1(y, weight, bias, identity, 1, 0, 0, True, activation), kept
+    return reference.shift_conv1x1(y, weight, bias, identity, 1, 0, 0, False, activation), kept
 
 
 MAPS, NEXT = (4, 5, 2, 1), (4, 3, 2, 1)
@@ -52,7 +49,7 @@ OPS = {
         lambda x, *rest: ops.temporal_shift_packed(x, BOUNDARIES, *rest),
         lambda x, *rest: packed(x, BOUNDARIES, *rest),
         [MAPS],
-        (1, 2, True, 1),
+        (1, 2, False, 1),
     ),
     "shift_step": (ops.shift_step, step, [MAPS, (4, 2, 2, 1)], (1,)),
     "residual, no norm": (
@@ -72,12 +69,6 @@ OPS = {
         step_conv1x1,
         [MAPS, (4, 2, 2, 1), (3, 5), (3,), NEXT],
         ("silu",),
-    ),
-    "conv1x1_shift_conv1x1": (
-        ops.conv1x1_shift_conv1x1,
-        reference.conv1x1_shift_conv1x1,
-        [MAPS, (5, 5), (5,), MAPS, (3, 5), (3,)],
-        (*SHIFT, "relu", "hardswish"),
     ),
 }
 for activation in ops.ACTIVATIONS:
@@ -257,9 +248,9 @@ def test_clips_of_a_batched_call_are_not_mixed(name):
 
 def test_a_batched_packing_is_each_samples_own():
     x, boundaries = torch.randn(2, 4, 5, 2), torch.stack([clip_boundaries([1, 3]), clip_boundaries([2, 2])])
-    shifted = vmap(lambda x, b: ops.temporal_shift_packed(x, b, 1, 2, True, 1))(x, boundaries)
+    shifted = vmap(lambda x, b: ops.temporal_shift_packed(x, b, 1, 2, False, 1))(x, boundaries)
     for one, y, b in zip(x, shifted, boundaries, strict=True):
-        assert_same_bits(y, packed(one, b, 1, 2, True, 1))
+        assert_same_bits(y, packed(one, b, 1, 2, False, 1))
 
 
 # --- a patched model
@@ -287,7 +278,7 @@ def pair(request, monkeypatch):
                     t,
                     x.shape[channel_dim] // shift_div,
                     x.shape[channel_dim] // shift_div,
-                    True,
+                    False,
                     channel_dim,
                 ),
             )

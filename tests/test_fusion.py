@@ -220,8 +220,8 @@ def test_one_wrong_argument_of_one_node_is_seen(mutation):
 def test_exchanged_counts_of_a_causal_node_are_seen():
     model, fused = patched_and_fused("timm test_resnet", "causal")
     mutant = copy.deepcopy(fused)
-    node = next(n for n in fused_nodes(mutant) if n.args[6])
-    node.args = (*node.args[:5], node.args[6], node.args[5], not node.args[7], *node.args[8:])
+    node = next(n for n in fused_nodes(mutant) if n.args[5])
+    node.args = (*node.args[:5], node.args[6], node.args[5], *node.args[7:])
     mutant.network.recompile()
     assert difference(mutant, model, clips(2)) > 3 * TOLERANCES[torch.float32]
 

@@ -14,7 +14,7 @@ from tsm_triton.testing import LAYOUTS, assert_same_bits, laid_out
 # `ops.temporal_shift` is the op, not the file of its name
 shift_file = import_module("tsm_triton.ops.temporal_shift")
 
-SHIFTS = [(4, 2, 2, True), (2, 0, 3, True), (4, 1, 3, False), (1, 2, 1, True), (4, 0, 0, True)]
+SHIFTS = [(4, 2, 2, False), (2, 3, 0, True), (4, 3, 1, True), (1, 2, 1, False), (4, 0, 0, False)]
 DENSE = ("contiguous", "channels_last", "nhwc", "tokens", "frames_inner", "chunk_of_channels")
 
 
@@ -49,15 +49,15 @@ def test_gradients_of_both_orders_and_modes_are_right(device, layout, shift):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tokens"])
 def test_the_gradient_keeps_the_memory_format(device, layout):
     x = frames(layout).to(device).requires_grad_()
-    y = ops.temporal_shift(x, 4, 2, 2, True, LAYOUTS[layout])
+    y = ops.temporal_shift(x, 4, 2, 2, False, LAYOUTS[layout])
     (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
     assert grad.stride() == x.stride()
 
 
 def test_no_graph_is_kept_where_no_gradient_is_wanted(device):
-    assert ops.temporal_shift(frames().to(device), 4, 2, 2, True, 1).grad_fn is None
+    assert ops.temporal_shift(frames().to(device), 4, 2, 2, False, 1).grad_fn is None
     with torch.no_grad():
-        assert ops.temporal_shift(frames().to(device).requires_grad_(), 4, 2, 2, True, 1).grad_fn is None
+        assert ops.temporal_shift(frames().to(device).requires_grad_(), 4, 2, 2, False, 1).grad_fn is None
 
 
 def test_autocast_leaves_the_dtype_alone(device):
@@ -80,7 +80,7 @@ def test_vmap_is_the_shift_of_each(device, in_dim):
 @pytest.mark.parametrize("shape", [(2**16, 2**16, 2), (2**31 + 8, 8), (8, 2**33)])
 def test_the_fake_takes_more_than_two_to_the_31_elements(shape):
     x = torch.empty(shape, device="meta")
-    assert ops.temporal_shift(x, 8, 1, 1, True, 1).shape == shape
+    assert ops.temporal_shift(x, 8, 1, 1, False, 1).shape == shape
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tokens"])
@@ -171,7 +171,7 @@ def test_a_tensor_beyond_32_bit_indices(layout):
     x = torch.empty_like(x, memory_format=torch.channels_last) if layout == "channels_last" else x
     x.random_(-128, 128)
     assert x.numel() > 2**31
-    y = ops.temporal_shift(x, 8, 8, 8, True, 1)
+    y = ops.temporal_shift(x, 8, 8, 8, False, 1)
     assert torch.equal(y[:-1, :8], x[1:, :8])
     assert torch.equal(y[1:, 8:16], x[:-1, 8:16])
     assert torch.equal(y[:, 16:], x[:, 16:])
@@ -183,7 +183,7 @@ def test_a_tensor_beyond_32_bit_indices(layout):
 def test_a_frame_beyond_32_bit_indices(channel_dim):
     x = torch.empty(2, 2**12, 2**20 - 3, dtype=torch.int8, device="cuda").random_(-128, 128)
     x = x if channel_dim == 1 else torch.empty(2, 2**20, 2**12 - 8, dtype=torch.int8, device="cuda").random_()
-    y = ops.temporal_shift(x, 2, 3, 3, True, channel_dim).movedim(channel_dim, 1)
+    y = ops.temporal_shift(x, 2, 3, 3, False, channel_dim).movedim(channel_dim, 1)
     x = x.movedim(channel_dim, 1)
     assert torch.equal(y[0, :3], x[1, :3])
     assert torch.equal(y[1, 3:6], x[0, 3:6])
@@ -196,21 +196,21 @@ def test_runs_on_a_gpu_that_is_not_the_current_one():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     x = torch.randn(8, 8, 3, 3)
-    elsewhere = ops.temporal_shift(x.to("cuda:1"), 4, 1, 1, True, 1)
+    elsewhere = ops.temporal_shift(x.to("cuda:1"), 4, 1, 1, False, 1)
     assert_same_bits(elsewhere.cpu(), tsm_triton.temporal_shift(x, 4))
 
 
 @pytest.mark.cuda
 def test_is_captured_by_a_cuda_graph():
     x = torch.randn(8, 16, 7, 7, device="cuda")
-    ops.temporal_shift(x, 4, 2, 2, True, 1)
+    ops.temporal_shift(x, 4, 2, 2, False, 1)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = ops.temporal_shift(x, 4, 2, 2, True, 1)
+        y = ops.temporal_shift(x, 4, 2, 2, False, 1)
     x.copy_(torch.randn_like(x))
     graph.replay()
-    assert_same_bits(y.cpu(), reference.temporal_shift(x.cpu(), 4, 2, 2, True, 1))
+    assert_same_bits(y.cpu(), reference.temporal_shift(x.cpu(), 4, 2, 2, False, 1))
 
 
 @pytest.mark.cuda

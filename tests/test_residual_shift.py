@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 # The interpreter truncates bf16 where a GPU rounds it.
 DTYPES = (torch.float32, torch.float16, torch.float64)
 FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
-SHIFTS = [(4, 2, 2, True), (2, 0, 3, True), (4, 1, 3, False), (1, 2, 1, True), (2, 0, 0, True)]
+SHIFTS = [(4, 2, 2, False), (2, 3, 0, True), (4, 3, 1, True), (1, 2, 1, False), (2, 0, 0, False)]
 activations = st.sampled_from(list(ops.ACTIVATIONS))
 
 
@@ -51,7 +51,7 @@ def test_bf16_matches_the_reference():
     branch, identity = torch.randn(2, 8, 16, 5, 5).bfloat16()
     scale, bias = torch.randn(2, 16)
     for activation in ops.ACTIVATIONS:
-        rest = (scale, bias, identity, 4, 2, 3, True, activation)
+        rest = (scale, bias, identity, 4, 2, 3, False, activation)
         y, shifted = ops.residual_shift(branch, *rest)
         assert_close(y, reference.residual_shift(branch, *rest)[0])
         assert_same_bits(shifted, reference.temporal_shift(y, 4, 2, 3))
@@ -92,7 +92,7 @@ def test_clips_do_not_mix(device, case, data):
 def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(
     device, activation, layout, n_first, num_segments
 ):
-    shift = (num_segments, n_first, 4, True)
+    shift = (num_segments, n_first, 4, False)
     for frame in (0, 2, 5):
         branch = torch.randn(6, 16, 3, 3)
         branch[frame] = torch.nan
@@ -107,7 +107,7 @@ def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(
 def test_what_needs_no_gradient_gets_none(device, used):
     branch, identity = torch.randn(2, 4, 8, 3, 3, device=device)
     branch.requires_grad_()
-    y, shifted = ops.residual_shift(branch, None, None, identity, 2, 2, 2, True, "relu")
+    y, shifted = ops.residual_shift(branch, None, None, identity, 2, 2, 2, False, "relu")
     loss = (y if used == "y" else shifted).sum()
     loss.backward()
     assert branch.grad is not None
@@ -132,7 +132,7 @@ def test_the_backward_keeps_no_more_than_it_needs(activation, trained_scale, kep
         "bias": torch.randn(8),
         "identity": torch.randn(4, 8, 3, 3),
     }
-    y, _ = ops.residual_shift(*tensors.values(), 2, 2, 2, True, activation)
+    y, _ = ops.residual_shift(*tensors.values(), 2, 2, 2, False, activation)
     saved = {x.data_ptr() for x in y.grad_fn.saved_tensors if x is not None}
     names = {name for name, x in (tensors | {"y": y}).items() if x.data_ptr() in saved}
     assert names == kept
@@ -142,7 +142,7 @@ def test_the_backward_keeps_no_more_than_it_needs(activation, trained_scale, kep
 def test_the_gradient_keeps_the_memory_format(device, layout):
     branch = laid_out(torch.randn(4, 8, 3, 3), layout).to(device).requires_grad_()
     identity = torch.randn(4, 8, 3, 3, device=device, requires_grad=True)
-    y, shifted = ops.residual_shift(branch, None, None, identity, 2, 2, 2, True, "relu")
+    y, shifted = ops.residual_shift(branch, None, None, identity, 2, 2, 2, False, "relu")
     torch.autograd.backward((y, shifted), (torch.ones_like(y), torch.randn_like(shifted)))
     assert branch.grad is not None
     assert branch.grad.stride() == branch.stride()
@@ -178,7 +178,7 @@ def test_gradients_of_both_orders_are_right(device, activation, layout, shift):
 def test_opcheck(device, layout, activation):
     branch, identity = (laid_out(torch.randn(4, 8, 3, 3), layout).to(device) for _ in range(2))
     scale, bias = torch.randn(2, 8, device=device)
-    shift = (2, 2, 1, True, activation)
+    shift = (2, 2, 1, False, activation)
     torch.library.opcheck(ops.residual_shift, (branch, scale, bias, identity, *shift))
     torch.library.opcheck(ops.residual_shift, (branch, None, None, identity, *shift))
     trained = [x.detach().clone().requires_grad_() for x in (branch, scale, bias, identity)]
@@ -270,9 +270,9 @@ def test_bad_arguments_say_what_was_expected_and_got(arguments, error, message):
 @pytest.mark.parametrize(
     ("shift", "message"),
     [
-        ((3, 1, 1, True, "relu"), "divisible by num_segments=3, got 8 frames"),
-        ((4, 9, 8, True, "relu"), "between 0 and the 16 channels of axis 1, got 9 \\+ 8"),
-        ((4, 1, 1, True, "gelu"), "got 'gelu'"),
+        ((3, 1, 1, False, "relu"), "divisible by num_segments=3, got 8 frames"),
+        ((4, 9, 8, False, "relu"), "between 0 and the 16 channels of axis 1, got 9 \\+ 8"),
+        ((4, 1, 1, False, "gelu"), "got 'gelu'"),
     ],
 )
 def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
@@ -280,9 +280,9 @@ def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
     with pytest.raises(ValueError, match=message):
         ops.residual_shift(branch, None, None, identity, *shift)
     with pytest.raises(ValueError, match="expected branch and identity of one shape"):
-        ops.residual_shift(branch, None, None, identity[:4], 4, 1, 1, True, "relu")
+        ops.residual_shift(branch, None, None, identity[:4], 4, 1, 1, False, "relu")
     with pytest.raises(ValueError, match=r"scale must have shape \[C\] = \[16\]"):
-        ops.residual_shift(branch, branch[0, :8, 0, 0], None, identity, 4, 1, 1, True, "relu")
+        ops.residual_shift(branch, branch[0, :8, 0, 0], None, identity, 4, 1, 1, False, "relu")
 
 
 @pytest.mark.cuda
@@ -291,8 +291,8 @@ def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
 def test_bf16_on_a_gpu_matches_the_reference(layout, activation):
     branch, identity = (laid_out(torch.randn(8, 24, 7, 7), layout).bfloat16().cuda() for _ in range(2))
     scale, bias = torch.randn(2, 24, device="cuda")
-    y, shifted = ops.residual_shift(branch, scale, bias, identity, 4, 3, 3, True, activation)
-    expected = reference.residual_shift(branch, scale, bias, identity, 4, 3, 3, True, activation)[0]
+    y, shifted = ops.residual_shift(branch, scale, bias, identity, 4, 3, 3, False, activation)
+    expected = reference.residual_shift(branch, scale, bias, identity, 4, 3, 3, False, activation)[0]
     assert_close(y, expected)
     assert_same_bits(shifted.cpu(), reference.temporal_shift(y.cpu(), 4, 3, 3))
 
@@ -302,7 +302,7 @@ def test_is_captured_by_a_cuda_graph():
     branch, identity = torch.randn(2, 8, 16, 7, 7, device="cuda")
 
     def call():
-        return ops.residual_shift(branch, None, None, identity, 4, 2, 2, True, "relu")
+        return ops.residual_shift(branch, None, None, identity, 4, 2, 2, False, "relu")
 
     call()
     torch.cuda.synchronize()
@@ -319,13 +319,13 @@ def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monke
     monkeypatch.setattr(import_module("tsm_triton.ops.residual_shift"), "MAX_FRAME", 0)
     monkeypatch.setattr("tsm_triton.kernels.residual_shift.residual_shift", None)  # not called
     monkeypatch.setattr("tsm_triton.kernels.residual_shift.residual_shift_backward", None)
-    case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)
+    case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_first=2, n_second=1, seed=3)
     fused.residual_matches(ops.residual_shift, case, "relu", device)
     fused.residual_gradients_match(ops.residual_shift, case, "silu", device)
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
-@pytest.mark.parametrize("fold", [(8, 8, True), (0, 16, False), (8, 24, False), (0, 0, True)])
+@pytest.mark.parametrize("fold", [(8, 8, False), (16, 0, True), (24, 8, True), (0, 0, False)])
 def test_the_gather_of_narrow_pixels_gives_the_bits_of_the_scatter(device, monkeypatch, activation, fold):
     # vectors of 4 on fp32, so that no fold cuts one; the last channels' block reaches past the frame
     branch, identity = (laid_out(torch.randn(6, 32, 5, 3), "channels_last").to(device) for _ in range(2))

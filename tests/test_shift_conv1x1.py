@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 # The interpreter's matrix product of bf16 is wrong.
 DTYPES = (torch.float32, torch.float16, torch.float64)
 FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
-SHIFTS = [(4, 2, 2, True), (2, 0, 3, True), (4, 1, 3, False), (1, 2, 1, True), (2, 0, 0, True)]
+SHIFTS = [(4, 2, 2, False), (2, 3, 0, True), (4, 3, 1, True), (1, 2, 1, False), (2, 0, 0, False)]
 activations = st.sampled_from(list(ops.ACTIVATIONS))
 
 
@@ -57,7 +57,7 @@ def test_matches_the_reference(device, case, c_out, activation):
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_bf16_matches_the_reference(activation):
     x = torch.randn(8, 16, 5, 5).bfloat16()
-    arguments = (x, *tensors(x, 24), 4, 2, 3, True, activation)
+    arguments = (x, *tensors(x, 24), 4, 2, 3, False, activation)
     assert_close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments), roundings=2)
 
 
@@ -65,7 +65,7 @@ def test_bf16_matches_the_reference(activation):
 def test_folds_may_end_anywhere_in_a_block_of_channels_and_rows_in_a_clip(device, fold):
     # more than one block of channels, of columns and of rows, none of them whole
     x = laid_out(torch.randn(6, 100, 7, 9), "channels_last")
-    arguments = to(device, x, *tensors(x, 70), 3, fold, fold, True, "relu")
+    arguments = to(device, x, *tensors(x, 70), 3, fold, fold, False, "relu")
     assert_close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments), roundings=2)
 
 
@@ -73,7 +73,7 @@ def test_without_a_shift_it_is_the_convolution(device):
     x = torch.randn(4, 32, 3, 3)
     weight, bias, identity = tensors(x, 16)
     expected = torch.relu(F.conv2d(x, weight[..., None, None], bias) + identity)
-    out = ops.shift_conv1x1(*to(device, x, weight, bias, identity, 4, 0, 0, True, "relu"))
+    out = ops.shift_conv1x1(*to(device, x, weight, bias, identity, 4, 0, 0, False, "relu"))
     assert_close(out, expected, roundings=2)
 
 
@@ -101,7 +101,7 @@ def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(device, num_segme
     for frame in range(6):
         x = torch.zeros(6, 4, 3, 3)
         x[frame, :2] = poison
-        out = ops.shift_conv1x1(x.to(device), weight, None, None, num_segments, 1, 1, True, "none")
+        out = ops.shift_conv1x1(x.to(device), weight, None, None, num_segments, 1, 1, False, "none")
         read = reference.temporal_shift(x, num_segments, 1, 1)
         # what a frame reads is multiplied by every weight, zeros included
         reached = (~read.isfinite()).any(1, keepdim=True).expand_as(read)
@@ -140,7 +140,7 @@ def test_gradients_of_both_orders_are_right(device, activation, shift):
 def test_the_backward_keeps_no_more_than_it_needs(activation, kept):
     x = torch.randn(4, 8, 3, 3, requires_grad=True)
     # x and weight; the output for relu; bias and identity to compute the pre-activation again for silu
-    out = ops.shift_conv1x1(x, *tensors(x, 6), 2, 2, 2, True, activation)
+    out = ops.shift_conv1x1(x, *tensors(x, 6), 2, 2, 2, False, activation)
     assert sum(saved is not None for saved in out.grad_fn.saved_tensors) == kept
 
 
@@ -151,7 +151,7 @@ def test_the_backward_keeps_no_more_than_it_needs(activation, kept):
 def test_opcheck(device, layout, activation):
     x = laid_out(torch.randn(4, 8, 3, 3), layout)
     values = to(device, x, *tensors(x, 6))
-    shift = (2, 2, 1, True, activation)
+    shift = (2, 2, 1, False, activation)
     torch.library.opcheck(ops.shift_conv1x1, (*values, *shift))
     torch.library.opcheck(ops.shift_conv1x1, (*values[:2], None, None, *shift))
     trained = [x.detach().clone().requires_grad_() for x in values]
@@ -240,13 +240,13 @@ def test_bad_arguments_say_what_was_expected_and_got(arguments, error, message):
         (dict(identity=torch.zeros(4, 4, 2, 2)), r"identity must have shape \(8, 4, 2, 2\)"),
         (dict(bias=torch.zeros(4).half()), "bias must be torch.float32 .* got torch.float16"),
         (dict(num_segments=3), "divisible by num_segments=3, got 8 frames"),
-        (dict(n_future=16), "got 16 \\+ 1"),
+        (dict(n_first=16), "got 16 \\+ 1"),
         (dict(activation="gelu"), "got 'gelu'"),
     ],
 )
 def test_the_op_refuses_what_would_leave_its_memory(device, arguments, message):
     good = dict(x=torch.zeros(8, 16, 2, 2), weight=torch.zeros(4, 16), bias=None, identity=None)
-    good |= dict(num_segments=4, n_future=1, n_past=1, future_first=True, activation="none")
+    good |= dict(num_segments=4, n_first=1, n_second=1, reverse=False, activation="none")
     with pytest.raises(ValueError, match=message):
         ops.shift_conv1x1(*to(device, *(good | arguments).values()))
 
@@ -305,7 +305,7 @@ def test_tf32_is_used_where_torch_uses_it(monkeypatch):
 @pytest.mark.parametrize("c_out", [64, 200])
 def test_on_a_gpu_matches_the_reference(dtype, c_out):
     x = laid_out(torch.randn(16, 256, 14, 14), "channels_last").to(dtype)
-    arguments = to("cuda", x, *tensors(x, c_out), 8, 32, 32, True, "relu")
+    arguments = to("cuda", x, *tensors(x, c_out), 8, 32, 32, False, "relu")
     assert_close(ops.shift_conv1x1(*arguments), reference.shift_conv1x1(*arguments), roundings=2)
 
 
@@ -315,7 +315,7 @@ def test_is_captured_by_a_cuda_graph():
     weight = torch.randn(8, 16, device="cuda")
 
     def call():
-        return ops.shift_conv1x1(x, weight, None, None, 4, 2, 2, True, "relu")
+        return ops.shift_conv1x1(x, weight, None, None, 4, 2, 2, False, "relu")
 
     call()  # tunes
     torch.cuda.synchronize()
@@ -330,5 +330,5 @@ def test_is_captured_by_a_cuda_graph():
 def test_frames_that_the_kernel_cannot_count_take_torchs_operators(device, monkeypatch):
     monkeypatch.setattr(import_module("tsm_triton.ops.shift_conv1x1"), "MAX_FRAME", 0)
     monkeypatch.setattr("tsm_triton.kernels.shift_conv1x1.shift_conv1x1", None)  # not called
-    case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_future=2, n_past=1, seed=3)
+    case = ShiftCase(num_segments=3, channels=8, height=3, width=3, n_first=2, n_second=1, seed=3)
     fused.conv_matches(ops.shift_conv1x1, case, 5, "relu", device)

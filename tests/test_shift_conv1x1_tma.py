@@ -50,18 +50,17 @@ def to(device, values) -> Any:
 
 
 def launched(values: Any, shift: Any, activation, tile, multiprocessors=3) -> torch.Tensor:
-    num_segments, n_future, n_past, future_first = shift
+    num_segments, n_first, n_second, reverse = shift
     x, weight, bias, identity = values
     x = x.movedim(1, -1)
     frames, height, width, _ = x.shape
     out = torch.empty(frames, height, width, len(weight), dtype=x.dtype, device=x.device)
     pixels = height * width
-    clip_rows = pixels * (num_segments if n_future + n_past else frames)
-    first_end = n_future if future_first else n_past
-    ends = (first_end, n_future + n_past)
+    clip_rows = pixels * (num_segments if n_first + n_second else frames)
+    ends = (n_first, n_first + n_second)
     assert kernel.takes(x, weight, identity, *ends)
     kernel.launch(
-        x, weight, bias, identity, out, clip_rows, pixels, *ends, future_first, activation, tile, multiprocessors
+        x, weight, bias, identity, out, clip_rows, pixels, *ends, reverse, activation, tile, multiprocessors
     )  # fmt: skip
     return out.movedim(-1, 1)
 
@@ -70,11 +69,11 @@ def launched(values: Any, shift: Any, activation, tile, multiprocessors=3) -> to
 @pytest.mark.parametrize(
     ("shift", "c_in", "added"),
     [
-        ((4, 32, 32, True), 128, False),
-        ((2, 32, 64, False), 136, True),
-        ((3, 0, 64, True), 128, False),
-        ((1, 32, 32, True), 128, True),
-        ((4, 0, 0, True), 72, True),
+        ((4, 32, 32, False), 128, False),
+        ((2, 64, 32, True), 136, True),
+        ((3, 64, 0, True), 128, False),
+        ((1, 32, 32, False), 128, True),
+        ((4, 0, 0, False), 72, True),
     ],
 )
 def test_matches_the_reference(device, shift, c_in, added, persistent):
@@ -91,7 +90,7 @@ def test_matches_the_reference(device, shift, c_in, added, persistent):
 def test_a_clip_that_holds_no_numbers_reaches_no_other(device):
     x, weight, bias, _ = to(device, arguments(6, 64, 8, 3, False))
     x[3:] = torch.nan
-    out = launched((x, weight, bias, None), (3, 32, 32, True), "none", kernel.Tile(64, 16, 4, 2))
+    out = launched((x, weight, bias, None), (3, 32, 32, False), "none", kernel.Tile(64, 16, 4, 2))
     assert out[:3].isfinite().all()
     assert out[3:].isnan().all()
 
@@ -142,7 +141,7 @@ def test_the_op_asks_for_it(device, monkeypatch):
     asked = []
     monkeypatch.setattr(kernel, "tile_for", lambda *shape: asked.append(shape) or small)
     values = arguments(6, 64, 16, 3, True)
-    shifted, still = ((3, fold, fold, True, "relu") for fold in (32, 0))
+    shifted, still = ((3, fold, fold, False, "relu") for fold in (32, 0))
     expected: list[Any] = [*values, *shifted]
     given = to(device, values)
     assert_close(ops.shift_conv1x1(*given, *shifted), reference.shift_conv1x1(*expected), roundings=2)
@@ -157,7 +156,7 @@ def test_on_a_gpu_repeats_its_bits_and_is_captured(device, added):
     c_in, c_out, side = (256, 1024, 14) if added else (1024, 256, 14)
     fold = 0 if added else c_in // 8
     values = to(device, arguments(256, c_in, c_out, side, added, torch.bfloat16))
-    call: list[Any] = [*values, 8, fold, fold, True, "relu"]
+    call: list[Any] = [*values, 8, fold, fold, False, "relu"]
     first = ops.shift_conv1x1(*call)
     assert_close(first, reference.shift_conv1x1(*call), roundings=2)
     for _ in range(20):

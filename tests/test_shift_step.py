@@ -34,7 +34,7 @@ def arguments(layout: str = "contiguous", fold: int = 3, device: str = "cpu") ->
 @given(case=shift_cases(), same_layout=st.booleans())
 def test_a_step_exchanges_the_first_channels_with_the_cache_bit_for_bit(device, case, same_layout):
     x, dim = moved_to(case.x, device), case.axis
-    cache = torch.randint(-128, 128, x.shape, device=device).to(x.dtype).narrow(dim, 0, case.n_past)
+    cache = torch.randint(-128, 128, x.shape, device=device).to(x.dtype).narrow(dim, 0, case.n_first)
     cache = cache.clone() if same_layout else cache
     before = x.clone(), cache.clone()
     y, kept = ops.shift_step(x, cache, dim)

@@ -170,13 +170,13 @@ def test_what_only_looks_like_an_integer_is_refused(integer):
 @pytest.mark.parametrize(
     ("shift", "message"),
     [
-        ((3, 1, 1, True, 1), "divisible by num_segments=3, got 8 frames"),
-        ((0, 1, 1, True, 1), "divisible by num_segments=0"),
-        ((4, 9, 8, True, 1), "between 0 and the 16 channels of axis 1, got 9 \\+ 8"),
-        ((4, -1, 8, True, 1), "got -1 \\+ 8"),
-        ((4, 1, 1, True, 0), "channel_dim must name an axis behind the frames, got 0 of 4"),
-        ((4, 1, 1, True, 9), "channel_dim must name an axis behind the frames, got 9 of 4"),
-        ((4, 1, 1, True, -5), "channel_dim must name an axis behind the frames, got -5 of 4"),
+        ((3, 1, 1, False, 1), "divisible by num_segments=3, got 8 frames"),
+        ((0, 1, 1, False, 1), "divisible by num_segments=0"),
+        ((4, 9, 8, False, 1), "between 0 and the 16 channels of axis 1, got 9 \\+ 8"),
+        ((4, -1, 8, False, 1), "got -1 \\+ 8"),
+        ((4, 1, 1, False, 0), "channel_dim must name an axis behind the frames, got 0 of 4"),
+        ((4, 1, 1, False, 9), "channel_dim must name an axis behind the frames, got 9 of 4"),
+        ((4, 1, 1, False, -5), "channel_dim must name an axis behind the frames, got -5 of 4"),
     ],
 )
 def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
@@ -186,12 +186,12 @@ def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
 
 def test_the_op_refuses_a_number(device):
     with pytest.raises(ValueError, match="channel_dim must name an axis behind the frames, got 1 of 0"):
-        ops.temporal_shift(torch.zeros((), device=device), 1, 1, 1, True, 1)
+        ops.temporal_shift(torch.zeros((), device=device), 1, 1, 1, False, 1)
 
 
 def test_a_fold_of_nothing_is_a_copy_when_asked_for_by_count(device):
     x = torch.randn(4, 6, 3, 3, device=device)
-    out = ops.temporal_shift(x, 2, 0, 0, True, 1)
+    out = ops.temporal_shift(x, 2, 0, 0, False, 1)
     assert torch.equal(out, x)
     assert out.data_ptr() != x.data_ptr()
 
@@ -258,7 +258,7 @@ def test_volumes_and_single_frames_are_shifted():
     one = torch.randn(8, 16, 1, 5, 5)
     assert torch.equal(temporal_shift(one, 1), reference.temporal_shift(one, 1, 2, 2))
     ambiguous = torch.randn(8, 16, 4, 5, 5)
-    explicit = torch.ops.tsm_triton.temporal_shift(ambiguous, 4, 2, 2, True, 1)
+    explicit = torch.ops.tsm_triton.temporal_shift(ambiguous, 4, 2, 2, False, 1)
     assert torch.equal(explicit, reference.temporal_shift(ambiguous, 4, 2, 2))
 
 
@@ -312,13 +312,13 @@ def test_a_shape_is_planned_once_and_launched_as_the_jit_would(monkeypatch):
     monkeypatch.setattr(kernel, "_PLANS", {})
     shapes = [laid_out(torch.randn(8, 16, 3, 3), layout) for layout in ("channels_last", "contiguous")]
     for x in [x for x in shapes for _ in range(3)]:
-        kernel.temporal_shift(x, 4, 2, 2, True, 1)
-    kernel.temporal_shift(shapes[0], 2, 2, 2, True, 1)
-    kernel.temporal_shift(shapes[0].bfloat16(), 4, 2, 2, True, 1)
+        kernel.temporal_shift(x, 4, 2, 2, False, 1)
+    kernel.temporal_shift(shapes[0], 2, 2, 2, False, 1)
+    kernel.temporal_shift(shapes[0].bfloat16(), 4, 2, 2, False, 1)
     # an address that is no whole vector knows narrower accesses alone
     unaligned = torch.randn(8 * 16 * 9 + 1)[1:].view(8, 16, 3, 3)
     for _ in range(2):
-        kernel.temporal_shift(unaligned, 4, 2, 2, True, 1)
+        kernel.temporal_shift(unaligned, 4, 2, 2, False, 1)
     assert len(planned) == 6
     assert len(launched) == 4
     pointers = {"x_ptr", "out_ptr"}

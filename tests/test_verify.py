@@ -78,7 +78,7 @@ def test_a_wrong_op_is_status_1_with_its_smallest_case(verify):
         line[line.index("ShiftCase(") : line.rindex(", device=")], {"ShiftCase": ShiftCase, "torch": torch}
     )
     assert (case.channels, case.clips, case.num_segments, case.height, case.width) == (6, 1, 1, 1, 1)
-    assert (case.n_future, case.n_past, case.layout) == (0, 0, "contiguous")
+    assert (case.n_first, case.n_second, case.layout) == (0, 0, "contiguous")
 
 
 @pytest.mark.parametrize("op", [wrong_beyond_five_channels, behind_its_end])

@@ -43,12 +43,21 @@ def check_shift(
 
 def fold_counts(
     channels: int, shift_div: int, direction: str, fold_order: str = "future_first"
-) -> tuple[int, int]:
-    """How many channels read t+1 and how many read t-1."""
+) -> tuple[int, int, bool]:
+    """`n_first, n_second, reverse` of the ops: two groups of channels, and whether the first reads t-1, not t+1.
+
+    Example:
+        >>> fold_counts(20, 8, "bidirectional"), fold_counts(20, 8, "causal")
+        ((2, 2, False), (2, 0, True))
+        >>> fold_counts(20, 8, "bidirectional", "past_first")
+        (2, 3, True)
+    """
     fold = channels // shift_div
+    if direction == "causal":
+        return fold, 0, True
     if fold_order == "past_first":  # Paddle's folds end at C/div and at 2C/div, each rounded down
-        return 2 * channels // shift_div - fold, fold
-    return (fold, fold) if direction == "bidirectional" else (0, fold)
+        return fold, 2 * channels // shift_div - fold, True
+    return fold, fold, False
 
 
 def check_folded(x: Tensor, num_segments: int, channel_dim: int = 1, name: str = "x") -> None:
@@ -195,9 +204,8 @@ def temporal_shift(
             f"x must hold whole clips: expected a first axis divisible by num_segments={segments}, "
             f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
         )
-    n_future, n_past = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
-    future_first = fold_order == "future_first"
-    if n_past == 0:
+    counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
+    if counts[0] == 0:
         raise ValueError(
             f"expected at least shift_div={shift_div} channels on axis {channel_dim}, got "
             f"{x.shape[channel_dim]}: nothing would move. Lower shift_div, or call "
@@ -205,8 +213,8 @@ def temporal_shift(
         )
     if clip_lengths is not None:
         boundaries = clip_boundaries(clip_lengths, x.shape[0], x.device)
-        return ops.temporal_shift_packed(x, boundaries, n_future, n_past, future_first, channel_dim)
-    return ops.temporal_shift(x, segments, n_future, n_past, future_first, channel_dim)
+        return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
+    return ops.temporal_shift(x, segments, *counts, channel_dim)
 
 
 def residual_shift(
@@ -266,8 +274,8 @@ def residual_shift(
             _check_match(value, name, branch.shape[1:2], (torch.float32, branch.dtype), branch.device)
     ops.check_activation(activation)
     check_folded(branch, num_segments, name="branch")
-    n_future, n_past = _counts(branch, "branch", num_segments, shift_div, direction)
-    return ops.residual_shift(branch, scale, bias, identity, num_segments, n_future, n_past, True, activation)
+    counts = _counts(branch, "branch", num_segments, shift_div, direction)
+    return ops.residual_shift(branch, scale, bias, identity, num_segments, *counts, activation)
 
 
 def shift_conv1x1(
@@ -331,8 +339,8 @@ def shift_conv1x1(
         if value is not None:
             _check_match(value, name, shape, (x.dtype,), x.device)
     ops.check_activation(activation)
-    n_future, n_past = _counts(x, "x", num_segments, shift_div, direction)
-    return ops.shift_conv1x1(x, weight, bias, identity, num_segments, n_future, n_past, True, activation)
+    counts = _counts(x, "x", num_segments, shift_div, direction)
+    return ops.shift_conv1x1(x, weight, bias, identity, num_segments, *counts, activation)
 
 
 def _check_floats(x: Tensor, name: str, shape: str, dims: range) -> None:
@@ -360,17 +368,17 @@ def _check_match(
         )
 
 
-def _counts(x: Tensor, name: str, num_segments: int, shift_div: int, direction: str) -> tuple[int, int]:
-    """The channels that read t+1 and t-1, once it is sure that `x` holds whole clips and something moves."""
+def _counts(x: Tensor, name: str, num_segments: int, shift_div: int, direction: str) -> tuple[int, int, bool]:
+    """`fold_counts`, once it is sure that `x` holds whole clips and something moves."""
     if x.shape[0] % num_segments:
         raise ValueError(
             f"{name} must hold whole clips: expected a first axis divisible by num_segments={num_segments}, "
             f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
         )
-    n_future, n_past = fold_counts(x.shape[1], shift_div, direction)
-    if n_past == 0:
+    counts = fold_counts(x.shape[1], shift_div, direction)
+    if counts[0] == 0:
         raise ValueError(
             f"{name} must have at least shift_div={shift_div} channels, got {x.shape[1]}: nothing would move. "
             "Lower shift_div, or call the op in torch.ops.tsm_triton with explicit counts."
         )
-    return n_future, n_past
+    return counts

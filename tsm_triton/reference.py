@@ -5,21 +5,21 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["activate", "conv1x1_shift_conv1x1", "residual_shift", "shift_conv1x1", "temporal_shift"]
+__all__ = ["activate", "residual_shift", "shift_conv1x1", "temporal_shift"]
 
 
 def temporal_shift(
-    x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool = True, channel_dim: int = 1
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool = False, channel_dim: int = 1
 ) -> Tensor:
-    """Take `n_future` channels from frame t+1 and `n_past` from frame t-1; frames outside the clip are zero.
+    """Take the first `n_first` channels from frame t+1, the next `n_second` from t-1; outside the clip is zero.
 
     Args:
         x: `[N*T, ...]`, channels on axis `channel_dim` (any but 0), any dtype.
         num_segments: T, the number of frames of a clip.
-        n_future: how many channels read frame t+1.
-        n_past: how many channels read frame t-1.
-        future_first: whether the channels that read t+1 come before those that read t-1; both groups
-            stand at the start of the channel axis.
+        n_first: how many channels the first group has, which reads frame t+1.
+        n_second: how many the second has, which stands behind it and reads frame t-1.
+        reverse: exchange the two offsets: the first group reads t-1, the second t+1. The adjoint of a shift is the
+            same with this flag flipped.
         channel_dim: the channel axis.
 
     Returns:
@@ -27,7 +27,7 @@ def temporal_shift(
 
     Example:
         >>> clip = torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]])  # two frames of three channels
-        >>> temporal_shift(clip, num_segments=2, n_future=1, n_past=1)
+        >>> temporal_shift(clip, num_segments=2, n_first=1, n_second=1)
         tensor([[  2.,   0., 100.],
                 [  0.,  10., 200.]])
 
@@ -35,11 +35,10 @@ def temporal_shift(
     """
     clips = rearrange(x.movedim(channel_dim, -1), "(n t) ... c -> n t ... c", t=num_segments)
     zero = torch.zeros_like(clips[:, :1])
-    future = torch.cat([clips[:, 1:], zero], dim=1)
-    past = torch.cat([zero, clips[:, :-1]], dim=1)
+    next_frame = torch.cat([clips[:, 1:], zero], dim=1)
+    previous = torch.cat([zero, clips[:, :-1]], dim=1)
 
-    first, second = (future, past) if future_first else (past, future)
-    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
+    first, second = (previous, next_frame) if reverse else (next_frame, previous)
     moved = n_first + n_second
     shifted = torch.cat([first[..., :n_first], second[..., n_first:moved], clips[..., moved:]], dim=-1)
     return rearrange(shifted, "n t ... c -> (n t) ... c").movedim(-1, channel_dim).contiguous()
@@ -62,9 +61,9 @@ def residual_shift(
     bias: Tensor | None,
     identity: Tensor,
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool = True,
+    n_first: int,
+    n_second: int,
+    reverse: bool = False,
     activation: str = "relu",
 ) -> tuple[Tensor, Tensor]:
     """`y = act(branch * scale + bias + identity)`, computed in float64 and rounded once, and y shifted.
@@ -74,7 +73,7 @@ def residual_shift(
         scale: `[C]`, or None for ones.
         bias: `[C]`, or None for zeros.
         identity: as `branch`.
-        num_segments: T; with `n_future`, `n_past` and `future_first` as in `temporal_shift`.
+        num_segments: T; with `n_first`, `n_second` and `reverse` as in `temporal_shift`.
         activation: "none", "relu", "relu6", "hardswish" or "silu".
 
     Returns:
@@ -92,7 +91,7 @@ def residual_shift(
     z = z if bias is None else z + bias.double()
     z = rearrange(z, "f ... c -> f c ...") + identity.double()
     y = activate(z, activation).to(branch.dtype)
-    return y, temporal_shift(y, num_segments, n_future, n_past, future_first)
+    return y, temporal_shift(y, num_segments, n_first, n_second, reverse)
 
 
 def shift_conv1x1(
@@ -101,9 +100,9 @@ def shift_conv1x1(
     bias: Tensor | None,
     identity: Tensor | None,
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool = True,
+    n_first: int,
+    n_second: int,
+    reverse: bool = False,
     activation: str = "none",
 ) -> Tensor:
     """`act(conv1x1(temporal_shift(x), weight) + bias + identity)`, in float64 and rounded once.
@@ -113,7 +112,7 @@ def shift_conv1x1(
         weight: `[C_out, C_in]` or `[C_out, C_in, 1, 1]`.
         bias: `[C_out]`, or None for zeros.
         identity: `[N*T, C_out, H, W]`, or None for zeros.
-        num_segments: T; with `n_future`, `n_past` and `future_first` as in `temporal_shift`.
+        num_segments: T; with `n_first`, `n_second` and `reverse` as in `temporal_shift`.
         activation: "none", "relu", "relu6", "hardswish" or "silu".
 
     Example:
@@ -121,48 +120,9 @@ def shift_conv1x1(
         >>> shift_conv1x1(x, torch.ones(1, 2), None, None, 2, 1, 0).flatten()  # 2 + 10, 0 + 20
         tensor([12., 20.])
     """
-    shifted = temporal_shift(x, num_segments, n_future, n_past, future_first)
+    shifted = temporal_shift(x, num_segments, n_first, n_second, reverse)
     weight = weight.flatten(1).double()
     z = einsum(shifted.double(), weight, "f c_in h w, c_out c_in -> f c_out h w")
     z = z if bias is None else z + rearrange(bias.double(), "c -> c 1 1")
     z = z if identity is None else z + identity.double()
     return activate(z, activation).to(x.dtype)
-
-
-def conv1x1_shift_conv1x1(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    identity: Tensor,
-    next_weight: Tensor,
-    next_bias: Tensor | None,
-    num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool = True,
-    activation: str = "relu",
-    next_activation: str = "relu",
-) -> tuple[Tensor, Tensor]:
-    """`y = act(conv1x1(x) + identity)` and `z = act(conv1x1(temporal_shift(y)))`, each rounded once.
-
-    Args:
-        x: `[N*T, C_in, H, W]`, any float dtype.
-        weight, bias: of y's convolution, `[C_mid, C_in]` and `[C_mid]` or None.
-        identity: `[N*T, C_mid, H, W]`.
-        next_weight, next_bias: of z's convolution, `[C_out, C_mid]` and `[C_out]` or None.
-        num_segments: T; with `n_future`, `n_past` and `future_first` as in `temporal_shift`.
-        activation, next_activation: as in `shift_conv1x1`.
-
-    Returns:
-        y and z.
-
-    Example:
-        >>> x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)  # two frames of one channel
-        >>> ones = torch.ones(1, 1)
-        >>> y, z = conv1x1_shift_conv1x1(x, ones, None, 10 * x, ones, None, 2, 1, 0)
-        >>> y.flatten(), z.flatten()
-        (tensor([11., 22.]), tensor([22.,  0.]))
-    """
-    y = shift_conv1x1(x, weight, bias, identity, 1, 0, 0, True, activation)
-    shift = (num_segments, n_future, n_past, future_first)
-    return y, shift_conv1x1(y, next_weight, next_bias, None, *shift, next_activation)

@@ -131,7 +131,7 @@ class _Rewriting:
         if shift is not None and self.why_not_absorbed(shift) is not None:
             shift = None
         cache = None if shift is None else cache_of(shift)
-        counts = (1, 0, 0, True)
+        counts = (1, 0, 0, False)
         if shift is not None:
             x = arguments(shift)["x"]
             counts = counts if cache is not None else shift.args[1:5]

@@ -1,8 +1,10 @@
 """The end of a residual block and the shift that opens the next one, one read of each input.
 
     y = act(branch * scale + bias + identity)        scale and bias one a channel, either may be left out
-    shifted[n, t - 1, c] = y[n, t, c]                c in the group that reads the future
-    shifted[n, t + 1, c] = y[n, t, c]                c in the group that reads the past; the rest stays at t
+    shifted[n, t - 1, c] = y[n, t, c]                c in the first group, which reads t + 1
+    shifted[n, t + 1, c] = y[n, t, c]                c in the second, which reads t - 1; the rest stays at t
+
+`REVERSE` exchanges the two time offsets.
 
 Scatter form: where a group has no frame to go to, its place is the one at the clip's other end that no
 frame fills, and it writes that one's zero. The backward is one kernel that gathers from the same places.
@@ -38,9 +40,9 @@ NUM_WARPS = 4
 
 
 @triton.jit
-def _reads(position, first_end, second_end, FUTURE_FIRST: tl.constexpr):
+def _reads(position, first_end, second_end, REVERSE: tl.constexpr):
     """How many frames ahead the group of `position` reads; different in each of the three groups."""
-    first_dt: tl.constexpr = 1 if FUTURE_FIRST else -1
+    first_dt: tl.constexpr = -1 if REVERSE else 1
     return tl.where(position < first_end, first_dt, tl.where(position < second_end, -first_dt, 0))
 
 
@@ -100,7 +102,7 @@ def _residual_shift_kernel(
     CHANNELS_LAST: tl.constexpr,
     WHOLE_CHANNELS: tl.constexpr,
     FOLDS_ALIGNED: tl.constexpr,
-    FUTURE_FIRST: tl.constexpr,
+    REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     GATHER: tl.constexpr,
 ):
@@ -128,7 +130,7 @@ def _residual_shift_kernel(
     y = _block_end(branch_ptr, identity_ptr, scale, bias, at, in_frame, wide, ACTIVATION).to(dtype)
     tl.store(y_ptr + at, y, mask=in_frame[:, None])
 
-    reads = _reads(position, first_end, second_end, FUTURE_FIRST)
+    reads = _reads(position, first_end, second_end, REVERSE)
     if GATHER:
         moved = in_frame & (reads != 0) & (t + reads >= 0) & (t + reads < num_segments)
         source = (own + reads.to(tl.int64) * frame_size)[:, None] * VEC + lane
@@ -143,9 +145,9 @@ def _residual_shift_kernel(
             tl.store(shifted_ptr + to, value, mask=in_frame[:, None])
         else:
             # vectors inside one group go as a whole, those that a fold's end cuts lane by lane
-            whole = reads == _reads(position + VEC - 1, first_end, second_end, FUTURE_FIRST)
+            whole = reads == _reads(position + VEC - 1, first_end, second_end, REVERSE)
             tl.store(shifted_ptr + to, value, mask=(in_frame & whole)[:, None])
-            reads = _reads(position[:, None] + lane, first_end, second_end, FUTURE_FIRST)
+            reads = _reads(position[:, None] + lane, first_end, second_end, REVERSE)
             dt, wrapped = _destination(reads, t, num_segments)
             to = (own[:, None] + dt * frame_size) * VEC + lane
             cut = in_frame & (whole == 0)
@@ -175,7 +177,7 @@ def _residual_shift_backward_kernel(
     CHANNELS_LAST: tl.constexpr,
     WHOLE_CHANNELS: tl.constexpr,
     FOLDS_ALIGNED: tl.constexpr,
-    FUTURE_FIRST: tl.constexpr,
+    REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
     # One program owns BLOCK vectors of one frame of the gradient; it gathers from where the forward wrote.
@@ -195,16 +197,16 @@ def _residual_shift_backward_kernel(
     if grad_y_ptr is not None:
         grad += tl.load(grad_y_ptr + at, mask=in_frame[:, None], other=0).to(wide)
     if grad_shifted_ptr is not None:
-        reads = _reads(position, first_end, second_end, FUTURE_FIRST)
+        reads = _reads(position, first_end, second_end, REVERSE)
         dt, wrapped = _destination(reads, t, num_segments)
         whole = in_frame & (wrapped == 0)
         if not FOLDS_ALIGNED:
-            uncut = reads == _reads(position + VEC - 1, first_end, second_end, FUTURE_FIRST)
+            uncut = reads == _reads(position + VEC - 1, first_end, second_end, REVERSE)
             whole = whole & uncut
         to = (own + dt * frame_size)[:, None] * VEC + lane
         grad += tl.load(grad_shifted_ptr + to, mask=whole[:, None], other=0).to(wide)
         if not FOLDS_ALIGNED:
-            reads = _reads(position[:, None] + lane, first_end, second_end, FUTURE_FIRST)
+            reads = _reads(position[:, None] + lane, first_end, second_end, REVERSE)
             dt, wrapped = _destination(reads, t, num_segments)
             to = (own[:, None] + dt * frame_size) * VEC + lane
             cut = (in_frame & (uncut == 0))[:, None] & (wrapped == 0)
@@ -239,15 +241,15 @@ def residual_shift(
     bias: Tensor | None,
     identity: Tensor,
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool,
+    n_first: int,
+    n_second: int,
+    reverse: bool,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     y, shifted = torch.empty_like(branch), torch.empty_like(branch)
     if y.numel() == 0:
         return y, shifted
-    shift = (num_segments, n_future, n_past, future_first, activation)
+    shift = (num_segments, n_first, n_second, reverse, activation)
     channels_last = _is_channels_last(y)
     if channels_last is None:
         packed = residual_shift(branch.contiguous(), scale, bias, identity, *shift)
@@ -285,16 +287,16 @@ def residual_shift_backward(
     bias: Tensor | None,
     identity: Tensor | None,
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool,
+    n_first: int,
+    n_second: int,
+    reverse: bool,
     activation: str,
 ) -> list[Tensor]:
     """The gradient of the sum, then `branch`'s where there is a scale, in `template`'s memory format."""
     grads = [torch.empty_like(template) for _ in range(1 if scale is None else 2)]
     if template.numel() == 0:
         return grads
-    shift = (num_segments, n_future, n_past, future_first, activation)
+    shift = (num_segments, n_first, n_second, reverse, activation)
     channels_last = _is_channels_last(grads[0])
     tensors = (grad_y, grad_shifted, y, branch, identity)
     if channels_last is None:
@@ -343,9 +345,9 @@ def _launch(
     out: Tensor,
     inputs: Sequence[Tensor | None],
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool,
+    n_first: int,
+    n_second: int,
+    reverse: bool,
     channels_last: bool,
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Sizes and constants that the two kernels share."""
@@ -356,7 +358,6 @@ def _launch(
     # The launch knows a pointer's alignment only to 16 bytes; a less aligned one has no wide access.
     if any(x is not None and x.data_ptr() % VECTOR_BYTES for x in inputs):
         vec = 1
-    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
     first_end, second_end = n_first * channel_stride, (n_first + n_second) * channel_stride
     sizes = (num_segments, frame_size // vec, row_size // vec, first_end, second_end, pixels)
     variant = {
@@ -364,6 +365,6 @@ def _launch(
         "CHANNELS_LAST": channels_last,
         "WHOLE_CHANNELS": pixels % vec == 0,
         "FOLDS_ALIGNED": first_end % vec == 0 and second_end % vec == 0,
-        "FUTURE_FIRST": future_first,
+        "REVERSE": reverse,
     }
     return sizes, variant

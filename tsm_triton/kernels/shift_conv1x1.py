@@ -1,7 +1,7 @@
 """A 1x1 convolution that reads its input shifted: one matrix product, no traffic for the shift.
 
     out[r, o] = act(sum over k of x[r + dt(k) * pixels, k] * weight[o, k] + bias[o] + identity[r, o])
-    dt(k) = 1 for channels k that read the future, -1 for those that read the past, 0 for the rest
+    dt(k) = 1 for channels k of the first group, -1 for those of the second, 0 for the rest; REVERSE exchanges the two
     r = frame * pixels + pixel; a term is zero where its frame lies outside r's clip
 
 One frame of a stream, whose past is in a cache of the first channels:
@@ -107,7 +107,7 @@ def _shift_conv1x1_kernel(
     C_OUT: tl.constexpr,
     FIRST_END: tl.constexpr,
     SECOND_END: tl.constexpr,
-    FUTURE_FIRST: tl.constexpr,
+    REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP_M: tl.constexpr,
@@ -137,7 +137,7 @@ def _shift_conv1x1_kernel(
     dtype = x_ptr.dtype.element_ty
     wide: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
     BLOCK_K: tl.constexpr = K_BYTES * 8 // dtype.primitive_bitwidth
-    first_dt: tl.constexpr = 1 if FUTURE_FIRST else -1
+    first_dt: tl.constexpr = -1 if REVERSE else 1
     x_rows = x_ptr + start * C_IN + row * C_IN
     weight_rows = weight_ptr + column * C_IN
     z = tl.full([BLOCK_M, BLOCK_N], 0, wide)
@@ -184,17 +184,16 @@ def shift_conv1x1(
     bias: Tensor | None,
     identity: Tensor | None,
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool,
+    n_first: int,
+    n_second: int,
+    reverse: bool,
     activation: str,
 ) -> Tensor:
-    n_first = n_future if future_first else n_past
     counts = {
         "num_segments": num_segments,
         "FIRST_END": n_first,
-        "SECOND_END": n_future + n_past,
-        "FUTURE_FIRST": future_first,
+        "SECOND_END": n_first + n_second,
+        "REVERSE": reverse,
     }
     return _launch(x, weight, bias, identity, activation, None, None, counts)
 
@@ -203,7 +202,7 @@ def shift_step_conv1x1(
     x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
     fold = cache.shape[1]
-    counts = {"num_segments": 1, "FIRST_END": fold, "SECOND_END": fold, "FUTURE_FIRST": False}
+    counts = {"num_segments": 1, "FIRST_END": fold, "SECOND_END": fold, "REVERSE": True}
     kept = torch.empty_like(cache)
     rows = torch.empty_like(cache, memory_format=torch.channels_last)
     rows = kept if kept.stride() == rows.stride() else rows
@@ -276,7 +275,7 @@ def _by_copy_engine(
     num_segments: int,
     FIRST_END: int,
     SECOND_END: int,
-    FUTURE_FIRST: bool,
+    REVERSE: bool,
 ) -> bool:
     """Whether the copy engine's kernel was faster for such a shape, and has filled `out`."""
     if not has_copy_engine(x) or not copy_engine.takes(x, weight, identity, FIRST_END, SECOND_END):
@@ -291,7 +290,7 @@ def _by_copy_engine(
     with device_guard(x):
         copy_engine.launch(
             x, weight, bias, identity, as_rows(out), clip_rows, pixels,
-            FIRST_END, SECOND_END, FUTURE_FIRST, activation, tile, processors,
+            FIRST_END, SECOND_END, REVERSE, activation, tile, processors,
         )  # fmt: skip
     return True
 

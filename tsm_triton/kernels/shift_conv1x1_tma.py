@@ -41,7 +41,7 @@ class Tile(NamedTuple):
 def _tile(
     x_d, weight_d, bias_ptr, identity_ptr, out_d, tile, clip_rows, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, FIRST_END: tl.constexpr, SECOND_END: tl.constexpr,
-    FUTURE_FIRST: tl.constexpr, ACTIVATION: tl.constexpr,
+    REVERSE: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
@@ -57,7 +57,7 @@ def _tile(
         at = (clip.to(tl.int64) * clip_rows + row)[:, None] * C_OUT + column[None, :]
         mask = (row < clip_rows)[:, None] & in_columns[None, :]
         identity = tl.load(identity_ptr + at, mask=mask, other=0)
-    first_dt: tl.constexpr = 1 if FUTURE_FIRST else -1
+    first_dt: tl.constexpr = -1 if REVERSE else 1
     z = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32)
     for k in range(0, C_IN, BLOCK_K):
         dt = tl.where(k < FIRST_END, first_dt, tl.where(k < SECOND_END, -first_dt, 0))
@@ -85,7 +85,7 @@ def _shift_conv1x1_tma_kernel(
     C_OUT: tl.constexpr,
     FIRST_END: tl.constexpr,
     SECOND_END: tl.constexpr,
-    FUTURE_FIRST: tl.constexpr,
+    REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -98,12 +98,12 @@ def _shift_conv1x1_tma_kernel(
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             _tile(
                 x_d, weight_d, bias_ptr, identity_ptr, out_d, tile, clip_rows, pixels,
-                C_IN, C_OUT, FIRST_END, SECOND_END, FUTURE_FIRST, ACTIVATION, BLOCK_M, BLOCK_N, BLOCK_K,
+                C_IN, C_OUT, FIRST_END, SECOND_END, REVERSE, ACTIVATION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     else:
         _tile(
             x_d, weight_d, bias_ptr, identity_ptr, out_d, tl.program_id(0), clip_rows, pixels,
-            C_IN, C_OUT, FIRST_END, SECOND_END, FUTURE_FIRST, ACTIVATION, BLOCK_M, BLOCK_N, BLOCK_K,
+            C_IN, C_OUT, FIRST_END, SECOND_END, REVERSE, ACTIVATION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def launch(
     pixels: int,
     first_end: int,
     second_end: int,
-    future_first: bool,
+    reverse: bool,
     activation: str,
     tile: Tile,
     multiprocessors: int,
@@ -192,7 +192,7 @@ def launch(
         C_OUT=c_out,
         FIRST_END=first_end,
         SECOND_END=second_end,
-        FUTURE_FIRST=future_first,
+        REVERSE=reverse,
         ACTIVATION=activation,
         BLOCK_M=tile.BLOCK_M,
         BLOCK_N=tile.BLOCK_N,

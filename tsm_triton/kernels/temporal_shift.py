@@ -1,7 +1,7 @@
 """The shift of a folded clip batch, one read and one write per element.
 
-    out[n, t, c] = x[n, t + 1, c]    c in the group that reads the future
-    out[n, t, c] = x[n, t - 1, c]    c in the group that reads the past, next to it
+    out[n, t, c] = x[n, t + 1, c]    c in the first group
+    out[n, t, c] = x[n, t - 1, c]    c in the second, next to it
     out[n, t, c] = x[n, t, c]        the rest; zero where t + 1 or t - 1 leaves the clip
 
 `REVERSE` exchanges the two time offsets. The backward is this same kernel with `REVERSE` flipped. Clips have
@@ -129,15 +129,15 @@ class _Layout(NamedTuple):
 def temporal_shift(
     x: Tensor,
     num_segments: int,
-    n_future: int,
-    n_past: int,
-    future_first: bool,
+    n_first: int,
+    n_second: int,
+    reverse: bool,
     channel_dim: int,
     boundaries: Tensor | None = None,
 ) -> Tensor:
     """Launch; `boundaries`, bool `[frames + 1]`, replaces `num_segments` where it is given."""
     out = torch.empty_like(x)
-    shift = (num_segments, n_future, n_past, future_first, channel_dim)
+    shift = (num_segments, n_first, n_second, reverse, channel_dim)
     key = (x.shape, x.stride(), x.dtype, x.get_device(), boundaries is None, *shift)
     # The launch knows a pointer's alignment only to 16 bytes; a less aligned one has no wide access.
     aligned = x.data_ptr() % VECTOR_BYTES == 0
@@ -155,7 +155,6 @@ def temporal_shift(
     frame_size, row_size, channel_stride, stride_x_row, vec = layout
     if not aligned:
         vec = 1
-    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
     first_end, second_end = n_first * channel_stride, (n_first + n_second) * channel_stride
     folds_aligned = first_end % vec == 0 and second_end % vec == 0
     sizes = (
@@ -172,7 +171,7 @@ def temporal_shift(
         "BLOCK": BLOCK,
         "SINGLE_ROW": row_size == frame_size,
         "FOLDS_ALIGNED": folds_aligned,
-        "REVERSE": not future_first,
+        "REVERSE": reverse,
         "PACKED": boundaries is not None,
         "INT64": frame_size > INT32_FRAME,
     }

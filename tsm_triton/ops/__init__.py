@@ -5,7 +5,6 @@ Triton on machines that never do.
 """
 
 from .activations import ACTIVATIONS, check_activation
-from .conv1x1_shift_conv1x1 import conv1x1_shift_conv1x1
 from .convolution import convolution
 from .depthwise import depthwise_convolution
 from .library import let_inductor_decompose
@@ -20,7 +19,6 @@ from .temporal_shift_packed import temporal_shift_packed
 __all__ = [
     "ACTIVATIONS",
     "check_activation",
-    "conv1x1_shift_conv1x1",
     "convolution",
     "depthwise_convolution",
     "let_inductor_decompose",

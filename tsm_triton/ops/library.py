@@ -174,9 +174,9 @@ def _in_channels_last(_: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
     return tuple(converted(*item) for item in enumerate(arguments)), named
 
 
-def check_clips(x: Tensor, num_segments: int, n_future: int, n_past: int, channel_dim: int) -> None:
+def check_clips(x: Tensor, num_segments: int, n_first: int, n_second: int, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory; `functional` says the rest to the user."""
-    check_channels(x, n_future, n_past, channel_dim)
+    check_channels(x, n_first, n_second, channel_dim)
     check_frames(x.shape[0], num_segments)
 
 
@@ -189,13 +189,13 @@ def check_frames(frames: int, num_segments: int) -> None:
         )
 
 
-def check_channels(x: Tensor, n_future: int, n_past: int, channel_dim: int) -> None:
+def check_channels(x: Tensor, n_first: int, n_second: int, channel_dim: int) -> None:
     """That the two groups of channels are there."""
     check_channel_dim(x, channel_dim)
-    if min(n_future, n_past) < 0 or n_future + n_past > x.shape[channel_dim]:
+    if min(n_first, n_second) < 0 or n_first + n_second > x.shape[channel_dim]:
         raise ValueError(
-            f"expected n_future + n_past between 0 and the {x.shape[channel_dim]} channels of axis "
-            f"{channel_dim}, got {n_future} + {n_past}: shift fewer"
+            f"expected n_first + n_second between 0 and the {x.shape[channel_dim]} channels of axis "
+            f"{channel_dim}, got {n_first} + {n_second}: shift fewer"
         )
 
 

@@ -34,7 +34,7 @@ from .temporal_shift import shift_by_copies, temporal_shift
 
 __all__ = ["residual_shift", "residual_shift_backward"]
 
-_SHIFT = "SymInt num_segments, SymInt n_future, SymInt n_past, bool future_first, str activation"
+_SHIFT = "SymInt num_segments, SymInt n_first, SymInt n_second, bool reverse, str activation"
 library.define(
     f"residual_shift(Tensor branch, Tensor? scale, Tensor? bias, Tensor identity, {_SHIFT})"
     " -> (Tensor y, Tensor shifted)",
@@ -59,8 +59,8 @@ def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: 
             f"{tuple(branch.shape)} {branch.dtype} {branch.device} and "
             f"{tuple(identity.shape)} {identity.dtype} {identity.device}: convert one"
         )
-    num_segments, n_future, n_past, _, activation = shift
-    check_clips(branch, num_segments, n_future, n_past, 1)
+    num_segments, n_first, n_second, _, activation = shift
+    check_clips(branch, num_segments, n_first, n_second, 1)
     check_activation(activation)
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None and (value.shape != branch.shape[1:2] or value.device != branch.device):
@@ -123,14 +123,14 @@ def _on_cpu(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
     _check(branch, scale, bias, identity, *shift)
-    num_segments, n_future, n_past, future_first, activation = shift
+    *counts, activation = shift
     if scale is None and bias is None and activation in FROM_OUTPUT:
         # these commute with the one rounding: no need of a wider copy
         y = activate_(branch + identity, activation)
     else:
         y = activate_(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
     y = laid_out_like(y, branch)
-    return y, shift_by_copies(y, num_segments, n_future, n_past, future_first, 1)
+    return y, shift_by_copies(y, *counts, 1)
 
 
 def _backward_on_cpu(
@@ -186,11 +186,11 @@ def _differentiable_backward(
     *shift: Any,
 ) -> list[Tensor]:
     """The backward of torch's own operators: what the CPU runs, and what a second derivative goes through."""
-    num_segments, n_future, n_past, future_first, activation = shift
+    *counts, reverse, activation = shift
     dtype = _template(grad_y, grad_shifted).dtype
     grad = None if grad_y is None else grad_y.to(wide(dtype))
     if grad_shifted is not None:
-        moved = temporal_shift(grad_shifted, num_segments, n_past, n_future, not future_first, 1)
+        moved = temporal_shift(grad_shifted, *counts, not reverse, 1)
         grad = moved.to(wide(dtype)) if grad is None else grad + moved
     assert grad is not None
     if activation not in FROM_OUTPUT:

@@ -35,7 +35,7 @@ __all__ = ["check", "shift_conv1x1"]
 
 library.define(
     "shift_conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, SymInt num_segments, "
-    "SymInt n_future, SymInt n_past, bool future_first, str activation) -> Tensor",
+    "SymInt n_first, SymInt n_second, bool reverse, str activation) -> Tensor",
     tags=CHANNELS_LAST_TAGS,
 )
 shift_conv1x1 = torch.ops.tsm_triton.shift_conv1x1.default
@@ -47,8 +47,8 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | Non
         raise ValueError(
             f"x must be floats of shape [N*T, C, H, W], got {tuple(x.shape)} {x.dtype}: reshape it"
         )
-    num_segments, n_future, n_past, _, activation = shift
-    check_clips(x, num_segments, n_future, n_past, 1)
+    num_segments, n_first, n_second, _, activation = shift
+    check_clips(x, num_segments, n_first, n_second, 1)
     check_activation(activation)
     if weight.shape[1:2] != x.shape[1:2] or weight.shape[2:] not in ((), (1, 1)):
         raise ValueError(
@@ -92,10 +92,8 @@ def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | 
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
     check(x, weight, bias, identity, *shift)
-    num_segments, n_future, n_past, future_first, activation = shift
-    shifted = x
-    if n_future or n_past:
-        shifted = shift_by_copies(x, num_segments, n_future, n_past, future_first, 1)
+    *counts, activation = shift
+    shifted = shift_by_copies(x, *counts, 1) if _moves(*counts) else x
     values = F.conv2d(shifted, _as_convolution(weight), bias)
     if identity is not None:
         values += identity
@@ -111,10 +109,14 @@ def _separate_form(
     if x.device.type != "cpu":
         return NotImplemented
     *counts, activation = shift
-    shifted = temporal_shift(x, *counts, 1) if counts[1] or counts[2] else x
+    shifted = temporal_shift(x, *counts, 1) if _moves(*counts) else x
     values = F.conv2d(shifted, _as_convolution(weight), bias)
     values = values if identity is None else values + identity
     return activate(values, activation).contiguous(memory_format=torch.channels_last)
+
+
+def _moves(num_segments: int, n_first: int, n_second: int, reverse: bool) -> bool:
+    return bool(n_first or n_second)
 
 
 def _as_convolution(weight: Tensor) -> Tensor:
@@ -150,14 +152,13 @@ class _ShiftConv1x1(torch.autograd.Function):
         # Made of operators that have a backward each, so it can be differentiated again.
         x, weight, value, bias, identity = ctx.saved_tensors
         *counts, activation = ctx.shift
-        num_segments, n_future, n_past, future_first = counts
         if activation not in FROM_OUTPUT:
             value = shift_conv1x1(x, weight, bias, identity, *counts, "none")
         grad = activation_backward(grads[0], value, activation)
         need_x, need_weight, need_bias, need_identity = ctx.needs_input_grad[:4]
         grad_x = grad_weight = grad_bias = None
         if need_x or need_weight:
-            shifted = temporal_shift(x, *counts, 1) if need_weight and (n_future or n_past) else x
+            shifted = temporal_shift(x, *counts, 1) if need_weight and _moves(*counts) else x
             grad_shifted, grad_weight, _ = torch.ops.aten.convolution_backward(
                 grad, shifted, _as_convolution(weight), None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
                 (need_x, need_weight, False),
@@ -165,8 +166,8 @@ class _ShiftConv1x1(torch.autograd.Function):
             if need_weight:
                 grad_weight = grad_weight.reshape(weight.shape)
             if need_x:
-                adjoint = (num_segments, n_past, n_future, not future_first, 1)
-                grad_x = temporal_shift(grad_shifted, *adjoint) if n_future or n_past else grad_shifted
+                adjoint = (*counts[:3], not counts[3], 1)
+                grad_x = temporal_shift(grad_shifted, *adjoint) if _moves(*counts) else grad_shifted
         if need_bias:
             grad_bias = grad.sum((0, 2, 3), dtype=wide(grad.dtype)).to(grad.dtype)
         return grad_x, grad_weight, grad_bias, grad if need_identity else None, *(None,) * len(ctx.shift)

@@ -22,8 +22,8 @@ library.define(
 )
 shift_step_conv1x1 = torch.ops.tsm_triton.shift_step_conv1x1.default
 
-# num_segments, n_future, n_past, future_first: a convolution alone
-UNSHIFTED = (1, 0, 0, True)
+# num_segments, n_first, n_second, reverse: a convolution alone
+UNSHIFTED = (1, 0, 0, False)
 
 
 @torch.library.register_fake("tsm_triton::shift_step_conv1x1", lib=library)

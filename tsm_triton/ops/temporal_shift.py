@@ -21,8 +21,8 @@ from .library import (
 __all__ = ["shift_by_copies", "temporal_shift"]
 
 library.define(
-    "temporal_shift(Tensor x, SymInt num_segments, SymInt n_future, SymInt n_past, "
-    "bool future_first, int channel_dim) -> Tensor",
+    "temporal_shift(Tensor x, SymInt num_segments, SymInt n_first, SymInt n_second, "
+    "bool reverse, int channel_dim) -> Tensor",
     tags=TAGS,
 )
 temporal_shift = torch.ops.tsm_triton.temporal_shift.default
@@ -36,25 +36,25 @@ def _(x: Tensor, *_shift: Any) -> Tensor:
 
 
 def _on_cuda(
-    x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
-    check_clips(x, num_segments, n_future, n_past, channel_dim)
+    check_clips(x, num_segments, n_first, n_second, channel_dim)
     if x.itemsize > 8:  # complex128: no integer of its width to move it with
-        return shift_by_copies(x, num_segments, n_future, n_past, future_first, channel_dim)
+        return shift_by_copies(x, num_segments, n_first, n_second, reverse, channel_dim)
     from ..kernels import temporal_shift as kernel
 
-    return kernel.temporal_shift(x, num_segments, n_future, n_past, future_first, channel_dim)
+    return kernel.temporal_shift(x, num_segments, n_first, n_second, reverse, channel_dim)
 
 
 def _on_cpu(
-    x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
-    check_clips(x, num_segments, n_future, n_past, channel_dim)
-    return shift_by_copies(x, num_segments, n_future, n_past, future_first, channel_dim)
+    check_clips(x, num_segments, n_first, n_second, channel_dim)
+    return shift_by_copies(x, num_segments, n_first, n_second, reverse, channel_dim)
 
 
 def shift_by_copies(
-    x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
     """The shift as slice copies into one fresh tensor, any strides and dtype: the fastest form on a CPU."""
     out = empty_like(x)
@@ -65,12 +65,11 @@ def shift_by_copies(
     if channel_dim != 1:
         axis = channel_dim % x.dim() + 1
         source, target = source.movedim(axis, 2), target.movedim(axis, 2)
-    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
     moved = n_first + n_second
     # The widest runs first: they touch every page, and a first touch is dearer in short runs.
     target[:, :, moved:] = source[:, :, moved:]
-    for start, end, reads_future in ((0, n_first, future_first), (n_first, moved, not future_first)):
-        if reads_future:
+    for start, end, reads_next in ((0, n_first, not reverse), (n_first, moved, reverse)):
+        if reads_next:
             target[:, :-1, start:end] = source[:, 1:, start:end]
             target[:, -1, start:end] = 0
         else:
@@ -94,8 +93,8 @@ class _TemporalShift(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         # The adjoint reads the other way: the same channels, the two offsets exchanged.
-        num_segments, n_future, n_past, future_first, channel_dim = ctx.shift
-        grad = temporal_shift(grads[0], num_segments, n_past, n_future, not future_first, channel_dim)
+        *counts, reverse, channel_dim = ctx.shift
+        grad = temporal_shift(grads[0], *counts, not reverse, channel_dim)
         return grad, None, None, None, None, None
 
     @staticmethod
@@ -135,7 +134,7 @@ _DECOMPOSED_DEVICES = ("cuda",)
 
 
 def _flat_form(
-    x: Tensor, num_segments: int, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
     """The shift as pointwise reads of the flat frame axis, which Inductor fuses with what stands around it.
 
@@ -149,15 +148,14 @@ def _flat_form(
     t = (frame % num_segments).view(-1, *[1] * (x.dim() - 1))
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
 
-    def read(part: Tensor, future: bool) -> Tensor:
-        if future:
+    def read(part: Tensor, reads_next: bool) -> Tensor:
+        if reads_next:
             rows = (frame + 1).clamp(max=x.shape[0] - 1)
             return torch.where(t < num_segments - 1, part[rows], zero)
         return torch.where(t > 0, part[(frame - 1).clamp(min=0)], zero)
 
-    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
     parts = torch.split(x, [n_first, n_second, x.shape[dim] - n_first - n_second], dim)
-    return torch.cat([read(parts[0], future_first), read(parts[1], not future_first), parts[2]], dim)
+    return torch.cat([read(parts[0], not reverse), read(parts[1], reverse), parts[2]], dim)
 
 
 DECOMPOSITIONS[temporal_shift] = _flat_form

@@ -11,14 +11,14 @@ from .temporal_shift import shift_by_copies
 __all__ = ["temporal_shift_packed"]
 
 library.define(
-    "temporal_shift_packed(Tensor x, Tensor boundaries, SymInt n_future, SymInt n_past, "
-    "bool future_first, int channel_dim) -> Tensor",
+    "temporal_shift_packed(Tensor x, Tensor boundaries, SymInt n_first, SymInt n_second, "
+    "bool reverse, int channel_dim) -> Tensor",
     tags=TAGS,
 )
 temporal_shift_packed = torch.ops.tsm_triton.temporal_shift_packed.default
 
 
-def _check(x: Tensor, boundaries: Tensor, n_future: int, n_past: int, channel_dim: int) -> None:
+def _check(x: Tensor, boundaries: Tensor, n_first: int, n_second: int, channel_dim: int) -> None:
     if boundaries.shape != (x.shape[0] + 1,) or boundaries.dtype != torch.bool:
         raise ValueError(
             f"boundaries must be a bool tensor [{x.shape[0] + 1}], one more than the frames of x, true where a "
@@ -29,7 +29,7 @@ def _check(x: Tensor, boundaries: Tensor, n_future: int, n_past: int, channel_di
         raise ValueError(
             f"expected boundaries on the device of x, {x.device}, got {boundaries.device}: convert them"
         )
-    check_channels(x, n_future, n_past, channel_dim)
+    check_channels(x, n_first, n_second, channel_dim)
 
 
 @torch.library.register_fake("tsm_triton::temporal_shift_packed", lib=library)
@@ -38,33 +38,32 @@ def _(x: Tensor, *_shift: Any) -> Tensor:
 
 
 def _on_cuda(
-    x: Tensor, boundaries: Tensor, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, boundaries: Tensor, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
-    _check(x, boundaries, n_future, n_past, channel_dim)
+    _check(x, boundaries, n_first, n_second, channel_dim)
     if x.itemsize > 8:  # complex128: no integer of its width to move it with
-        return _by_copies(x, boundaries, n_future, n_past, future_first, channel_dim)
+        return _by_copies(x, boundaries, n_first, n_second, reverse, channel_dim)
     from ..kernels import temporal_shift as kernel
 
     return kernel.temporal_shift(
-        x, x.shape[0], n_future, n_past, future_first, channel_dim, boundaries.contiguous()
+        x, x.shape[0], n_first, n_second, reverse, channel_dim, boundaries.contiguous()
     )
 
 
 def _on_cpu(
-    x: Tensor, boundaries: Tensor, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, boundaries: Tensor, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
-    _check(x, boundaries, n_future, n_past, channel_dim)
-    return _by_copies(x, boundaries, n_future, n_past, future_first, channel_dim)
+    _check(x, boundaries, n_first, n_second, channel_dim)
+    return _by_copies(x, boundaries, n_first, n_second, reverse, channel_dim)
 
 
 def _by_copies(
-    x: Tensor, boundaries: Tensor, n_future: int, n_past: int, future_first: bool, channel_dim: int
+    x: Tensor, boundaries: Tensor, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
     # all frames as one clip, then zeros where that read across a boundary
-    out = shift_by_copies(x, x.shape[0], n_future, n_past, future_first, channel_dim)
-    n_first, n_second = (n_future, n_past) if future_first else (n_past, n_future)
-    for start, length, reads_future in ((0, n_first, future_first), (n_first, n_second, not future_first)):
-        edges = boundaries[1:] if reads_future else boundaries[:-1]
+    out = shift_by_copies(x, x.shape[0], n_first, n_second, reverse, channel_dim)
+    for start, length, reads_next in ((0, n_first, not reverse), (n_first, n_second, reverse)):
+        edges = boundaries[1:] if reads_next else boundaries[:-1]
         out.narrow(channel_dim, start, length)[edges] = 0
     return out
 
@@ -84,8 +83,8 @@ class _PackedShift(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (boundaries,) = ctx.saved_tensors
-        n_future, n_past, future_first, channel_dim = ctx.shift
-        grad = temporal_shift_packed(grads[0], boundaries, n_past, n_future, not future_first, channel_dim)
+        n_first, n_second, reverse, channel_dim = ctx.shift
+        grad = temporal_shift_packed(grads[0], boundaries, n_first, n_second, not reverse, channel_dim)
         return grad, None, None, None, None, None
 
     @staticmethod

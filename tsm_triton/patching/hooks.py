@@ -189,8 +189,7 @@ class ShiftHook:
     def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
         if self.boundaries is not None:
             counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction, self.fold_order)
-            future_first = self.fold_order == "future_first"
-            return ops.temporal_shift_packed(x, self.boundaries, *counts, future_first, channel_dim)
+            return ops.temporal_shift_packed(x, self.boundaries, *counts, channel_dim)
         return temporal_shift(
             x,
             self.num_segments if self.length is None else self.length,

@@ -189,7 +189,7 @@ def _wide_enough(
     sites: Sequence[ShiftSite], shift_div: int, direction: str, may_skip: bool
 ) -> list[ShiftSite]:
     """The sites where something would move."""
-    wide = [site for site in sites if max(fold_counts(site.channels, shift_div, direction)) > 0]
+    wide = [site for site in sites if fold_counts(site.channels, shift_div, direction)[0] > 0]
     narrow = [site for site in sites if site not in wide]
     if not narrow:
         return wide

@@ -216,7 +216,7 @@ class _Probe:
 
     def __call__(self, x: Tensor) -> Tensor:
         dim = self.hook.channel_dim
-        _, fold = fold_counts(x.shape[dim], self.hook.shift_div, "causal")
+        fold, *_ = fold_counts(x.shape[dim], self.hook.shift_div, "causal")
         with torch.inference_mode(False):  # a cache is written in any mode later on
             self.cache = torch.zeros_like(x.narrow(dim, 0, fold))
         return x

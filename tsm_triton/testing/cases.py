@@ -56,15 +56,15 @@ class ShiftCase:
     Args:
         clips: how many clips of `num_segments` frames; or `clip_lengths`, for packed clips of any length.
         channels: with `height` and `width`, the size of a frame.
-        n_future: how many channels read the next frame; `n_past` the previous one.
-        future_first: whether those that read the next frame come first.
+        n_first: how many channels read the next frame; the `n_second` behind them read the previous one.
+        reverse: whether the two groups read the other way round.
         layout: a name of `LAYOUTS`.
         channel_dim: the channel axis, in either of its spellings.
         special: whether a tenth of a float tensor is NaN, infinite or -0.0.
         seed: of the values.
 
     Example:
-        >>> case = ShiftCase(clips=2, num_segments=3, channels=8, n_future=1, n_past=1, layout="tokens")
+        >>> case = ShiftCase(clips=2, num_segments=3, channels=8, n_first=1, n_second=1, layout="tokens")
         >>> case
         ShiftCase(clips=2, num_segments=3, channels=8, layout='tokens')
         >>> case.x.shape
@@ -77,9 +77,9 @@ class ShiftCase:
     channels: int = 4
     height: int = 1
     width: int = 1
-    n_future: int = 1
-    n_past: int = 1
-    future_first: bool = True
+    n_first: int = 1
+    n_second: int = 1
+    reverse: bool = False
     channel_dim: int | None = None
     layout: str = "contiguous"
     dtype: torch.dtype = torch.float32
@@ -124,8 +124,8 @@ class ShiftCase:
 
     @property
     def groups(self) -> tuple[int, int, bool, int]:
-        """`n_future, n_past, future_first, channel_dim`."""
-        return self.n_future, self.n_past, self.future_first, self.axis
+        """`n_first, n_second, reverse, channel_dim`."""
+        return self.n_first, self.n_second, self.reverse, self.axis
 
     @property
     def shift(self) -> tuple[int, int, int, bool, int]:
@@ -135,7 +135,7 @@ class ShiftCase:
     @property
     def adjoint(self) -> tuple[int, int, int, bool, int]:
         """The arguments, behind a gradient, of the shift that takes it back."""
-        return self.num_segments, self.n_past, self.n_future, not self.future_first, self.axis
+        return self.num_segments, self.n_first, self.n_second, not self.reverse, self.axis
 
     def generator(self) -> torch.Generator:
         """For what a property draws besides `x`: the same for the same case."""
@@ -212,7 +212,7 @@ def shift_cases(
     """
     layout = draw(st.sampled_from(layouts))
     channels = draw(st.one_of(st.integers(1, 20), st.sampled_from((24, 32, 48, 64))))
-    n_future = draw(st.integers(0, channels))
+    n_first = draw(st.integers(0, channels))
     axes = 3 if "tokens" in layout else 4
     return ShiftCase(
         # now and then none: an empty batch is one case, and shows nothing else
@@ -221,9 +221,9 @@ def shift_cases(
         channels=channels,
         height=draw(st.integers(1, 8)),
         width=draw(st.integers(1, 8)),
-        n_future=n_future,
-        n_past=draw(st.integers(0, channels - n_future)),
-        future_first=draw(st.booleans()),
+        n_first=n_first,
+        n_second=draw(st.integers(0, channels - n_first)),
+        reverse=draw(st.booleans()),
         channel_dim=draw(st.sampled_from((LAYOUTS[layout], LAYOUTS[layout] % axes))),
         layout=layout,
         dtype=draw(st.sampled_from(dtypes)),

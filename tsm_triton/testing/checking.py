@@ -29,7 +29,7 @@ PROPERTIES = (
     properties.the_adjoint_undoes_the_inner_product,
 )
 # the first case, where everything happens: what fails everywhere is told on it, not on the smallest
-FIRST = ShiftCase(clips=2, num_segments=3, channels=6, height=2, n_future=2, n_past=2)
+FIRST = ShiftCase(clips=2, num_segments=3, channels=6, height=2, n_first=2, n_second=2)
 GRADIENTS = (properties.the_gradient_is_the_adjoint, properties.the_gradient_has_a_gradient)
 
 
@@ -51,9 +51,9 @@ def check_shift(
 
     Args:
         shift: one of two signatures.
-            `shift(x, num_segments, n_future, n_past, future_first, channel_dim)`, as
-            `torch.ops.tsm_triton.temporal_shift`: `n_future` channels read the next frame, `n_past` the previous one,
-            those that `future_first` names come first, all given by place.
+            `shift(x, num_segments, n_first, n_second, reverse, channel_dim)`, as
+            `torch.ops.tsm_triton.temporal_shift`: the first `n_first` channels read the next frame, the `n_second`
+            behind them the previous one, with `reverse` the other way round, all given by place.
             `shift(x, num_segments, *, shift_div, direction, channel_dim)`, as `tsm_triton.temporal_shift`: told by a
             parameter called `shift_div`; those of the three that it has are given by name, and without `direction` it
             is bidirectional, without `channel_dim` the channels are axis 1.
@@ -108,9 +108,9 @@ def _known_cases(
             yield replace(plain, layout=layout, channel_dim=axis, width=3)
     yield from (replace(plain, clips=0), replace(plain, num_segments=1))
     if not by_division:
-        for n_future, n_past in ((2, 2), (1, 3), (2, 0), (0, 2), (0, 0), (3, 3), (6, 0)):
-            for first in (True, False):
-                yield replace(plain, n_future=n_future, n_past=n_past, future_first=first)
+        for n_first, n_second in ((2, 2), (1, 3), (2, 0), (0, 2), (0, 0), (3, 3), (6, 0)):
+            for reverse in (False, True):
+                yield replace(plain, n_first=n_first, n_second=n_second, reverse=reverse)
 
 
 def _hold(
@@ -167,14 +167,12 @@ def _parameters(shift: Callable[..., Any]) -> tuple[str, ...]:
 def _with_counts(shift: Callable[..., Tensor], names: tuple[str, ...]) -> Callable[..., Tensor]:
     """A shift that takes `shift_div`, called with the counts that came of it."""
 
-    def counted(
-        x: Tensor, num_segments: int, n_future: int, n_past: int, _: bool, channel_dim: int
-    ) -> Tensor:
+    def counted(x: Tensor, num_segments: int, n_first: int, _: int, causal: bool, channel_dim: int) -> Tensor:
         channels = x.shape[channel_dim]
-        divs = range(2 if n_future else 1, channels + 1)
+        divs = range(1 if causal else 2, channels + 1)
         named = {
-            "shift_div": next(div for div in divs if channels // div == n_past),
-            "direction": "bidirectional" if n_future else "causal",
+            "shift_div": next(div for div in divs if channels // div == n_first),
+            "direction": "causal" if causal else "bidirectional",
             "channel_dim": channel_dim,
         }
         return shift(x, num_segments, **{name: value for name, value in named.items() if name in names})
@@ -190,4 +188,4 @@ def _divided_cases(draw: Any, directed: bool, **kwargs: Any) -> ShiftCase:
         case = replace(case, channels=2)
     causal = case.channels < 2 or (directed and draw(st.booleans()))
     fold = case.channels // draw(st.integers(1 if causal else 2, case.channels))
-    return replace(case, n_future=0 if causal else fold, n_past=fold, future_first=True)
+    return replace(case, n_first=fold, n_second=0 if causal else fold, reverse=causal)

@@ -80,10 +80,10 @@ def assert_matches_reference(actual: Tensor, x: Tensor, *shift: Any) -> None:
     Args:
         actual: what an implementation returned, on any device.
         x: its input, `[N*T, ...]`.
-        shift: `num_segments, n_future, n_past, future_first=True, channel_dim=1`.
+        shift: `num_segments, n_first, n_second, reverse=False, channel_dim=1`.
 
     Example:
         >>> x = torch.randn(4, 8)
-        >>> assert_matches_reference(torch.ops.tsm_triton.temporal_shift(x, 2, 1, 1, True, 1), x, 2, 1, 1)
+        >>> assert_matches_reference(torch.ops.tsm_triton.temporal_shift(x, 2, 1, 1, False, 1), x, 2, 1, 1)
     """
     assert_same_bits(actual.cpu(), reference.temporal_shift(x.cpu(), *shift))

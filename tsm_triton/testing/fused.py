@@ -13,8 +13,6 @@ __all__ = [
     "conv_arguments",
     "conv_gradients_match",
     "conv_matches",
-    "conv_pair_arguments",
-    "conv_pair_matches",
     "convolution_matches",
     "depthwise_matches",
     "residual_arguments",
@@ -158,47 +156,10 @@ def conv_gradients_match(op: Any, case: ShiftCase, c_out: int, activation: str, 
     _same_gradients(loss, op, reference.shift_conv1x1, arguments, device)
 
 
-def conv_pair_arguments(
-    case: ShiftCase, c_in: int, c_out: int, activation: str, next_activation: str
-) -> tuple[Any, ...]:
-    """Arguments of `conv1x1_shift_conv1x1` whose identity is as `case.x`, on the CPU.
-
-    Bits of the case's seed decide which of the two biases there are, and the next weight's rank.
-    """
-    identity, next_weight, next_bias, *_ = conv_arguments(case, c_out, next_activation)
-    generator = case.generator()
-    frames, channels, height, width = case.shape
-    x = torch.randn(frames, c_in, height, width, generator=generator).to(case.dtype)
-    weight = torch.randn(channels, c_in, generator=generator).div(c_in**0.5).to(case.dtype)
-    bias = torch.randn(channels, generator=generator).to(case.dtype) if case.seed & 2 else None
-    operands = (x, weight, bias, identity, next_weight, next_bias)
-    return (*operands, *case.shift[:4], activation, next_activation)
-
-
-def conv_pair_matches(
-    op: Any,
-    case: ShiftCase,
-    c_in: int,
-    c_out: int,
-    activation: str,
-    next_activation: str,
-    device: str = "cpu",
-) -> None:
-    """`y` is the reference's within two roundings, and `z` that of this very `y`; both are channels_last."""
-    arguments = conv_pair_arguments(case, c_in, c_out, activation, next_activation)
-    next_weight, next_bias = arguments[4:6]
-    y, z = op(*_on(device, arguments))
-    assert_close(y, reference.conv1x1_shift_conv1x1(*arguments)[0], roundings=2)
-    shift = (*case.shift[:4], next_activation)
-    assert_close(z, reference.shift_conv1x1(y.cpu(), next_weight, next_bias, None, *shift), roundings=2)
-    _assert_channels_last(y)
-    _assert_channels_last(z)
-
-
 def step_conv_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
-    """Arguments of `shift_step_conv1x1` on `case.x`, with a cache of `case.n_past` channels, on the CPU."""
+    """Arguments of `shift_step_conv1x1` on `case.x`, with a cache of `case.n_first` channels, on the CPU."""
     x, weight, bias, identity, *_ = conv_arguments(case, c_out, activation)
-    return x, x[:, : case.n_past].flip(0), weight, bias, identity, activation
+    return x, x[:, : case.n_first].flip(0), weight, bias, identity, activation
 
 
 def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
@@ -207,10 +168,10 @@ def step_conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, dev
     x, cache, weight, bias, identity, _ = arguments
     before = x.clone(), cache.clone()
     out, kept = op(*_on(device, arguments))
-    shifted = torch.cat([cache, x[:, case.n_past :]], 1)
-    expected = reference.shift_conv1x1(shifted, weight, bias, identity, 1, 0, 0, True, activation)
+    shifted = torch.cat([cache, x[:, case.n_first :]], 1)
+    expected = reference.shift_conv1x1(shifted, weight, bias, identity, 1, 0, 0, False, activation)
     assert_close(out, expected, roundings=2)
-    assert_same_bits(kept.cpu(), x[:, : case.n_past])
+    assert_same_bits(kept.cpu(), x[:, : case.n_first])
     for value, old in zip((x, cache), before, strict=True):
         assert_same_bits(value, old)
     _assert_channels_last(out)

@@ -1,6 +1,6 @@
 """What is true of every shift, as functions that fail with an `AssertionError`.
 
-Each takes the implementation under test, `shift(x, num_segments, n_future, n_past, future_first,
+Each takes the implementation under test, `shift(x, num_segments, n_first, n_second, reverse,
 channel_dim) -> Tensor`, a `ShiftCase`, and the device to run on. Nothing is random but the case. A failure says what
 was expected and what came, at which frame and channel and of which case. `tsm_triton.testing.check_shift` runs all.
 """
@@ -75,7 +75,7 @@ def keeps_the_memory_format(shift: Shift, case: ShiftCase, device: str = "cpu", 
 
 @_names_its_case
 def the_adjoint_undoes_the_inner_product(shift: Shift, case: ShiftCase, device: str = "cpu") -> None:
-    """`<S x, y> == <x, S' y>`, S' the shift with the two counts and their order exchanged."""
+    """`<S x, y> == <x, S' y>`, S' the shift with `reverse` flipped."""
     # integers this small are exact in float64: no tolerance
     x = _finite(case.x)
     y = torch.randint(-128, 128, x.shape, generator=case.generator()).double()
@@ -152,7 +152,7 @@ def clips_do_not_mix(shift: Shift, case: ShiftCase, device: str = "cpu") -> None
 @_names_its_case
 def untouched_channels_are_untouched(shift: Shift, case: ShiftCase, device: str = "cpu") -> None:
     """Channels behind the two groups stay, to the bit."""
-    moved = case.n_future + case.n_past
+    moved = case.n_first + case.n_second
     rest = (case.axis, moved, case.channels - moved)
     actual = _shifted(shift, case.new_x(device), *case.shift).cpu().narrow(*rest)
     _assert_same(actual, case.x.narrow(*rest), case.axis, f"of the channels from {moved} on, which stay: ")
@@ -211,7 +211,7 @@ def is_deterministic(shift: Any, case: ShiftCase, device: str = "cpu", repeats: 
 
 @_names_its_case
 def packed_clips_are_each_clip_alone(packed: Shift, case: ShiftCase, device: str = "cpu") -> None:
-    """Of `packed(x, boundaries, n_future, n_past, future_first, channel_dim)`: clips of any length, unmixed."""
+    """Of `packed(x, boundaries, n_first, n_second, reverse, channel_dim)`: clips of any length, unmixed."""
     lengths = list(case.clip_lengths)
     boundaries = functional.clip_boundaries(lengths, case.frames, device)
     actual = packed(moved_to(case.x, device), boundaries, *case.groups)
@@ -225,25 +225,25 @@ def packed_clips_are_each_clip_alone(packed: Shift, case: ShiftCase, device: str
 @_names_its_case
 def step_exchanges_channels_with_the_cache(step: Any, case: ShiftCase, device: str = "cpu") -> None:
     """Of `step(x, cache, channel_dim) -> (out, kept)`: the first channels come out of the cache, and go in."""
-    rest = (case.axis, case.n_past, case.channels - case.n_past)
-    cache = case.x.narrow(case.axis, 0, case.n_past).flip(0).contiguous()
+    rest = (case.axis, case.n_first, case.channels - case.n_first)
+    cache = case.x.narrow(case.axis, 0, case.n_first).flip(0).contiguous()
     out, kept = step(moved_to(case.x, device), moved_to(cache, device), case.axis)
-    assert_same_bits(out.cpu().narrow(case.axis, 0, case.n_past), cache)
+    assert_same_bits(out.cpu().narrow(case.axis, 0, case.n_first), cache)
     assert_same_bits(out.cpu().narrow(*rest), case.x.narrow(*rest))
-    assert_same_bits(kept.cpu(), case.x.narrow(case.axis, 0, case.n_past))
+    assert_same_bits(kept.cpu(), case.x.narrow(case.axis, 0, case.n_first))
 
 
 @_names_its_case
 def step_writes_the_cache_in_place(step_into: Any, case: ShiftCase, device: str = "cpu") -> None:
     """Of `step_into(x, cache, kept, channel_dim) -> out`: `kept` may be `cache`, and nothing else changes."""
     x = moved_to(case.x, device)
-    before = case.x.narrow(case.axis, 0, case.n_past).flip(0).contiguous()
+    before = case.x.narrow(case.axis, 0, case.n_first).flip(0).contiguous()
     cache = moved_to(before, device).clone()
     out = step_into(x, cache, cache, case.axis)
-    rest = (case.axis, case.n_past, case.channels - case.n_past)
-    assert_same_bits(out.cpu().narrow(case.axis, 0, case.n_past), before)
+    rest = (case.axis, case.n_first, case.channels - case.n_first)
+    assert_same_bits(out.cpu().narrow(case.axis, 0, case.n_first), before)
     assert_same_bits(out.cpu().narrow(*rest), case.x.narrow(*rest))
-    assert_same_bits(cache.cpu(), case.x.narrow(case.axis, 0, case.n_past))
+    assert_same_bits(cache.cpu(), case.x.narrow(case.axis, 0, case.n_first))
 
 
 def _shifted(shift: Shift, x: Tensor, *arguments: Any) -> Tensor:
@@ -287,9 +287,8 @@ def _assert_same(
 
 def _offset(case: ShiftCase, channel: int) -> int:
     """How many frames on a channel reads."""
-    first = case.n_future if case.future_first else case.n_past
-    sign = 1 if case.future_first else -1
-    return 0 if channel >= case.n_future + case.n_past else sign if channel < first else -sign
+    sign = -1 if case.reverse else 1
+    return 0 if channel >= case.n_first + case.n_second else sign if channel < case.n_first else -sign
 
 
 def _source(case: ShiftCase, t: int, channel: int) -> int | None:

@@ -137,7 +137,7 @@ def conv():
             0 if added else ci // 8,
             goal,
         )
-    call = lambda d, x: ops.shift_conv1x1(x, d[1], d[2], d[3], T, d[4], d[4], True, "relu")
+    call = lambda d, x: ops.shift_conv1x1(x, d[1], d[2], d[3], T, d[4], d[4], False, "relu")
 
     def uses_tma(d):
         ci, co = d[0][0].shape[1], d[1].shape[0]
@@ -339,15 +339,15 @@ def host():
         "conv2d 1x1": lambda: F.conv2d(x, w4),
         "functional": lambda: temporal_shift(x, 8),
         "functional grad": lambda: temporal_shift(xg, 8),
-        "op": lambda: ops.temporal_shift(x, 8, 8, 8, True, 1),
-        "launcher": lambda: KS.temporal_shift(x, 8, 8, 8, True, 1),
+        "op": lambda: ops.temporal_shift(x, 8, 8, 8, False, 1),
+        "launcher": lambda: KS.temporal_shift(x, 8, 8, 8, False, 1),
         "slicing": lambda: SHIFTS["slicing"](x, 8, 8),
-        "conv op": lambda: ops.shift_conv1x1(x, w, None, None, 8, 8, 8, True, "relu"),
-        "residual op": lambda: ops.residual_shift(x, None, None, x, 8, 8, 8, True, "relu"),
+        "conv op": lambda: ops.shift_conv1x1(x, w, None, None, 8, 8, 8, False, "relu"),
+        "residual op": lambda: ops.residual_shift(x, None, None, x, 8, 8, 8, False, "relu"),
         "empty_like": lambda: torch.empty_like(x),
     }
     KS._PLANS.clear()
-    KS.temporal_shift(x, 8, 8, 8, True, 1)
+    KS.temporal_shift(x, 8, 8, 8, False, 1)
     assert len(KS._PLANS) == 1, "no plan was kept"
     plan = next(iter(KS._PLANS.values()))
     o = torch.empty_like(x)
@@ -355,7 +355,7 @@ def host():
     real, plans = plan.run, KS._PLANS
     used = []
     plans[next(iter(plans))] = plan._replace(run=lambda *a: (used.append(1), real(*a)))
-    KS.temporal_shift(x, 8, 8, 8, True, 1)
+    KS.temporal_shift(x, 8, 8, 8, False, 1)
     print("# plan used", len(used))
     plans[next(iter(plans))] = plan
     goals = {"functional": 25, "functional grad": 45}

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     check_shift(1, args.shift_div, "bidirectional")
     found = choose_sites(_without_weights(args.model), args.place, None, None, None)
     sites = found.sites
-    folds = [max(fold_counts(site.channels, args.shift_div, "bidirectional")) for site in sites]
+    folds = [fold_counts(site.channels, args.shift_div, "bidirectional")[0] for site in sites]
     rows = [("name", "module", "channels", "axis", "fold")]
     for site, fold in zip(sites, folds, strict=True):
         rows.append(

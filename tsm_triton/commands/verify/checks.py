@@ -114,8 +114,6 @@ def _properties(form: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     yield "convolve", "3x3 matches torch's", "fused.convolution_matches", computed | outputs
     yield "convolve", "each channel matches torch's", "fused.depthwise_matches", computed
     yield "convolve", "the stem matches torch's", "fused.stem_matches", computed | outputs
-    pair = {"c_in": st.sampled_from((1, 16, 40)), "next_activation": ACTIVATIONS}
-    yield "conv1x1", "with the one before matches", "fused.conv_pair_matches", computed | outputs | pair
 
 
 _OPS = {
@@ -127,7 +125,6 @@ _OPS = {
     "fused.conv_matches": "ops.shift_conv1x1",
     "fused.conv_gradients_match": "ops.shift_conv1x1",
     "fused.step_conv_matches": "ops.shift_step_conv1x1",
-    "fused.conv_pair_matches": "ops.conv1x1_shift_conv1x1",
     "fused.convolution_matches": "ops.convolution",
     "fused.depthwise_matches": "ops.depthwise_convolution",
     "fused.stem_matches": "ops.stem_convolution",

@@ -17,19 +17,17 @@ __all__ = ["frames_beyond_32_bits", "gradcheck", "opcheck", "repeats", "tensors_
 
 def opcheck(device: str) -> str:
     """torch's own tests of a registration: schema, fake, autograd, aot_autograd."""
-    shift = (2, 1, 2, True)
+    shift = (2, 1, 2, False)
     calls = 0
     for layout in ("channels_last", "cropped"):
         x = laid_out(torch.randn(4, 8, 3, 3), layout).to(device)
         vectors, weight = torch.randn(2, 8, device=device), torch.randn(5, 8, device=device)
-        back, cache = torch.randn(8, 5, device=device), x[:, :2].clone()
-        identity = torch.randn(4, 5, 3, 3, device=device)
+        cache, identity = x[:, :2].clone(), torch.randn(4, 5, 3, 3, device=device)
         samples = (
             (ops.temporal_shift, (x, *shift, 1)),
-            (ops.temporal_shift_packed, (x, clip_boundaries([1, 3], 4, device), 1, 2, True, 1)),
+            (ops.temporal_shift_packed, (x, clip_boundaries([1, 3], 4, device), 1, 2, False, 1)),
             (ops.residual_shift, (x, *vectors, x.clone(), *shift, "relu")),
             (ops.shift_conv1x1, (x, weight, None, None, *shift, "relu")),
-            (ops.conv1x1_shift_conv1x1, (x, weight, None, identity, back, None, *shift, "relu", "none")),
             (ops.shift_step, (x, cache, 1)),
             (ops.shift_step_conv1x1, (x, cache, weight, None, identity, "relu")),
         )
@@ -54,7 +52,7 @@ def opcheck(device: str) -> str:
 def gradcheck(device: str) -> str:
     """Both orders, forward and backward mode, against finite differences."""
     calls = 0
-    shifts = {"contiguous": (2, 1, 2, True), "channels_last": (1, 2, 0, False), "tokens": (4, 0, 3, True)}
+    shifts = {"contiguous": (2, 1, 2, False), "channels_last": (1, 0, 2, True), "tokens": (4, 0, 3, False)}
     for layout, shift in shifts.items():
         x = laid_out(torch.randn(4, 4, 2, 1, dtype=torch.float64), layout).to(device).requires_grad_()
         call = partial(_call_shift, shift, LAYOUTS[layout])
@@ -76,7 +74,7 @@ def repeats(device: str) -> str:
     for layout in ("contiguous", "channels_last"):
         # the seed asks for every operand
         case = ShiftCase(
-            num_segments=2, channels=24, height=size, width=size, n_future=3, n_past=3, layout=layout, seed=7
+            num_segments=2, channels=24, height=size, width=size, n_first=3, n_second=3, layout=layout, seed=7
         )
         for call in _calls(case, device):
             properties.is_deterministic(call, case, device, repeats=100)
@@ -90,7 +88,6 @@ def _calls(case: ShiftCase, device: str) -> Iterator[Callable[..., Tensor | tupl
     prepared = (
         (ops.residual_shift, fused.residual_arguments(case, "relu")),
         (ops.shift_conv1x1, fused.conv_arguments(case, 40, "relu")),
-        (ops.conv1x1_shift_conv1x1, fused.conv_pair_arguments(case, 16, 40, "relu", "silu")),
         (ops.shift_step, (case.x, case.x[:, :3].clone(), 1)),
         (ops.shift_step_conv1x1, fused.step_conv_arguments(case, 40, "relu")),
     )
@@ -113,7 +110,7 @@ def frames_beyond_32_bits(device: str) -> str:
 
     with mock.patch.object(kernel, "INT32_FRAME", 0):
         for layout in LAYOUTS:
-            case = ShiftCase(2, 3, channels=24, height=3, width=3, n_future=3, n_past=5, layout=layout)
+            case = ShiftCase(2, 3, channels=24, height=3, width=3, n_first=3, n_second=5, layout=layout)
             properties.matches_reference(kernel.temporal_shift, case, device)
     return f"{len(LAYOUTS)} calls"
 
@@ -121,11 +118,11 @@ def frames_beyond_32_bits(device: str) -> str:
 def tensors_beyond_32_bits(device: str) -> str:
     """More than 2**31 elements, where there is a GPU to hold them; their shapes everywhere."""
     for shape in ((2**16, 2**16, 2), (8, 2**33)):
-        assert ops.temporal_shift(torch.empty(shape, device="meta"), 8, 1, 1, True, 1).shape == shape
+        assert ops.temporal_shift(torch.empty(shape, device="meta"), 8, 1, 1, False, 1).shape == shape
     if torch.device(device).type != "cuda":
         return "shapes only"
     x = torch.empty(8, 64, 2049, 2048, dtype=torch.int8, device=device).random_(-128, 128)
-    y = ops.temporal_shift(x, 8, 8, 8, True, 1)
+    y = ops.temporal_shift(x, 8, 8, 8, False, 1)
     assert torch.equal(y[:-1, :8], x[1:, :8]), "expected the next frame's channels"
     assert torch.equal(y[1:, 8:16], x[:-1, 8:16]), "expected the previous frame's channels"
     assert torch.equal(y[:, 16:], x[:, 16:]), "expected the other channels unchanged"
