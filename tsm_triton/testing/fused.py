@@ -13,11 +13,14 @@ __all__ = [
     "conv_arguments",
     "conv_gradients_match",
     "conv_matches",
+    "convolution_arguments",
     "convolution_matches",
+    "depthwise_arguments",
     "depthwise_matches",
     "residual_arguments",
     "residual_gradients_match",
     "residual_matches",
+    "stem_arguments",
     "stem_matches",
     "step_conv_arguments",
     "step_conv_matches",
@@ -95,37 +98,46 @@ def conv_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: 
     _assert_channels_last(actual)
 
 
-def convolution_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
-    """A 3x3 convolution with bias, residual and activation is torch's own within two roundings, channels_last."""
+def convolution_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
+    """Arguments of a 3x3 `convolution` of `case.x`, on the CPU; a bias and an identity as in `conv_arguments`."""
     x, _, bias, identity, *_ = conv_arguments(case, c_out, activation)
     weight = _kernel(case, (c_out, case.channels, 3, 3))
-    _convolves(op, (x, weight, bias, identity), ([1, 1], [1, 1], [1, 1], 1), activation, device)
+    return x, weight, bias, identity, [1, 1], [1, 1], [1, 1], 1, activation
+
+
+def convolution_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
+    """A 3x3 convolution with bias, residual and activation is torch's own within two roundings, channels_last."""
+    arguments = convolution_arguments(case, c_out, activation)
+    _convolves(op, arguments, arguments, device)
+
+
+def depthwise_arguments(case: ShiftCase, activation: str) -> tuple[Any, ...]:
+    """Arguments of a 3x3 `depthwise_convolution` of `case.x`, of stride 1 or 2 by the seed, on the CPU."""
+    x, _, bias, *_ = conv_arguments(case, case.channels, activation)
+    weight = _kernel(case, (case.channels, 1, 3, 3))
+    return x, weight, bias, [1 + case.seed % 2] * 2, [1, 1], [1, 1], activation
 
 
 def depthwise_matches(op: Any, case: ShiftCase, activation: str, device: str = "cpu") -> None:
     """A 3x3 convolution of each channel by itself is torch's own within two roundings, channels_last."""
-    x, _, bias, *_ = conv_arguments(case, case.channels, activation)
-    stride = [1 + case.seed % 2] * 2
-    weight = _kernel(case, (case.channels, 1, 3, 3))
+    arguments = depthwise_arguments(case, activation)
+    x, weight, bias, *form, _ = arguments
+    _convolves(op, arguments, (x, weight, bias, None, *form, case.channels, activation), device)
 
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None, _: None, *form: Any) -> Tensor:
-        stride, padding, dilation, _, activation = form
-        return op(x, weight, bias, stride, padding, dilation, activation)
 
-    _convolves(call, (x, weight, bias, None), (stride, [1, 1], [1, 1], case.channels), activation, device)
+def stem_arguments(case: ShiftCase, c_out: int, activation: str) -> tuple[Any, ...]:
+    """Arguments of a 3x3 `stem_convolution` of the first three channels of `case.x`, on the CPU."""
+    x, *_ = conv_arguments(case, c_out, activation)
+    x, weight = x[:, :3], _kernel(case, (c_out, min(3, case.channels), 3, 3))
+    bias = torch.randn(c_out, generator=case.generator()).to(case.dtype)
+    return x, weight, bias, [2, 2], [1, 1], activation
 
 
 def stem_matches(op: Any, case: ShiftCase, c_out: int, activation: str, device: str = "cpu") -> None:
     """A 3x3 convolution of few channels is torch's own within two roundings, channels_last."""
-    x, *_ = conv_arguments(case, c_out, activation)
-    x, weight = x[:, :3], _kernel(case, (c_out, min(3, case.channels), 3, 3))
-    bias = torch.randn(c_out, generator=case.generator()).to(case.dtype)
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor, _: None, *form: Any) -> Tensor:
-        stride, padding, _, _, activation = form
-        return op(x, weight, bias, stride, padding, activation)
-
-    _convolves(call, (x, weight, bias, None), ([2, 2], [1, 1], [1, 1], 1), activation, device)
+    arguments = stem_arguments(case, c_out, activation)
+    x, weight, bias, *form, _ = arguments
+    _convolves(op, arguments, (x, weight, bias, None, *form, [1, 1], 1, activation), device)
 
 
 def _kernel(case: ShiftCase, shape: tuple[int, ...]) -> Tensor:
@@ -133,12 +145,14 @@ def _kernel(case: ShiftCase, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=case.generator()).div(fan_in**0.5).to(case.dtype)
 
 
-def _convolves(op: Any, tensors: Any, form: Any, activation: str, device: str) -> None:
+def _convolves(op: Any, arguments: tuple[Any, ...], of_torch: tuple[Any, ...], device: str) -> None:
+    """Whether the op is torch's convolution of x, weight, bias, identity, its four numbers, and the activation."""
+    *tensors, stride, padding, dilation, groups, activation = of_torch
     x, weight, bias, identity = (None if tensor is None else tensor.double() for tensor in tensors)
-    wanted = torch.nn.functional.conv2d(x, weight, bias, *form)
+    wanted = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
     wanted = reference.activate(wanted if identity is None else wanted + identity, activation)
     before = tensors[0].clone()
-    actual = op(*_on(device, tensors), *form, activation)
+    actual = op(*_on(device, arguments))
     assert_close(actual, wanted.to(tensors[0].dtype), roundings=2)
     assert_same_bits(tensors[0], before)
     _assert_channels_last(actual)

@@ -8,11 +8,18 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ... import ops
+from ... import ops, reference
 from ...functional import clip_boundaries
-from ...testing import LAYOUTS, ShiftCase, fused, laid_out, moved_to, properties
+from ...testing import LAYOUTS, ShiftCase, assert_close, fused, laid_out, moved_to, properties
 
-__all__ = ["frames_beyond_32_bits", "gradcheck", "opcheck", "repeats", "tensors_beyond_32_bits"]
+__all__ = [
+    "copy_engine",
+    "frames_beyond_32_bits",
+    "gradcheck",
+    "opcheck",
+    "repeats",
+    "tensors_beyond_32_bits",
+]
 
 
 def opcheck(device: str) -> str:
@@ -31,13 +38,22 @@ def opcheck(device: str) -> str:
             (ops.shift_step, (x, cache, 1)),
             (ops.shift_step_conv1x1, (x, cache, weight, None, identity, "relu")),
         )
-        # these two stand below autograd
-        torch.library.opcheck(ops.shift_step_into, (x, cache, torch.empty_like(cache), 1))
-        torch.library.opcheck(
-            ops.residual_shift_backward,
-            (x, x.clone(), x.clone(), None, vectors[0], None, None, *shift, "relu"),
+        kernel, apiece = torch.randn(5, 8, 3, 3, device=device), torch.randn(8, 1, 3, 3, device=device)
+        form = ([1, 1], [1, 1], [1, 1])
+        # these stand below autograd, or refuse it
+        without_gradient = (
+            (ops.shift_step_into, (x, cache, torch.empty_like(cache), 1)),
+            (
+                ops.residual_shift_backward,
+                (x, x.clone(), x.clone(), None, vectors[0], None, None, *shift, "relu"),
+            ),
+            (ops.convolution, (x, kernel, None, identity, *form, 1, "relu")),
+            (ops.depthwise_convolution, (x, apiece, vectors[0], *form, "relu")),
+            (ops.stem_convolution, (x[:, :3], kernel[:, :3], vectors[0][:5], *form[:2], "relu")),
         )
-        calls += 2
+        for op, arguments in without_gradient:
+            torch.library.opcheck(op, arguments)
+            calls += 1
         for op, arguments in samples:
             torch.library.opcheck(op, arguments)
             wanted = [
@@ -67,9 +83,9 @@ def _call_shift(shift: tuple[Any, ...], channel_dim: int, x: Tensor) -> Tensor:
 
 
 def repeats(device: str) -> str:
-    """The same bits a hundred times: a race, or memory that nobody wrote, would show."""
-    # frames of several programs where a GPU runs them, of one where the interpreter does
-    size = 56 if torch.device(device).type == "cuda" else 3
+    """The same bits again and again: a race, or memory that nobody wrote, would show."""
+    # a hundred times, in frames of several programs, where programs run side by side
+    size, times = (56, 100) if torch.device(device).type == "cuda" else (3, 10)
     calls = 0
     for layout in ("contiguous", "channels_last"):
         # the seed asks for every operand
@@ -77,8 +93,8 @@ def repeats(device: str) -> str:
             num_segments=2, channels=24, height=size, width=size, n_first=3, n_second=3, layout=layout, seed=7
         )
         for call in _calls(case, device):
-            properties.is_deterministic(call, case, device, repeats=100)
-            calls += 100
+            properties.is_deterministic(call, case, device, repeats=times)
+            calls += times
     return f"{calls} calls"
 
 
@@ -90,6 +106,9 @@ def _calls(case: ShiftCase, device: str) -> Iterator[Callable[..., Tensor | tupl
         (ops.shift_conv1x1, fused.conv_arguments(case, 40, "relu")),
         (ops.shift_step, (case.x, case.x[:, :3].clone(), 1)),
         (ops.shift_step_conv1x1, fused.step_conv_arguments(case, 40, "relu")),
+        (ops.convolution, fused.convolution_arguments(case, 40, "relu")),
+        (ops.depthwise_convolution, fused.depthwise_arguments(case, "relu")),
+        (ops.stem_convolution, fused.stem_arguments(case, 40, "relu")),
     )
     for op, arguments in prepared:
         values = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
@@ -113,6 +132,58 @@ def frames_beyond_32_bits(device: str) -> str:
             case = ShiftCase(2, 3, channels=24, height=3, width=3, n_first=3, n_second=5, layout=layout)
             properties.matches_reference(kernel.temporal_shift, case, device)
     return f"{len(LAYOUTS)} calls"
+
+
+def copy_engine(device: str) -> str:
+    """The 1x1 convolution of Hopper and Blackwell, of clips and columns that end inside a tile."""
+    from ...kernels import shift_conv1x1_tma as kernel
+
+    at = torch.device(device)
+    if at.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(at)[0] not in (9, 10)):
+        return "not here"
+    tile = kernel.Tile(32 if at.type == "cpu" else 128, 32, 4, 2)
+    seeds = (2, 5)  # of a residual alone, of a bias and a weight of rank 4
+    for seed in seeds:
+        case = ShiftCase(
+            2,
+            3,
+            (),
+            128,
+            3,
+            4,
+            64,
+            32,
+            bool(seed & 1),
+            layout="channels_last",
+            dtype=torch.float16,
+            seed=seed,
+        )
+        arguments = fused.conv_arguments(case, 40, "relu")
+        x, weight, bias, identity = (moved_to(v, device) if v is not None else None for v in arguments[:4])
+        assert x is not None
+        assert weight is not None
+        x, identity = (None if v is None else v.movedim(1, -1).contiguous() for v in (x, identity))
+        assert x is not None
+        pixels, ends = case.height * case.width, (case.n_first, case.n_first + case.n_second)
+        weight = weight.flatten(1)
+        assert kernel.takes(x, weight, identity, *ends)
+        out = x.new_empty(*x.shape[:-1], len(weight))
+        kernel.launch(
+            x,
+            weight,
+            bias,
+            identity,
+            out,
+            3 * pixels,
+            pixels,
+            *ends,
+            case.reverse,
+            "relu",
+            tile,
+            multiprocessors=3,
+        )
+        assert_close(out.movedim(-1, 1), reference.shift_conv1x1(*arguments), roundings=2)
+    return f"{len(seeds)} calls"
 
 
 def tensors_beyond_32_bits(device: str) -> str:
