@@ -3,6 +3,8 @@
 import copy
 import functools
 import pickle
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import timm
@@ -46,6 +48,13 @@ MODELS = {
     "torchvision efficientnet_b0": ({ABSORBED: 9, SUMMED: 9, ALONE: 7}, 0),
 }
 
+# of the same blocks as others that are smaller
+LARGE = ("resnet101", "resnet50d", "seresnet50", "resnext50_32x4d", "efficientnet_b0", "torchvision resnet50")
+
+
+def marked(names: Iterable[str], slow: tuple[str, ...] = LARGE) -> list[Any]:
+    return [pytest.param(n, marks=[pytest.mark.slow] if n.endswith(slow) else []) for n in names]
+
 
 def create(name: str) -> nn.Module:
     library, name = name.split()
@@ -80,7 +89,7 @@ def fused_nodes(model: FusedModel) -> list[torch.fx.Node]:
     return [n for n in model.network.graph.nodes if n.target in (shift_conv1x1, residual_shift)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", marked(MODELS))
 def test_computes_what_the_patched_model_does_on_the_fused_ops(name):
     model, fused = patched_and_fused(name)
     frames = clips(2)
@@ -105,7 +114,7 @@ def is_shifted(module: nn.Module) -> bool:
     return any(isinstance(hook, ShiftHook) for hook in module._forward_pre_hooks.values())
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "resne" in name and "18" not in name])
+@pytest.mark.parametrize("name", marked(n for n in MODELS if "resne" in n and "18" not in n))
 def test_the_first_convolution_of_every_bottleneck_is_fused(name):
     model, fused = patched_and_fused(name)
     convs = [
@@ -132,7 +141,11 @@ def test_half_precision_is_no_worse_than_the_patched_model(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", ["timm test_resnet", "timm resnet18", "timm mobilenetv3_small_050", "timm regnety_002"]
+    "name",
+    marked(
+        ["timm test_resnet", "timm resnet18", "timm mobilenetv3_small_050", "timm regnety_002"],
+        slow=("resnet18", "050", "002"),
+    ),
 )
 def test_what_only_a_gpu_fuses_computes_the_same(name, monkeypatch):
     model, plain = patched_and_fused(name)
