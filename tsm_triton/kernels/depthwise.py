@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .activations import activate
 from .device import device_guard
+from .layout import as_rows
 
 
 class Tile(NamedTuple):
@@ -186,7 +187,7 @@ def depthwise_convolution(
     )
     with device_guard(x):
         _depthwise_kernel[(frames * blocks,)](
-            x.permute(0, 2, 3, 1).contiguous(),
+            as_rows(x),
             weight.view(c, kernel_height, kernel_width).permute(1, 2, 0).contiguous(),
             None if bias is None else bias.contiguous(),
             out,

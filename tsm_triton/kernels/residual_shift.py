@@ -26,9 +26,8 @@ from torch import Tensor
 
 from .activations import activate, activation_backward
 from .device import device_guard
+from .layout import VECTOR_BYTES, is_aligned, is_channels_last, packed
 
-# Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
-VECTOR_BYTES = 16
 # Vectors of one program. An H200 ran the forward faster with 128 than with 256 (by 1 to 4 %) or 512; the gather and
 # the backward take two a thread. On AMD 4 warps are 256 threads.
 BLOCK = 128 if torch.version.hip is None else 256
@@ -250,11 +249,11 @@ def residual_shift(
     if y.numel() == 0:
         return y, shifted
     shift = (num_segments, n_first, n_second, reverse, activation)
-    channels_last = _is_channels_last(y)
+    channels_last = is_channels_last(y)
     if channels_last is None:
-        packed = residual_shift(branch.contiguous(), scale, bias, identity, *shift)
-        return y.copy_(packed[0]), shifted.copy_(packed[1])
-    branch, identity = _packed(branch, channels_last), _packed(identity, channels_last)
+        values = residual_shift(branch.contiguous(), scale, bias, identity, *shift)
+        return y.copy_(values[0]), shifted.copy_(values[1])
+    branch, identity = packed(branch, channels_last), packed(identity, channels_last)
     sizes, variant = _launch(y, (branch, identity), *shift[:4], channels_last)
     gather = channels_last and variant["FOLDS_ALIGNED"] and y.shape[1] <= GATHER_CHANNELS
     block = WIDE_BLOCK if gather else BLOCK
@@ -297,15 +296,15 @@ def residual_shift_backward(
     if template.numel() == 0:
         return grads
     shift = (num_segments, n_first, n_second, reverse, activation)
-    channels_last = _is_channels_last(grads[0])
+    channels_last = is_channels_last(grads[0])
     tensors = (grad_y, grad_shifted, y, branch, identity)
     if channels_last is None:
         template = template.contiguous()
-        packed = residual_shift_backward(
+        values = residual_shift_backward(
             template, grad_y, grad_shifted, y, branch, scale, bias, identity, *shift
         )
-        return [grad.copy_(values) for grad, values in zip(grads, packed, strict=True)]
-    tensors = [None if x is None else _packed(x, channels_last) for x in tensors]
+        return [grad.copy_(value) for grad, value in zip(grads, values, strict=True)]
+    tensors = [None if x is None else packed(x, channels_last) for x in tensors]
     sizes, variant = _launch(grads[0], tensors, *shift[:4], channels_last)
     grid = (template.shape[0] * triton.cdiv(sizes[1], WIDE_BLOCK),)
     grad_y, grad_shifted, y, branch, identity = tensors
@@ -329,18 +328,6 @@ def residual_shift_backward(
     return grads
 
 
-def _is_channels_last(x: Tensor) -> bool | None:
-    """How a dense tensor lies: False for contiguous, True for channels_last of any rank, None for neither."""
-    if x.is_contiguous():
-        return False
-    return True if x.movedim(1, -1).is_contiguous() else None
-
-
-def _packed(x: Tensor, channels_last: bool) -> Tensor:
-    """`x`, or its copy where it does not lie as asked; the shape no longer matters to a kernel."""
-    return (x.movedim(1, -1) if channels_last else x).contiguous()
-
-
 def _launch(
     out: Tensor,
     inputs: Sequence[Tensor | None],
@@ -355,8 +342,7 @@ def _launch(
     pixels = frame_size // channels
     row_size, channel_stride = (channels, 1) if channels_last else (frame_size, pixels)
     vec = math.gcd(row_size, VECTOR_BYTES // out.itemsize)
-    # The launch knows a pointer's alignment only to 16 bytes; a less aligned one has no wide access.
-    if any(x is not None and x.data_ptr() % VECTOR_BYTES for x in inputs):
+    if not is_aligned(*inputs):
         vec = 1
     first_end, second_end = n_first * channel_stride, (n_first + n_second) * channel_stride
     sizes = (num_segments, frame_size // vec, row_size // vec, first_end, second_end, pixels)

@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction
 from . import shift_conv1x1_tma as copy_engine
 from .activations import activate
 from .device import device_guard, fp32_precision, has_copy_engine, multiprocessors
+from .layout import as_rows
 
 # Bytes of one row of a tile of x and of weight: one row of the 128-byte swizzle that the matrix units read,
 # 64 channels of half precision, 32 of fp32.
@@ -293,8 +294,3 @@ def _by_copy_engine(
             FIRST_END, SECOND_END, REVERSE, activation, tile, processors,
         )  # fmt: skip
     return True
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """`[rows, channels]`, a view where `x` is channels_last."""
-    return x.permute(0, 2, 3, 1).contiguous()

@@ -17,13 +17,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import activate
+from .layout import VECTOR_BYTES, is_aligned
 
 # Channels of a block: one row of the 128-byte swizzle that the matrix units read; fewer where folds are no multiples,
 # down to what is still faster.
 BLOCK_K = 64
 LEAST_K = 32
-# Both ends of the copy engine want multiples of this.
-VECTOR_BYTES = 16
 
 
 class Tile(NamedTuple):
@@ -153,9 +152,8 @@ def _time(tile: Tile, c_out: int, clips: int, clip_rows: int, multiprocessors: i
 def takes(x: Tensor, weight: Tensor, identity: Tensor | None, first_end: int, second_end: int) -> bool:
     """Whether the kernel is made for these: half precision, folds of whole blocks, rows of whole vectors."""
     whole = all(c * x.itemsize % VECTOR_BYTES == 0 for c in weight.shape)
-    aligned = all(v is None or v.data_ptr() % VECTOR_BYTES == 0 for v in (x, weight, identity))
     half = x.dtype in (torch.bfloat16, torch.float16)
-    return half and whole and aligned and fold_block(first_end, second_end) >= LEAST_K
+    return half and whole and is_aligned(x, weight, identity) and fold_block(first_end, second_end) >= LEAST_K
 
 
 def launch(

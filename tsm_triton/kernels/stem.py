@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .activations import activate
 from .device import device_guard, fp32_precision, has_copy_engine, multiprocessors
+from .layout import as_rows
 
 # Output pixels of one row of the product. Two of them share 27 of 32 columns of K, one alone would fill 21.
 PAIR = 2
@@ -212,7 +213,7 @@ def stem_convolution(
         tiles = min(tiles, tile.PERSISTENT * (multiprocessors(x.get_device()) if x.is_cuda else 1))
     with device_guard(x):
         _stem_kernel[(tiles,)](
-            x.permute(0, 2, 3, 1).contiguous(),
+            as_rows(x),
             arranged(weight, stride, padding),
             None if bias is None else bias.contiguous(),
             out,

@@ -12,10 +12,7 @@ so NCHW is one row of C*H*W and channels_last, NHWC and tokens are H*W (or L) ro
 of the input may stand apart or repeat (chunks of channels, expanded frames).
 """
 
-import math
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -23,17 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import Plan, device_guard, remember
+from .layout import BITS, VECTOR_BYTES, frame_rows, is_aligned
 
-# Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
-VECTOR_BYTES = 16
 # Vectors of one program, two a thread of 4 warps. An H200 moved every shape of ResNet-50 faster with 256 than with
 # 512 (by 1 to 3 %), 1024 or 2048. Straddling vectors hold three loads at once: ptxas keeps them in 46 registers.
 BLOCK = 256
 NUM_WARPS = 4
 # Above this many elements a frame's offsets need 64 bits (the last block may reach past the frame's end).
 INT32_FRAME = 2**31 - BLOCK * VECTOR_BYTES
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @triton.jit
@@ -116,16 +110,6 @@ def _temporal_shift_kernel(
 _PLANS: dict[tuple[Any, ...], Plan] = {}
 
 
-class _Layout(NamedTuple):
-    """How a frame lies in memory, in elements."""
-
-    frame_size: int
-    row_size: int
-    channel_stride: int
-    stride_x_row: int
-    vector: int
-
-
 def temporal_shift(
     x: Tensor,
     num_segments: int,
@@ -139,15 +123,14 @@ def temporal_shift(
     out = torch.empty_like(x)
     shift = (num_segments, n_first, n_second, reverse, channel_dim)
     key = (x.shape, x.stride(), x.dtype, x.get_device(), boundaries is None, *shift)
-    # The launch knows a pointer's alignment only to 16 bytes; a less aligned one has no wide access.
-    aligned = x.data_ptr() % VECTOR_BYTES == 0
+    aligned = is_aligned(x)
     if aligned and (plan := _PLANS.get(key)) is not None:
         with device_guard(x):
             plan.run(x, out, boundaries, *plan.arguments)
         return out
     if x.numel() == 0:
         return out
-    layout = _layout(x.shape, x.stride(), out.stride(), channel_dim % x.dim(), VECTOR_BYTES // x.itemsize)
+    layout = frame_rows(x.shape, x.stride(), out.stride(), channel_dim % x.dim(), VECTOR_BYTES // x.itemsize)
     if layout is None:
         # Crops, and tensors whose frames are not outermost in memory: through a contiguous copy and back.
         return out.copy_(temporal_shift(x.contiguous(), *shift, boundaries))
@@ -175,8 +158,7 @@ def temporal_shift(
         "PACKED": boundaries is not None,
         "INT64": frame_size > INT32_FRAME,
     }
-    # A shift moves bits: integers of the same width serve every dtype, NaN payloads included.
-    bits = _BITS[x.itemsize]
+    bits = BITS[x.itemsize]
     starts = None if boundaries is None else boundaries.view(torch.uint8)
     grid = (x.shape[0] * triton.cdiv(frame_size // vec, BLOCK), 1, 1)
     with device_guard(x):
@@ -186,30 +168,3 @@ def temporal_shift(
         if aligned and compiled is not None:  # the interpreter compiles nothing
             remember(_PLANS, key, Plan(compiled[grid], (*sizes, *constants.values())))
     return out
-
-
-@lru_cache(maxsize=4096)
-def _layout(
-    shape: tuple[int, ...],
-    stride_x: tuple[int, ...],
-    stride_out: tuple[int, ...],
-    channel_dim: int,
-    max_vector: int,
-) -> _Layout | None:
-    """Write a frame as rows with the channel axis outermost in each; None where strides do not allow it."""
-    inner = sorted((d for d in range(1, len(shape)) if shape[d] > 1), key=lambda d: -stride_out[d])
-    frame_size = math.prod(shape[1:])
-    if shape[0] > 1 and stride_out[0] != frame_size:
-        return None
-    at = inner.index(channel_dim) if channel_dim in inner else 0
-    rows, run = inner[:at], inner[at:]
-    # Inside a run the input must be as dense as the output; the rows must stand one stride apart.
-    if any(stride_x[d] != stride_out[d] for d in run):
-        return None
-    if any(stride_x[a] != shape[b] * stride_x[b] for a, b in pairwise(rows)):
-        return None
-    row_size = math.prod(shape[d] for d in run)
-    channel_stride = row_size // shape[channel_dim]
-    stride_x_row = stride_x[rows[-1]] if rows else row_size
-    vector = math.gcd(row_size, stride_x[0], stride_x_row, max_vector)
-    return _Layout(frame_size, row_size, channel_stride, stride_x_row, vector)
