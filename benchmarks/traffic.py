@@ -113,18 +113,13 @@ class _Counted(Exception):
     """Ends a compilation whose plan has been counted."""
 
 
-def _kept(*_: Any, **__: Any) -> Any:
-    """The decomposition of an op that Inductor is to call itself."""
-    return NotImplemented
-
-
 def inductor_bytes(function: Callable[..., Any], *inputs: Tensor) -> dict[str, int]:
     """What the kernels that Inductor plans for a call read and write, and how many they are."""
     from torch._functorch import config as autograd_config
     from torch._inductor import config
     from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
 
-    from tsm_triton.ops.library import DECOMPOSITIONS
+    from tsm_triton.ops.inductor import INDUCTOR_FORMS
 
     counts: list[int] = []
 
@@ -137,7 +132,7 @@ def inductor_bytes(function: Callable[..., Any], *inputs: Tensor) -> dict[str, i
     try:
         with (
             patch.object(Scheduler, "codegen", count),
-            patch.dict(DECOMPOSITIONS, dict.fromkeys(DECOMPOSITIONS, _kept)),
+            patch.dict(INDUCTOR_FORMS, clear=True),  # each op is called, none taken apart
             config.patch(fx_graph_cache=False, force_pointwise_cat=True),
             autograd_config.patch(enable_autograd_cache=False),
             torch.no_grad(),

@@ -234,7 +234,7 @@ def test_bad_arguments_say_what_was_expected_and_got(arguments, error, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(x=torch.zeros(8, 16, 4)), r"shape \[N\*T, C, H, W\], got \(8, 16, 4\)"),
+        (dict(x=torch.zeros(8, 16, 4)), r"shape \[N\*T, C_in, H, W\], got \(8, 16, 4\)"),
         (dict(weight=torch.zeros(4, 8)), r"\[C_out, 16\] or \[C_out, 16, 1, 1\], got \(4, 8\)"),
         (dict(bias=torch.zeros(3)), r"bias must have shape \(4,\), got \(3,\)"),
         (dict(identity=torch.zeros(4, 4, 2, 2)), r"identity must have shape \(8, 4, 2, 2\)"),

@@ -1,13 +1,15 @@
-"""The registered ops: schemas, fakes, autograd and device dispatch, one file each.
+"""The registered ops, one file each: what an op checks, its forms and derivatives, and at its end the declaration.
 
 Imports torch only. The Triton kernels load on the first call that runs one, so the package works without
 Triton on machines that never do.
 """
 
 from .activations import ACTIVATIONS, check_activation
+from .checks import check_channel_dim, check_frames
 from .convolution import convolution
+from .declare import ATEN_FORMS
 from .depthwise import depthwise_convolution
-from .library import let_inductor_decompose
+from .inductor import let_inductor_decompose
 from .residual_shift import residual_shift, residual_shift_backward
 from .shift_conv1x1 import shift_conv1x1
 from .shift_step import shift_step, shift_step_into
@@ -18,7 +20,10 @@ from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [
     "ACTIVATIONS",
+    "ATEN_FORMS",
     "check_activation",
+    "check_channel_dim",
+    "check_frames",
     "convolution",
     "depthwise_convolution",
     "let_inductor_decompose",

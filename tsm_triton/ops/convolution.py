@@ -9,25 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activations import activate_, check_activation
-from .library import (
-    CHANNELS_LAST_OPS,
-    CHANNELS_LAST_TAGS,
-    implement,
-    let_inductor_decompose,
-    library,
-    refuse_gradients,
-)
+from .activations import activate, activate_, check_activation
+from .checks import check_floats, check_like
+from .declare import declare
+from .derivatives import of_inference
+from .tensors import new_channels_last
 
-__all__ = ["check_convolution", "convolution", "convolved", "empty_out"]
-
-library.define(
-    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, int[2] stride, int[2] padding, "
-    "int[2] dilation, int groups, str activation) -> Tensor",
-    tags=CHANNELS_LAST_TAGS,
-)
-convolution = torch.ops.tsm_triton.convolution.default
-CHANNELS_LAST_OPS.append(convolution)
+__all__ = ["check_convolution", "convolution", "convolution_in_aten", "convolved", "empty_out"]
 
 aten = torch.ops.aten
 # Convolutions that cuDNN has no kernel for with bias and ReLU inside; learnt from its own word, once each.
@@ -37,22 +25,14 @@ _refused_by_cudnn: set[Any] = set()
 def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, activation: str) -> None:
     """What a kernel needs to stay inside its memory."""
     check_activation(activation)
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(
-            f"x must be floats of shape [N, C, H, W], got {tuple(x.shape)} {x.dtype}: reshape it"
-        )
+    check_floats(x, "x", "[N, C, H, W]", range(4, 5))
     if groups < 1 or weight.dim() != 4 or weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
         raise ValueError(
             f"weight must have shape [C_out, {x.shape[1]} / groups={groups}, KH, KW], C_out a multiple of groups, "
-            f"got {tuple(weight.shape)}: reshape it"
+            f"got {tuple(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape [{weight.shape[0]}], got {tuple(bias.shape)}: reshape it")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and (value.dtype, value.device) != (x.dtype, x.device):
-            raise ValueError(
-                f"{name} must be {x.dtype} on {x.device} as x is, got {value.dtype} on {value.device}: convert it"
-            )
+    check_like(weight, "weight", weight.shape, x)
+    check_like(bias, "bias", weight.shape[:1], x)
 
 
 def out_shape(
@@ -67,60 +47,52 @@ def out_shape(
 
 def empty_out(x: Tensor, weight: Tensor, *form: list[int]) -> Tensor:
     """The result's memory; `form` is stride, padding and dilation."""
-    shape = out_shape(x, weight, *form)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return new_channels_last(x, *out_shape(x, weight, *form))
 
 
 def convolved(
     x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form: Any, activation: str
 ) -> Tensor:
-    """The op in torch's own operators; `form` is stride, padding, dilation and groups."""
+    """The op by torch's own convolution, in its memory; `form` is stride, padding, dilation and groups."""
     out = F.conv2d(x, weight, bias, *form)
     if identity is not None:
         out += identity
     return activate_(out, activation).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("tsm_triton::convolution", lib=library)
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    identity: Tensor | None,
-    *form: Any,
+def convolution_in_aten(
+    x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form: Any, activation: str
 ) -> Tensor:
-    let_inductor_decompose()
-    return empty_out(x, weight, *form[:3])
+    """`convolved` without a write, as graphs have it."""
+    out = F.conv2d(x, weight, bias, *form)
+    out = out if identity is None else out + identity
+    return activate(out, activation).contiguous(memory_format=torch.channels_last)
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form: Any, activation: str
-) -> None:
-    *sizes, groups = form
-    check_convolution(x, weight, bias, groups, activation)
-    if identity is None:
-        return
-    expected = out_shape(x, weight, *sizes)
-    if (identity.shape, identity.dtype, identity.device) != (expected, x.dtype, x.device):
-        raise ValueError(
-            f"identity must be {x.dtype} {list(expected)} on {x.device}, got {identity.dtype} "
-            f"{list(identity.shape)} on {identity.device}: convert it"
-        )
-
-
-def _on_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form_and_activation: Any
-) -> Tensor:
-    *form, activation = form_and_activation
-    _check(x, weight, bias, identity, *form, activation=activation)
-    return convolved(x, weight, bias, identity, *form, activation=activation)
+) -> None:
+    *sizes, groups, activation = form_and_activation
+    check_convolution(x, weight, bias, groups, activation)
+    check_like(identity, "identity", out_shape(x, weight, *sizes), x)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form: Any) -> Tensor:
+    return empty_out(x, weight, *form[:3])
+
+
+def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form: Any) -> Tensor:
+    return convolved(x, weight, bias, identity, *form[:-1], activation=form[-1])
+
+
+def _aten(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form: Any) -> Tensor:
+    return convolution_in_aten(x, weight, bias, identity, *form[:-1], activation=form[-1])
 
 
 def _on_cuda(
     x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *form_and_activation: Any
 ) -> Tensor:
     *form, activation = form_and_activation
-    _check(x, weight, bias, identity, *form, activation=activation)
     x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
     what = (x.dtype, x.shape[1:], weight.shape, identity is None, bias is None, *map(str, form))
@@ -147,5 +119,14 @@ def _on_cuda(
     return convolved(x, weight, bias, identity, *form, activation=activation)
 
 
-implement("convolution", _on_cpu, _on_cuda)
-refuse_gradients("convolution")
+convolution = declare(
+    "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, int[2] stride, int[2] padding, "
+    "int[2] dilation, int groups, str activation) -> Tensor",
+    check=_check,
+    fake=_fake,
+    on_cpu=_on_cpu,
+    on_cuda=_on_cuda,
+    aten=_aten,
+    formula=of_inference("convolution"),
+    layout="channels_last",
+)

@@ -5,47 +5,18 @@ out = act(conv(x, weight) + bias), each channel on its own, in channels_last
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .convolution import check_convolution, convolved, empty_out
-from .library import (
-    CHANNELS_LAST_OPS,
-    CHANNELS_LAST_TAGS,
-    MAX_FRAME,
-    implement,
-    let_inductor_decompose,
-    library,
-    refuse_gradients,
-)
+from .convolution import check_convolution, convolution_in_aten, convolved, empty_out
+from .declare import declare
+from .derivatives import of_inference
+from .tensors import MAX_FRAME
 
 __all__ = ["depthwise_convolution"]
 
-library.define(
-    "depthwise_convolution(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-    "str activation) -> Tensor",
-    tags=CHANNELS_LAST_TAGS,
-)
-depthwise_convolution = torch.ops.tsm_triton.depthwise_convolution.default
-CHANNELS_LAST_OPS.append(depthwise_convolution)
 
-
-@torch.library.register_fake("tsm_triton::depthwise_convolution", lib=library)
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    _: str,
-) -> Tensor:
-    let_inductor_decompose()
-    return empty_out(x, weight, stride, padding, dilation)
-
-
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-    check_convolution(x, weight, bias, x.shape[1], activation)
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> None:
+    check_convolution(x, weight, bias, x.shape[1], rest[-1])
     if weight.shape[0] != x.shape[1]:
         raise ValueError(
             f"weight must have shape [{x.shape[1]}, 1, KH, KW], a filter a channel, got {tuple(weight.shape)}: "
@@ -53,15 +24,22 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> N
         )
 
 
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return empty_out(x, weight, *rest[:3])
+
+
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    stride, padding, dilation, activation = rest
-    _check(x, weight, bias, activation)
-    return convolved(x, weight, bias, None, stride, padding, dilation, x.shape[1], activation=activation)
+    *form, activation = rest
+    return convolved(x, weight, bias, None, *form, x.shape[1], activation=activation)
+
+
+def _aten(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    *form, activation = rest
+    return convolution_in_aten(x, weight, bias, None, *form, x.shape[1], activation=activation)
 
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     stride, padding, dilation, activation = rest
-    _check(x, weight, bias, activation)
     square = stride[0] == stride[1] and dilation[0] == dilation[1]
     if not square or x[:1].numel() > MAX_FRAME:
         return _on_cpu(x, weight, bias, *rest)
@@ -72,5 +50,14 @@ def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tens
     )
 
 
-implement("depthwise_convolution", _on_cpu, _on_cuda)
-refuse_gradients("depthwise_convolution")
+depthwise_convolution = declare(
+    "depthwise_convolution(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
+    "str activation) -> Tensor",
+    check=_check,
+    fake=_fake,
+    on_cpu=_on_cpu,
+    on_cuda=_on_cuda,
+    aten=_aten,
+    formula=of_inference("depthwise_convolution"),
+    layout="channels_last",
+)

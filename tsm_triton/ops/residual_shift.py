@@ -14,71 +14,32 @@ import torch
 from torch import Tensor
 
 from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
-from .library import (
-    DECOMPOSITIONS,
-    MAX_FRAME,
-    TAGS,
-    batch_first,
-    check_clips,
-    check_frames,
-    differentiate,
-    implement,
-    laid_out_like,
-    let_inductor_decompose,
-    library,
-    one_by_one,
-    transform,
-    wide,
-)
+from .checks import check_clips, check_floats, check_frames, check_like
+from .declare import declare
+from .derivatives import batch_first, one_by_one
 from .temporal_shift import shift_by_copies, temporal_shift
+from .tensors import MAX_FRAME, laid_out_like, wide
 
 __all__ = ["residual_shift", "residual_shift_backward"]
 
 _SHIFT = "SymInt num_segments, SymInt n_first, SymInt n_second, bool reverse, str activation"
-library.define(
-    f"residual_shift(Tensor branch, Tensor? scale, Tensor? bias, Tensor identity, {_SHIFT})"
-    " -> (Tensor y, Tensor shifted)",
-    tags=TAGS,
-)
-# One gradient g of branch * scale + bias + identity, and g * scale where there is a scale.
-library.define(
-    "residual_shift_backward(Tensor? grad_y, Tensor? grad_shifted, Tensor? y, Tensor? branch, "
-    f"Tensor? scale, Tensor? bias, Tensor? identity, {_SHIFT}) -> Tensor[]",
-    tags=TAGS,
-)
-residual_shift = torch.ops.tsm_triton.residual_shift.default
-residual_shift_backward = torch.ops.tsm_triton.residual_shift_backward.default
 
 
 def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any) -> None:
-    if not branch.is_floating_point():
-        raise TypeError(f"branch must be a tensor of floats, got {branch.dtype}: convert it")
-    if (branch.shape, branch.dtype, branch.device) != (identity.shape, identity.dtype, identity.device):
-        raise ValueError(
-            "expected branch and identity of one shape, dtype and device, got "
-            f"{tuple(branch.shape)} {branch.dtype} {branch.device} and "
-            f"{tuple(identity.shape)} {identity.dtype} {identity.device}: convert one"
-        )
+    check_floats(branch, "branch", "[N*T, C, *spatial]", range(2, 6))
     num_segments, n_first, n_second, _, activation = shift
-    check_clips(branch, num_segments, n_first, n_second, 1)
+    check_clips(branch, num_segments, n_first, n_second, 1, "branch")
     check_activation(activation)
-    for name, value in (("scale", scale), ("bias", bias)):
-        if value is not None and (value.shape != branch.shape[1:2] or value.device != branch.device):
-            raise ValueError(
-                f"{name} must have shape [C] = [{branch.shape[1]}] on {branch.device}, "
-                f"got {tuple(value.shape)} on {value.device}: convert it"
-            )
+    check_like(identity, "identity", branch.shape, branch)
+    check_like(scale, "scale", branch.shape[1:2], branch, torch.float32)
+    check_like(bias, "bias", branch.shape[1:2], branch, torch.float32)
 
 
-@torch.library.register_fake("tsm_triton::residual_shift", lib=library)
-def _(branch: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    if branch.device.type == "cpu":
-        let_inductor_decompose()
+def _fake(branch: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(branch), torch.empty_like(branch)
 
 
-@torch.library.register_fake("tsm_triton::residual_shift_backward", lib=library)
-def _(
+def _fake_backward(
     grad_y: Tensor | None,
     grad_shifted: Tensor | None,
     y: Tensor | None,
@@ -87,8 +48,6 @@ def _(
     *_: Any,
 ) -> list[Tensor]:
     template = _template(y, branch, grad_y, grad_shifted)
-    if template.device.type == "cpu":
-        let_inductor_decompose()
     return [torch.empty_like(template) for _ in range(1 if scale is None else 2)]
 
 
@@ -102,7 +61,6 @@ def _on_cuda(
 ) -> tuple[Tensor, Tensor]:
     if branch[:1].numel() > MAX_FRAME:
         return _on_cpu(branch, scale, bias, identity, *shift)
-    _check(branch, scale, bias, identity, *shift)
     from ..kernels import residual_shift as kernel
 
     return kernel.residual_shift(branch, scale, bias, identity, *shift)
@@ -122,7 +80,6 @@ def _backward_on_cuda(
 def _on_cpu(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
-    _check(branch, scale, bias, identity, *shift)
     *counts, activation = shift
     if scale is None and bias is None and activation in FROM_OUTPUT:
         # these commute with the one rounding: no need of a wider copy
@@ -130,7 +87,7 @@ def _on_cpu(
     else:
         y = activate_(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
     y = laid_out_like(y, branch)
-    return y, shift_by_copies(y, *counts, 1)
+    return y, shift_by_copies(y, *counts, channel_dim=1)
 
 
 def _backward_on_cpu(
@@ -142,24 +99,13 @@ def _backward_on_cpu(
     return [laid_out_like(grad.clone() if grad is grad_y else grad, template) for grad in grads]
 
 
-def _separate_form(
+def _aten(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
-    """The op in torch's own operators and the shift: on a CPU Inductor joins the former by itself."""
-    if branch.device.type != "cpu":
-        return NotImplemented
     *counts, activation = shift
     y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
     y = laid_out_like(y, branch)
     return y, temporal_shift(y, *counts, 1)
-
-
-def _separate_backward(
-    grad_y: Tensor | None, grad_shifted: Tensor | None, y: Tensor | None, branch: Tensor | None, *rest: Any
-) -> list[Tensor]:
-    if _template(y, branch, grad_y, grad_shifted).device.type != "cpu":
-        return NotImplemented
-    return _backward_on_cpu(grad_y, grad_shifted, y, branch, *rest)
 
 
 def _normalised_sum(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor) -> Tensor:
@@ -204,13 +150,6 @@ def _differentiable_backward(
 
 
 class _ResidualShift(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
-    ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return residual_shift(branch, scale, bias, identity, *shift)
-
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         branch, scale, bias, identity, *shift = inputs
@@ -304,11 +243,23 @@ def _channel_sums(values: Tensor) -> Tensor:
     return values.sum(axes, dtype=wide(values.dtype))
 
 
-implement("residual_shift", _on_cpu, _on_cuda)
-implement("residual_shift_backward", _backward_on_cpu, _backward_on_cuda)
-differentiate("residual_shift", _ResidualShift)
-transform("residual_shift_backward", _differentiable_backward)
-
-
-DECOMPOSITIONS[residual_shift] = _separate_form
-DECOMPOSITIONS[residual_shift_backward] = _separate_backward
+residual_shift = declare(
+    f"residual_shift(Tensor branch, Tensor? scale, Tensor? bias, Tensor identity, {_SHIFT})"
+    " -> (Tensor y, Tensor shifted)",
+    check=_check,
+    fake=_fake,
+    on_cpu=_on_cpu,
+    on_cuda=_on_cuda,
+    aten=_aten,
+    formula=_ResidualShift,
+)
+# One gradient g of branch * scale + bias + identity, and g * scale where there is a scale.
+residual_shift_backward = declare(
+    "residual_shift_backward(Tensor? grad_y, Tensor? grad_shifted, Tensor? y, Tensor? branch, "
+    f"Tensor? scale, Tensor? bias, Tensor? identity, {_SHIFT}) -> Tensor[]",
+    fake=_fake_backward,
+    on_cpu=_backward_on_cpu,
+    on_cuda=_backward_on_cuda,
+    aten=_backward_on_cpu,
+    transformed=_differentiable_backward,
+)

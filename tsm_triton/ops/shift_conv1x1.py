@@ -11,78 +11,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
-from .library import (
-    CHANNELS_LAST_OPS,
-    CHANNELS_LAST_TAGS,
-    DECOMPOSITIONS,
-    MAX_FRAME,
-    batch_first,
-    check_clips,
-    check_frames,
-    differentiate,
-    implement,
-    let_inductor_decompose,
-    library,
-    one_by_one,
-    wide,
-)
+from .activations import FROM_OUTPUT, activation_backward, check_activation
+from .checks import check_clips, check_floats, check_frames, check_like
+from .convolution import convolution_in_aten, convolved
+from .declare import declare
+from .derivatives import batch_first, one_by_one
 from .temporal_shift import shift_by_copies, temporal_shift
+from .tensors import MAX_FRAME, new_channels_last, wide
 
 __all__ = ["check", "shift_conv1x1"]
 
-library.define(
-    "shift_conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, SymInt num_segments, "
-    "SymInt n_first, SymInt n_second, bool reverse, str activation) -> Tensor",
-    tags=CHANNELS_LAST_TAGS,
-)
-shift_conv1x1 = torch.ops.tsm_triton.shift_conv1x1.default
-CHANNELS_LAST_OPS.append(shift_conv1x1)
+POINTWISE = (1, 0, 1, 1)  # stride, padding, dilation, groups
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(
-            f"x must be floats of shape [N*T, C, H, W], got {tuple(x.shape)} {x.dtype}: reshape it"
-        )
+    check_floats(x, "x", "[N*T, C_in, H, W]", range(4, 5))
     num_segments, n_first, n_second, _, activation = shift
     check_clips(x, num_segments, n_first, n_second, 1)
     check_activation(activation)
     if weight.shape[1:2] != x.shape[1:2] or weight.shape[2:] not in ((), (1, 1)):
         raise ValueError(
-            f"weight must have shape [C_out, {x.shape[1]}] or [C_out, {x.shape[1]}, 1, 1], "
-            f"got {tuple(weight.shape)}: reshape it"
+            f"weight must have shape [C_out, {x.shape[1]}] or [C_out, {x.shape[1]}, 1, 1], got {tuple(weight.shape)}"
         )
-    out_shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    expected = {"weight": weight.shape, "bias": weight.shape[:1], "identity": out_shape}
-    for name, value in (("weight", weight), ("bias", bias), ("identity", identity)):
-        if value is None:
-            continue
-        if tuple(value.shape) != tuple(expected[name]):
-            raise ValueError(
-                f"{name} must have shape {tuple(expected[name])}, got {tuple(value.shape)}: reshape it"
-            )
-        if (value.dtype, value.device) != (x.dtype, x.device):
-            raise ValueError(
-                f"{name} must be {x.dtype} on {x.device} as x is, got {value.dtype} on {value.device}: convert it"
-            )
+    check_like(weight, "weight", weight.shape, x)
+    check_like(bias, "bias", weight.shape[:1], x)
+    check_like(identity, "identity", (x.shape[0], weight.shape[0], *x.shape[2:]), x)
 
 
-def _empty_out(x: Tensor, weight: Tensor) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.register_fake("tsm_triton::shift_conv1x1", lib=library)
-def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    let_inductor_decompose()
-    return _empty_out(x, weight)
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return new_channels_last(x, x.shape[0], weight.shape[0], *x.shape[2:])
 
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
-    check(x, weight, bias, identity, *shift)
     if max(x.shape[1], weight.shape[0]) * x.shape[2] * x.shape[3] > MAX_FRAME:
         return _on_cpu(x, weight, bias, identity, *shift)
     from ..kernels import shift_conv1x1 as kernel
@@ -91,28 +52,17 @@ def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | 
 
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
-    check(x, weight, bias, identity, *shift)
     *counts, activation = shift
-    shifted = shift_by_copies(x, *counts, 1) if _moves(*counts) else x
-    values = F.conv2d(shifted, _as_convolution(weight), bias)
-    if identity is not None:
-        values += identity
-    out = _empty_out(x, weight)
-    values = activate_(values, activation)
-    return values if values.stride() == out.stride() else out.copy_(values)
+    shifted = shift_by_copies(x, *counts, channel_dim=1) if _moves(*counts) else x
+    return convolved(shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation)
 
 
-def _separate_form(
-    x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any
-) -> Tensor:
-    """The op in torch's own operators: on a CPU Inductor joins the sum and the activation by itself."""
-    if x.device.type != "cpu":
-        return NotImplemented
+def _aten(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
     *counts, activation = shift
     shifted = temporal_shift(x, *counts, 1) if _moves(*counts) else x
-    values = F.conv2d(shifted, _as_convolution(weight), bias)
-    values = values if identity is None else values + identity
-    return activate(values, activation).contiguous(memory_format=torch.channels_last)
+    return convolution_in_aten(
+        shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation
+    )
 
 
 def _moves(num_segments: int, n_first: int, n_second: int, reverse: bool) -> bool:
@@ -124,13 +74,6 @@ def _as_convolution(weight: Tensor) -> Tensor:
 
 
 class _ShiftConv1x1(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any
-    ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return shift_conv1x1(x, weight, bias, identity, *shift)
-
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, identity, *shift = inputs
@@ -212,8 +155,14 @@ class _ShiftConv1x1(torch.autograd.Function):
         return out.unflatten(0, x.shape[:2]), 0
 
 
-implement("shift_conv1x1", _on_cpu, _on_cuda)
-differentiate("shift_conv1x1", _ShiftConv1x1)
-
-
-DECOMPOSITIONS[shift_conv1x1] = _separate_form
+shift_conv1x1 = declare(
+    "shift_conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? identity, SymInt num_segments, "
+    "SymInt n_first, SymInt n_second, bool reverse, str activation) -> Tensor",
+    check=check,
+    fake=_fake,
+    on_cpu=_on_cpu,
+    on_cuda=_on_cuda,
+    aten=_aten,
+    formula=_ShiftConv1x1,
+    layout="channels_last",
+)

@@ -5,26 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import (
-    DECOMPOSITIONS,
-    TAGS,
-    batch_first,
-    check_channel_dim,
-    differentiate,
-    implement,
-    let_inductor_decompose,
-    library,
-)
+from .checks import check_channel_dim
+from .declare import declare
+from .derivatives import batch_first
 
-__all__ = ["shift_step", "shift_step_into"]
-
-library.define("shift_step(Tensor x, Tensor cache, int channel_dim) -> (Tensor, Tensor)", tags=TAGS)
-# Fixed memory for the cache: nothing is allocated but the output. `kept` may be `cache`.
-library.define(
-    "shift_step_into(Tensor x, Tensor cache, Tensor(a!) kept, int channel_dim) -> Tensor", tags=TAGS
-)
-shift_step = torch.ops.tsm_triton.shift_step.default
-shift_step_into = torch.ops.tsm_triton.shift_step_into.default
+__all__ = ["check_cache", "shift_step", "shift_step_into"]
 
 
 def check_cache(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
@@ -42,15 +27,25 @@ def check_cache(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
         )
 
 
-@torch.library.register_fake("tsm_triton::shift_step", lib=library)
-def _(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    if x.device.type in _DECOMPOSED_DEVICES:
-        let_inductor_decompose()
+def _check(x: Tensor, cache: Tensor, channel_dim: int) -> None:
+    check_cache(x, cache, "cache", channel_dim)
+
+
+def _check_into(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> None:
+    check_cache(x, cache, "cache", channel_dim)
+    check_cache(x, kept, "kept", channel_dim)
+    if kept.shape != cache.shape:
+        raise ValueError(
+            f"kept must have the shape of cache, {list(cache.shape)}, got {list(kept.shape)}: "
+            "make it with torch.empty_like"
+        )
+
+
+def _fake(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(cache)
 
 
-@torch.library.register_fake("tsm_triton::shift_step_into", lib=library)
-def _(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
+def _fake_into(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -72,35 +67,23 @@ def _by_kernel(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tens
     return _by_copies(x, cache, kept, channel_dim) if out is None else out
 
 
-def _into(form: Any) -> Any:
-    def shift_step_into(x: Tensor, cache: Tensor, kept: Tensor, channel_dim: int) -> Tensor:
-        check_cache(x, cache, "cache", channel_dim)
-        check_cache(x, kept, "kept", channel_dim)
-        if kept.shape != cache.shape:
-            raise ValueError(
-                f"kept must have the shape of cache, {list(cache.shape)}, got {list(kept.shape)}: "
-                "make it with torch.empty_like"
-            )
-        return form(x, cache, kept, channel_dim)
-
-    return shift_step_into
-
-
 def _functional(form: Any) -> Any:
+    """The step into a new cache."""
+
     def shift_step(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        check_cache(x, cache, "cache", channel_dim)
         kept = torch.empty_like(cache)
         return form(x, cache, kept, channel_dim), kept
 
     return shift_step
 
 
-class _ShiftStep(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return shift_step(x, cache, channel_dim)
+def _aten(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+    fold = cache.shape[channel_dim]
+    rest = x.narrow(channel_dim, fold, x.shape[channel_dim] - fold)
+    return torch.cat([cache, rest], channel_dim), x.narrow(channel_dim, 0, fold).clone()
 
+
+class _ShiftStep(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.channel_dim = inputs[2]
@@ -127,22 +110,21 @@ class _ShiftStep(torch.autograd.Function):
         )
 
 
-implement("shift_step", _functional(_by_copies), _functional(_by_kernel))
-implement("shift_step_into", _into(_by_copies), _into(_by_kernel))
-differentiate("shift_step", _ShiftStep)
-
-
-# As for the plain shift: Inductor's code for CUDA joins the exchange with what stands around it.
-_DECOMPOSED_DEVICES = ("cuda",)
-
-
-def _flat_form(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """The step in torch's own ops, which Inductor fuses with what stands around it."""
-    if x.device.type not in _DECOMPOSED_DEVICES:
-        return NotImplemented
-    fold = cache.shape[channel_dim]
-    rest = x.narrow(channel_dim, fold, x.shape[channel_dim] - fold)
-    return torch.cat([cache, rest], channel_dim), x.narrow(channel_dim, 0, fold).clone()
-
-
-DECOMPOSITIONS[shift_step] = _flat_form
+shift_step = declare(
+    "shift_step(Tensor x, Tensor cache, int channel_dim) -> (Tensor, Tensor)",
+    check=_check,
+    fake=_fake,
+    on_cpu=_functional(_by_copies),
+    on_cuda=_functional(_by_kernel),
+    aten=_aten,
+    formula=_ShiftStep,
+)
+# Fixed memory for the cache: nothing is allocated but the output. `kept` may be `cache`. No form in torch's own
+# operators: a graph without writes has `shift_step`.
+shift_step_into = declare(
+    "shift_step_into(Tensor x, Tensor cache, Tensor(a!) kept, int channel_dim) -> Tensor",
+    check=_check_into,
+    fake=_fake_into,
+    on_cpu=_by_copies,
+    on_cuda=_by_kernel,
+)

@@ -8,29 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import TAGS, differentiate, implement, library
+from .declare import declare
 from .shift_conv1x1 import check as check_convolution
 from .shift_conv1x1 import shift_conv1x1
 from .shift_step import check_cache, shift_step
+from .tensors import new_channels_last
 
 __all__ = ["shift_step_conv1x1"]
-
-library.define(
-    "shift_step_conv1x1(Tensor x, Tensor cache, Tensor weight, Tensor? bias, Tensor? identity, str activation) "
-    "-> (Tensor, Tensor)",
-    tags=TAGS,
-)
-shift_step_conv1x1 = torch.ops.tsm_triton.shift_step_conv1x1.default
 
 # num_segments, n_first, n_second, reverse: a convolution alone
 UNSHIFTED = (1, 0, 0, False)
 
 
-@torch.library.register_fake("tsm_triton::shift_step_conv1x1", lib=library)
-def _(x: Tensor, cache: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return out, torch.empty_like(cache)
+def _check(
+    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
+) -> None:
+    check_convolution(x, weight, bias, identity, *UNSHIFTED, activation)
+    check_cache(x, cache, "cache", 1)
+
+
+def _fake(x: Tensor, cache: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return new_channels_last(x, x.shape[0], weight.shape[0], *x.shape[2:]), torch.empty_like(cache)
 
 
 def _in_two_steps(
@@ -43,8 +41,6 @@ def _in_two_steps(
 def _by_kernel(
     x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
-    check_convolution(x, weight, bias, identity, *UNSHIFTED, activation)
-    check_cache(x, cache, "cache", 1)
     if weight.shape[0] == 0:  # no program of the kernel would keep anything
         return _in_two_steps(x, cache, weight, bias, identity, activation)
     from ..kernels import shift_conv1x1 as kernel
@@ -52,5 +48,13 @@ def _by_kernel(
     return kernel.shift_step_conv1x1(x, cache, weight, bias, identity, activation)
 
 
-implement("shift_step_conv1x1", _in_two_steps, _by_kernel)
-differentiate("shift_step_conv1x1", _in_two_steps)
+shift_step_conv1x1 = declare(
+    "shift_step_conv1x1(Tensor x, Tensor cache, Tensor weight, Tensor? bias, Tensor? identity, str activation) "
+    "-> (Tensor, Tensor)",
+    check=_check,
+    fake=_fake,
+    on_cpu=_in_two_steps,
+    on_cuda=_by_kernel,
+    aten=_in_two_steps,
+    formula=_in_two_steps,
+)

@@ -5,48 +5,37 @@ out = act(conv(x, weight) + bias), in channels_last
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .convolution import check_convolution, convolution, convolved, empty_out
-from .library import (
-    CHANNELS_LAST_OPS,
-    CHANNELS_LAST_TAGS,
-    implement,
-    let_inductor_decompose,
-    library,
-    refuse_gradients,
-)
+from .convolution import check_convolution, convolution, convolution_in_aten, convolved, empty_out
+from .declare import declare
+from .derivatives import of_inference
 
 __all__ = ["stem_convolution"]
-
-library.define(
-    "stem_convolution(Tensor x, Tensor weight, Tensor bias, int[2] stride, int[2] padding, str activation) -> Tensor",
-    tags=CHANNELS_LAST_TAGS,
-)
-stem_convolution = torch.ops.tsm_triton.stem_convolution.default
-CHANNELS_LAST_OPS.append(stem_convolution)
 
 UNDILATED = [1, 1]
 
 
-@torch.library.register_fake("tsm_triton::stem_convolution", lib=library)
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int], activation: str
-) -> Tensor:
-    let_inductor_decompose()
-    return empty_out(x, weight, stride, padding, UNDILATED)
+def _check(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> None:
+    check_convolution(x, weight, bias, 1, rest[-1])
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    return empty_out(x, weight, *rest[:2], UNDILATED)
 
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     stride, padding, activation = rest
-    check_convolution(x, weight, bias, 1, activation)
     return convolved(x, weight, bias, None, stride, padding, UNDILATED, 1, activation=activation)
+
+
+def _aten(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    stride, padding, activation = rest
+    return convolution_in_aten(x, weight, bias, None, stride, padding, UNDILATED, 1, activation=activation)
 
 
 def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     stride, padding, activation = rest
-    check_convolution(x, weight, bias, 1, activation)
     from ..kernels import stem as kernel
 
     if stride[0] == stride[1] and padding[0] == padding[1] and kernel.takes(x, weight, stride[0], padding[0]):
@@ -54,5 +43,13 @@ def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     return convolution(x, weight, bias, None, stride, padding, UNDILATED, 1, activation)
 
 
-implement("stem_convolution", _on_cpu, _on_cuda)
-refuse_gradients("stem_convolution")
+stem_convolution = declare(
+    "stem_convolution(Tensor x, Tensor weight, Tensor bias, int[2] stride, int[2] padding, str activation) -> Tensor",
+    check=_check,
+    fake=_fake,
+    on_cpu=_on_cpu,
+    on_cuda=_on_cuda,
+    aten=_aten,
+    formula=of_inference("stem_convolution"),
+    layout="channels_last",
+)

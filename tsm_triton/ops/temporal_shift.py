@@ -5,52 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_clips, check_frames
+from .declare import declare, library
+from .derivatives import batch_first
 from .host_memory import empty_like
-from .library import (
-    DECOMPOSITIONS,
-    TAGS,
-    batch_first,
-    check_clips,
-    check_frames,
-    differentiate,
-    implement,
-    let_inductor_decompose,
-    library,
-)
 
-__all__ = ["shift_by_copies", "temporal_shift"]
-
-library.define(
-    "temporal_shift(Tensor x, SymInt num_segments, SymInt n_first, SymInt n_second, "
-    "bool reverse, int channel_dim) -> Tensor",
-    tags=TAGS,
-)
-temporal_shift = torch.ops.tsm_triton.temporal_shift.default
+__all__ = ["flat_form", "shift_by_copies", "temporal_shift"]
 
 
-@torch.library.register_fake("tsm_triton::temporal_shift", lib=library)
-def _(x: Tensor, *_shift: Any) -> Tensor:
-    if x.device.type in _DECOMPOSED_DEVICES:
-        let_inductor_decompose()
+def _check(x: Tensor, num_segments: int, n_first: int, n_second: int, _: bool, channel_dim: int) -> None:
+    check_clips(x, num_segments, n_first, n_second, channel_dim)
+
+
+def _fake(x: Tensor, *_shift: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _on_cuda(
-    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
-) -> Tensor:
-    check_clips(x, num_segments, n_first, n_second, channel_dim)
+def _kernel(x: Tensor, *shift: Any) -> Tensor:
     if x.itemsize > 8:  # complex128: no integer of its width to move it with
-        return shift_by_copies(x, num_segments, n_first, n_second, reverse, channel_dim)
+        return shift_by_copies(x, *shift)
     from ..kernels import temporal_shift as kernel
 
-    return kernel.temporal_shift(x, num_segments, n_first, n_second, reverse, channel_dim)
-
-
-def _on_cpu(
-    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
-) -> Tensor:
-    check_clips(x, num_segments, n_first, n_second, channel_dim)
-    return shift_by_copies(x, num_segments, n_first, n_second, reverse, channel_dim)
+    return kernel.temporal_shift(x, *shift)
 
 
 def shift_by_copies(
@@ -78,14 +54,38 @@ def shift_by_copies(
     return out
 
 
-# Measured on a Xeon at [8, 8, 2, 2]: this registration adds 7 us to a call without a gradient and 13 us to one with
-# it, custom_op with register_autograd 8 and 26.
-class _TemporalShift(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, *shift: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return temporal_shift(x, *shift)
+def _aten(x: Tensor, num_segments: int, *shift: Any) -> Tensor:
+    t = torch.arange(x.shape[0], device=x.device) % num_segments
+    return flat_form(x, t == 0, t == num_segments - 1, *shift)
 
+
+def flat_form(
+    x: Tensor, first: Tensor, last: Tensor, n_first: int, n_second: int, reverse: bool, channel_dim: int
+) -> Tensor:
+    """The shift as pointwise reads of the flat frame axis, which Inductor fuses with what stands around it.
+
+    No reshape of the batch axis: a 5-D view makes Inductor transpose channels_last (4 S instead of 2 S) and
+    breaks at the second batch size where sizes are divided later on.
+
+    Args:
+        x: as the op's.
+        first, last: bool `[frames]`, where a clip begins and where it ends.
+        n_first, n_second, reverse, channel_dim: as the op's.
+    """
+    dim = channel_dim % x.dim()
+    frame = torch.arange(x.shape[0], device=x.device)
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+
+    def read(part: Tensor, reads_next: bool) -> Tensor:
+        edge = last if reads_next else first
+        rows = (frame + 1).clamp(max=x.shape[0] - 1) if reads_next else (frame - 1).clamp(min=0)
+        return torch.where(edge.view(-1, *[1] * (x.dim() - 1)), zero, part[rows])
+
+    parts = torch.split(x, [n_first, n_second, x.shape[dim] - n_first - n_second], dim)
+    return torch.cat([read(parts[0], not reverse), read(parts[1], reverse), parts[2]], dim)
+
+
+class _TemporalShift(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.shift = inputs[1:]
@@ -123,39 +123,14 @@ def _quantised(x: Tensor, *shift: Any) -> Tensor:
     return torch.ops.aten._make_per_tensor_quantized_tensor(shifted, scale, zero)
 
 
-implement("temporal_shift", _on_cpu, _on_cuda)
+temporal_shift = declare(
+    "temporal_shift(Tensor x, SymInt num_segments, SymInt n_first, SymInt n_second, bool reverse, int channel_dim) "
+    "-> Tensor",
+    check=_check,
+    fake=_fake,
+    on_cpu=shift_by_copies,
+    on_cuda=_kernel,
+    aten=_aten,
+    formula=_TemporalShift,
+)
 library.impl("temporal_shift", _quantised, "QuantizedCPU")
-differentiate("temporal_shift", _TemporalShift)
-
-
-# On a CPU Inductor's channels_last code for it takes 5 to 13 times a clone; the op takes 0.6 to 1.2, in recycled
-# memory up to 2.6.
-_DECOMPOSED_DEVICES = ("cuda",)
-
-
-def _flat_form(
-    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
-) -> Tensor:
-    """The shift as pointwise reads of the flat frame axis, which Inductor fuses with what stands around it.
-
-    No reshape of the batch axis: a 5-D view makes Inductor transpose channels_last (4 S instead of 2 S) and
-    breaks at the second batch size where sizes are divided later on.
-    """
-    if x.device.type not in _DECOMPOSED_DEVICES:
-        return NotImplemented
-    dim = channel_dim % x.dim()
-    frame = torch.arange(x.shape[0], device=x.device)
-    t = (frame % num_segments).view(-1, *[1] * (x.dim() - 1))
-    zero = torch.zeros((), dtype=x.dtype, device=x.device)
-
-    def read(part: Tensor, reads_next: bool) -> Tensor:
-        if reads_next:
-            rows = (frame + 1).clamp(max=x.shape[0] - 1)
-            return torch.where(t < num_segments - 1, part[rows], zero)
-        return torch.where(t > 0, part[(frame - 1).clamp(min=0)], zero)
-
-    parts = torch.split(x, [n_first, n_second, x.shape[dim] - n_first - n_second], dim)
-    return torch.cat([read(parts[0], not reverse), read(parts[1], reverse), parts[2]], dim)
-
-
-DECOMPOSITIONS[temporal_shift] = _flat_form

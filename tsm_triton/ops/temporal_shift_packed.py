@@ -5,20 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import TAGS, check_channels, differentiate, implement, library, one_by_one
-from .temporal_shift import shift_by_copies
+from .checks import check_channels
+from .declare import declare
+from .derivatives import one_by_one
+from .temporal_shift import flat_form, shift_by_copies
 
 __all__ = ["temporal_shift_packed"]
 
-library.define(
-    "temporal_shift_packed(Tensor x, Tensor boundaries, SymInt n_first, SymInt n_second, "
-    "bool reverse, int channel_dim) -> Tensor",
-    tags=TAGS,
-)
-temporal_shift_packed = torch.ops.tsm_triton.temporal_shift_packed.default
 
-
-def _check(x: Tensor, boundaries: Tensor, n_first: int, n_second: int, channel_dim: int) -> None:
+def _check(x: Tensor, boundaries: Tensor, n_first: int, n_second: int, _: bool, channel_dim: int) -> None:
     if boundaries.shape != (x.shape[0] + 1,) or boundaries.dtype != torch.bool:
         raise ValueError(
             f"boundaries must be a bool tensor [{x.shape[0] + 1}], one more than the frames of x, true where a "
@@ -26,35 +21,20 @@ def _check(x: Tensor, boundaries: Tensor, n_first: int, n_second: int, channel_d
             "Use tsm_triton.temporal_shift(clip_lengths=...), which makes them."
         )
     if boundaries.device != x.device:
-        raise ValueError(
-            f"expected boundaries on the device of x, {x.device}, got {boundaries.device}: convert them"
-        )
+        raise ValueError(f"boundaries must be on the device of x, {x.device}, got {boundaries.device}")
     check_channels(x, n_first, n_second, channel_dim)
 
 
-@torch.library.register_fake("tsm_triton::temporal_shift_packed", lib=library)
-def _(x: Tensor, *_shift: Any) -> Tensor:
+def _fake(x: Tensor, *_shift: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _on_cuda(
-    x: Tensor, boundaries: Tensor, n_first: int, n_second: int, reverse: bool, channel_dim: int
-) -> Tensor:
-    _check(x, boundaries, n_first, n_second, channel_dim)
+def _kernel(x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
     if x.itemsize > 8:  # complex128: no integer of its width to move it with
-        return _by_copies(x, boundaries, n_first, n_second, reverse, channel_dim)
+        return _by_copies(x, boundaries, *shift)
     from ..kernels import temporal_shift as kernel
 
-    return kernel.temporal_shift(
-        x, x.shape[0], n_first, n_second, reverse, channel_dim, boundaries.contiguous()
-    )
-
-
-def _on_cpu(
-    x: Tensor, boundaries: Tensor, n_first: int, n_second: int, reverse: bool, channel_dim: int
-) -> Tensor:
-    _check(x, boundaries, n_first, n_second, channel_dim)
-    return _by_copies(x, boundaries, n_first, n_second, reverse, channel_dim)
+    return kernel.temporal_shift(x, x.shape[0], *shift, boundaries=boundaries.contiguous())
 
 
 def _by_copies(
@@ -68,12 +48,11 @@ def _by_copies(
     return out
 
 
-class _PackedShift(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return temporal_shift_packed(x, boundaries, *shift)
+def _aten(x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
+    return flat_form(x, boundaries[:-1], boundaries[1:], *shift)
 
+
+class _PackedShift(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(inputs[1])
@@ -83,8 +62,8 @@ class _PackedShift(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (boundaries,) = ctx.saved_tensors
-        n_first, n_second, reverse, channel_dim = ctx.shift
-        grad = temporal_shift_packed(grads[0], boundaries, n_first, n_second, not reverse, channel_dim)
+        *counts, reverse, channel_dim = ctx.shift
+        grad = temporal_shift_packed(grads[0], boundaries, *counts, not reverse, channel_dim)
         return grad, None, None, None, None, None
 
     @staticmethod
@@ -102,5 +81,13 @@ class _PackedShift(torch.autograd.Function):
         return temporal_shift_packed(x, boundaries, *counts, channel_dim % (x.dim() - 1)), x.dim() - 1
 
 
-implement("temporal_shift_packed", _on_cpu, _on_cuda)
-differentiate("temporal_shift_packed", _PackedShift)
+temporal_shift_packed = declare(
+    "temporal_shift_packed(Tensor x, Tensor boundaries, SymInt n_first, SymInt n_second, bool reverse, "
+    "int channel_dim) -> Tensor",
+    check=_check,
+    fake=_fake,
+    on_cpu=_by_copies,
+    on_cuda=_kernel,
+    aten=_aten,
+    formula=_PackedShift,
+)

@@ -1,0 +1,102 @@
+"""How an op is declared: its schema, what it checks, its forms and its derivatives, in one call.
+
+An op has up to three forms. A kernel serves CUDA tensors, and CPU tensors too where Triton interprets; another form
+serves CPUs; the third, in torch's own operators, runs on any device and is what compilers and exporters are given.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..version import __version__
+from .derivatives import differentiate, transform
+from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
+
+__all__ = ["ATEN_FORMS", "declare", "library"]
+
+library = torch.library.Library("tsm_triton", "DEF")
+
+# The caches of torch.compile on disk know an op by its name alone: without this they would hand on the backward,
+# and the forms in torch's own operators, of the version that was installed when they were filled.
+torch.compiler.config.cache_key_tag += f" tsm_triton {__version__}"
+
+# op -> the same in torch's own operators: a table for `ExportedProgram.run_decompositions`
+ATEN_FORMS: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+
+TAGS = {
+    # Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
+    "exact": (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+    # Ops whose result is channels_last whatever they are given. Inductor feeds them maps in channels_last, and not in
+    # the strides of the fakes: those of a convolution with a symbolic batch are contiguous on a GPU, where cuDNN's are
+    # not.
+    "channels_last": (torch.Tag.pt2_compliant_tag,),
+}
+
+
+def declare(
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    on_cpu: Callable[..., Any],
+    on_cuda: Callable[..., Any],
+    check: Callable[..., None] | None = None,
+    aten: Callable[..., Any] | None = None,
+    formula: type[torch.autograd.Function] | Callable[..., Any] | None = None,
+    transformed: Callable[..., Any] | None = None,
+    layout: str = "exact",
+) -> torch._ops.OpOverload:
+    """Register an op of `torch.ops.tsm_triton` and return it.
+
+    All functions take the op's arguments in their order.
+
+    Args:
+        schema: name, arguments and results, as `torch.library` writes them.
+        fake: empty results, of the strides that every form gives.
+        on_cpu: the form of CPU tensors.
+        on_cuda: the form of CUDA tensors, a kernel.
+        check: raises for what would make a form leave its memory or mix clips; before every form and the fake.
+        aten: the form in torch's own operators, traceable with symbolic sizes. Where Inductor takes it instead of the
+            op stands in the table of `inductor.py`.
+        formula: the derivatives, see `derivatives.differentiate`.
+        transformed: what `torch.func`'s transforms run, where `formula` does not say it.
+        layout: of `TAGS`: how tensors lie that a compiler feeds the op with.
+    """
+    name = schema.partition("(")[0]
+    library.define(schema, tags=TAGS[layout])
+    op: torch._ops.OpOverload = getattr(torch.ops.tsm_triton, name).default
+
+    def on_cpu_or_interpreted(*arguments: Any) -> Any:
+        form = on_cuda if os.environ.get("TRITON_INTERPRET") == "1" else on_cpu
+        return form(*arguments)
+
+    checked_fake = _checked(check, fake)
+
+    @torch.library.register_fake(f"tsm_triton::{name}", lib=library)
+    def _(*arguments: Any) -> Any:
+        if needs_inductor(op, arguments):
+            let_inductor_decompose()
+        return checked_fake(*arguments)
+
+    library.impl(name, _checked(check, on_cpu_or_interpreted), "CPU")
+    library.impl(name, _checked(check, on_cuda), "CUDA")
+    if formula is not None:
+        transformed = differentiate(library, op, formula)
+    if transformed is not None:
+        transform(library, op, transformed)
+    if aten is not None:
+        ATEN_FORMS[op] = aten
+    offer_to_inductor(op, aten, layout)
+    return op
+
+
+def _checked(check: Callable[..., None] | None, form: Callable[..., Any]) -> Callable[..., Any]:
+    if check is None:
+        return form
+
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        return form(*arguments)
+
+    return checked

@@ -1,0 +1,99 @@
+"""What Inductor makes of an op: the table of which form it takes on which device, and how it is told."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["INDUCTOR_FORMS", "let_inductor_decompose", "needs_inductor", "offer_to_inductor"]
+
+# op -> device -> "aten", the form in torch's own operators, which Inductor joins with what stands around it, or "op",
+# the call of the op itself; an op or a device that is not here is "op". S is the size of the map.
+INDUCTOR_FORMS: dict[str, dict[str, str]] = {
+    "temporal_shift": {
+        # the op takes 0.6 to 1.2 times a clone, in recycled memory up to 2.6; Inductor's channels_last code 5 to 13
+        "cpu": "op",
+        # one read and one write, 2 S, like the kernel's, and none where it stands beside a pointwise operator: the
+        # adjoint goes into the backward of a ReLU
+        "cuda": "aten",
+    },
+    # as the plain shift
+    "shift_step": {"cpu": "op", "cuda": "aten"},
+    # Inductor joins norm, sum and activation by itself on both; the kernel's one pass, 4 S, also shifts, where
+    # Inductor's code takes 5 S
+    "residual_shift": {"cpu": "aten", "cuda": "op"},
+    "residual_shift_backward": {"cpu": "aten", "cuda": "op"},
+    # on a CPU Inductor joins sum and activation with each other; on a GPU the kernel, whose shift costs nothing
+    "shift_conv1x1": {"cpu": "aten", "cuda": "op"},
+}
+
+# what was declared: op -> its form in torch's own operators, and the ops whose maps must come in channels_last
+_forms: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+_channels_last: list[torch._ops.OpOverload] = []
+
+
+def offer_to_inductor(op: torch._ops.OpOverload, aten: Callable[..., Any] | None, layout: str) -> None:
+    """Note an op for when Inductor comes: nothing is imported yet."""
+    if layout == "channels_last":
+        _channels_last.append(op)
+    if aten is None:
+        return
+
+    def chosen(*arguments: Any) -> Any:
+        return aten(*arguments) if _form(op, arguments) == "aten" else NotImplemented
+
+    if _name(op) in INDUCTOR_FORMS:
+        _forms[op] = chosen
+
+
+def needs_inductor(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> bool:
+    """Whether a graph with this call, compiled, would miss what `let_inductor_decompose` tells."""
+    return op in _channels_last or _form(op, arguments) == "aten"
+
+
+def _form(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> str:
+    device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+    return INDUCTOR_FORMS.get(_name(op), {}).get(device, "op")
+
+
+def _name(op: torch._ops.OpOverload) -> str:
+    return op.name().removeprefix("tsm_triton::")
+
+
+def let_inductor_decompose() -> None:
+    """Tell Inductor the forms in torch's own operators, and the layouts of the ops it calls.
+
+    Called while a graph is traced, the first moment at which it matters: importing Inductor's decompositions costs
+    seconds that `import tsm_triton` must not.
+    """
+    from torch._inductor.decomposition import decompositions, select_decomp_table
+    from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
+
+    # The second is a copy of the first, cached at the first compilation.
+    tables: tuple[Any, ...] = (decompositions, select_decomp_table())
+    for table in tables:
+        table.update(_forms)
+    for op in {*_forms, *_channels_last} - lowerings.keys():
+        in_channels_last = _constraint(op) if op in _channels_last else None
+        constraint = in_channels_last or tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+        # one that stands in the table too, for the devices that keep the op: Inductor would refuse it
+        make_fallback(op, constraint, warn=False, override_decomp=op in _forms)
+
+
+def _constraint(op: torch._ops.OpOverload) -> Callable[..., tuple[Any, Any]]:
+    """Inductor's constraint on the arguments of an op that takes maps in channels_last."""
+    from torch._inductor.ir import ExternKernel, TensorBox
+
+    maps = [argument.name in ("x", "identity") for argument in op._schema.arguments]
+
+    def in_channels_last(_: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
+        converted = (
+            ExternKernel.require_channels_last(value)
+            if is_map and isinstance(value, TensorBox) and len(value.get_size()) == 4
+            else value
+            for is_map, value in zip(maps, arguments, strict=False)
+        )
+        return tuple(converted), named
+
+    return in_channels_last
