@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import Plan, device_guard, remember
+from .triton_private import launcher
 
 # Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
 VECTOR_BYTES = 16
@@ -185,7 +186,7 @@ def temporal_shift(
             x.view(bits), out.view(bits), starts, *sizes, **constants, num_warps=NUM_WARPS
         )
         if aligned and compiled is not None:  # the interpreter compiles nothing
-            remember(_PLANS, key, Plan(compiled[grid], (*sizes, *constants.values())))
+            remember(_PLANS, key, Plan(launcher(compiled, grid), (*sizes, *constants.values())))
     return out
 
 

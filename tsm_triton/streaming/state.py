@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import foreach_copy_, foreach_zero_
+
 __all__ = ["StreamState", "check_caches", "overwrite", "state_keys"]
 
 # the names in a saved state of what `consensus` and `every` remember
@@ -110,7 +112,7 @@ class StreamState(Sequence[Tensor]):
         if streams is not None:
             tensors = [self._by_stream(x)[i] for x in tensors if x.numel() for i in streams]
         if tensors:
-            torch._foreach_zero_(tensors)  # pyright: ignore[reportPrivateImportUsage]
+            foreach_zero_(tensors)
         for i in range(self.num_streams) if streams is None else streams:
             self.ages[i] = 0
 
@@ -204,9 +206,7 @@ def overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy in place what is another tensor, in one launch where all lie alike."""
     changed = [i for i, (old, new) in enumerate(zip(tensors, values, strict=True)) if old is not new]
     if changed:
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            [tensors[i] for i in changed], [values[i] for i in changed]
-        )
+        foreach_copy_([tensors[i] for i in changed], [values[i] for i in changed])
 
 
 def _check_saved(saved: Mapping[str, Tensor], consensus: int | None) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
 from ..patching.hooks import ShiftHook, shift_hooks
+from ..torch_private import COMPILED, pre_hooks
 from .state import check_caches
 
 __all__ = ["StreamStep"]
@@ -73,10 +74,10 @@ class StreamStep(nn.Module):
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []
         for name, module in model.named_modules():
-            for hook in module._forward_pre_hooks.values():
+            for hook in pre_hooks(module).values():
                 if isinstance(hook, ShiftHook):
                     # as in the model that torch.compile wraps, so that states can be exchanged
-                    self.names.append(name.replace("_orig_mod.", ""))
+                    self.names.append(name.replace(f"{COMPILED}.", ""))
                     self.hooks.append(hook)
         for name, hook in zip(self.names, self.hooks, strict=True):
             if hook.direction != "causal":
