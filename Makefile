@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
+NEXT := .venv-next/bin
 
-.PHONY: demo test test-slow test-oldest mutations lint bench sweep clean
+.PHONY: demo test test-slow test-oldest test-next mutations lint bench sweep clean
 
 demo: .venv/installed
 	$(BIN)/tsm-triton demo
@@ -18,6 +19,14 @@ test-slow: .venv/installed
 # The oldest torch we support, with the triton it brings.
 test-oldest: .venv-oldest/installed
 	$(OLDEST)/python -m pytest -n 2
+
+# What the next torch and Triton break: pre-releases, where PyPI has any, else the newest. Looked up anew each time.
+test-next:
+	$(PYTHON) -m venv .venv-next
+	$(NEXT)/python -m pip install --quiet uv
+	$(NEXT)/uv pip install --quiet --upgrade --prerelease allow --python $(NEXT)/python --editable '.[test]'
+	$(NEXT)/python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
+	$(NEXT)/python -m pytest -n 2
 
 # Break the kernels and the patching on purpose: tsm-triton verify must find each, within the four minutes that all
 # its checks need on two idle cores.
@@ -49,4 +58,4 @@ sweep: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest
+	rm -rf .venv .venv-oldest .venv-next

@@ -8,9 +8,9 @@ import time
 
 import timm
 import torch
-import torch._dynamo.config
 
 import tsm_triton
+from tsm_triton.torch_private import dynamo_config, skip_hook_guards
 
 ROUNDS, CALLS = 20, 20
 
@@ -20,7 +20,7 @@ def main() -> None:
     frames = torch.randn(1, 3, 32, 32)
     compiled = {}
     for skipped in (True, False):
-        torch._dynamo.config.skip_nnmodule_hook_guards = skipped
+        skip_hook_guards(dynamo_config, skipped)
         torch.compiler.reset()
         compiled[skipped] = torch.compile(model, backend="eager", fullgraph=True)
         # each its own code object's cache would hold both: time one after the other, in turns of their own

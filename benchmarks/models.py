@@ -59,7 +59,7 @@ def run(device: str, quick: bool) -> list[dict[str, Any]]:
 
 def gpu_calls(calls: dict[str, Any], x: Tensor) -> dict[str, Any]:
     """Each network eager, compiled and max-autotuned, the patched one also by our backend; then all as graphs."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     built = {}
     for name, call in calls.items():
         built.update(compiled_forms(name, call))

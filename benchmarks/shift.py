@@ -72,7 +72,7 @@ def measured(cases: list[Case], device: str, quick: bool) -> list[dict[str, Any]
             inputs[0], num_segments, *fold_counts(channels, SHIFT_DIV, "bidirectional")
         )
         if device != "cpu":
-            torch._dynamo.reset()  # a graph a shape, not one for all
+            torch.compiler.reset()  # a graph a shape, not one for all
             for name in SHIFTS:
                 calls.update(compiled_forms(name, calls[name]))
         for name, call in calls.items():

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from tsm_triton import Streaming, patch
 from tsm_triton.streaming.step import StreamStep
+from tsm_triton.torch_private import foreach_copy_, foreach_zero_
 
 from .baselines import with_open_branches
 from .forms import Call, Captured
@@ -94,11 +95,11 @@ class _CompiledStream:
 
     def __call__(self, frame: Tensor) -> Tensor:
         logits, state = self.step(frame, self.state)
-        torch._foreach_copy_(self.state, state)  # pyright: ignore[reportPrivateImportUsage]
+        foreach_copy_(self.state, state)
         return logits
 
     def reset(self) -> None:
-        torch._foreach_zero_(self.state)  # pyright: ignore[reportPrivateImportUsage]
+        foreach_zero_(self.state)
 
 
 class _CapturedStream(Captured):

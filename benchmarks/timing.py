@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsm_triton.torch_private import keep_gpu_busy
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -54,7 +56,7 @@ def _cpu_seconds(call: Callable[[Tensor], Any], x: Tensor) -> float:
 def _cuda_seconds(call: Callable[[Tensor], Any], x: Tensor) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     # The queue is kept busy while the host launches, so that launch gaps do not count.
-    torch.cuda._sleep(200_000)
+    keep_gpu_busy(200_000)
     start.record()
     call(x)
     end.record()

@@ -75,11 +75,12 @@ def layers() -> list[dict[str, Any]]:
 
 def interpreted_bytes(call: Callable[[], Any]) -> dict[str, int]:
     """What the interpreted kernels of a call load and store."""
-    from triton.runtime.interpreter import InterpreterBuilder
+    from tsm_triton.kernels.triton_private import interpreter_builder
 
+    builder = interpreter_builder()
     touched: dict[str, list[np.ndarray]] = {"read": [], "written": []}
     sizes: set[int] = set()
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    load, store = builder.create_masked_load, builder.create_masked_store
 
     def record(kind: str, pointers: Any, mask: Any) -> None:
         size = pointers.get_element_ty().primitive_bitwidth // 8
@@ -95,8 +96,8 @@ def interpreted_bytes(call: Callable[[], Any]) -> dict[str, int]:
         return store(self, pointers, value, mask, *rest)
 
     with (
-        patch.object(InterpreterBuilder, "create_masked_load", counted_load),
-        patch.object(InterpreterBuilder, "create_masked_store", counted_store),
+        patch.object(builder, "create_masked_load", counted_load),
+        patch.object(builder, "create_masked_store", counted_store),
     ):
         call()
     if len(sizes) != 1:
@@ -115,11 +116,8 @@ class _Counted(Exception):
 
 def inductor_bytes(function: Callable[..., Any], *inputs: Tensor) -> dict[str, int]:
     """What the kernels that Inductor plans for a call read and write, and how many they are."""
-    from torch._functorch import config as autograd_config
-    from torch._inductor import config
-    from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
-
     from tsm_triton.ops.inductor import INDUCTOR_FORMS
+    from tsm_triton.torch_private import NopKernelSchedulerNode, Scheduler, autograd_config, inductor_config
 
     counts: list[int] = []
 
@@ -128,12 +126,12 @@ def inductor_bytes(function: Callable[..., Any], *inputs: Tensor) -> dict[str, i
         counts.extend(node.get_read_write_buffers_sizes() for node in nodes)
         raise _Counted
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         with (
             patch.object(Scheduler, "codegen", count),
             patch.dict(INDUCTOR_FORMS, clear=True),  # each op is called, none taken apart
-            config.patch(fx_graph_cache=False, force_pointwise_cat=True),
+            inductor_config.patch(fx_graph_cache=False, force_pointwise_cat=True),
             autograd_config.patch(enable_autograd_cache=False),
             torch.no_grad(),
         ):

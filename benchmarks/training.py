@@ -45,7 +45,7 @@ def rows(
     expected, got = (_first_gradient(networks[form], inputs[0]) for form in ("slicing", "patched"))
     require_close(f"the gradient of patched {name}", got, expected, TOLERANCE[dtype])
     calls: dict[str, Any] = dict(networks)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     if device != "cpu":
         calls["unshifted, compiled"] = torch.compile(model)
         calls["patched, tsm_triton backend"] = torch.compile(networks["patched"], backend="tsm_triton")

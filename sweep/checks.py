@@ -225,11 +225,13 @@ def _outcome(check: Callable[[nn.Module, Tensor], None], model: nn.Module, frame
 
 
 def _compiles(model: nn.Module, frames: Tensor) -> None:
+    from tsm_triton.torch_private import maybe_mark_dynamic
+
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for clips in (2, 3):
         batch = frames[: clips * T]
         # and no other size: with dynamic=True the symbols of HaloNet's windows alone take minutes
-        torch._dynamo.maybe_mark_dynamic(batch, 0)
+        maybe_mark_dynamic(batch, 0)
         torch.testing.assert_close(_run(compiled, batch), _run(model, batch))
 
 

@@ -14,7 +14,7 @@ from tsm_triton.cli import main
 from tsm_triton.fusion import fuse as fusion
 from tsm_triton.patching import patch as patching
 from tsm_triton.streaming import fused_step as fused_stepping
-from tsm_triton.streaming import stream as streaming
+from tsm_triton.streaming.state import StreamState
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_frames
 
@@ -113,7 +113,7 @@ def test_a_frame_that_fails_is_as_if_it_never_came(model, monkeypatch, fails_at)
     unpatch(model)
 
 
-@pytest.mark.parametrize("method", ["index_copy", "clamp", "put_streams"])
+@pytest.mark.parametrize("method", ["index_copy", "clamp", "put"])
 def test_a_frame_that_fails_behind_the_model_is_as_if_it_never_came(model, monkeypatch, method):
     patch(model, num_segments=4, direction="causal")
     frames = torch.randn(4, 2, 3, 32, 32)
@@ -121,7 +121,7 @@ def test_a_frame_that_fails_behind_the_model_is_as_if_it_never_came(model, monke
     stream(frames[0])
     stream.reset([1])  # the next frame is due there alone
     before = stream.state_dict()
-    where = streaming if method == "put_streams" else torch.Tensor
+    where = StreamState if method == "put" else torch.Tensor
     with monkeypatch.context() as patched:
         patched.setattr(where, method, failing_at(getattr(where, method), 0, OutOfMemory("no memory")))
         with pytest.raises(OutOfMemory):
@@ -143,7 +143,7 @@ def test_a_first_frame_that_fails_lets_another_size_begin(model, monkeypatch, me
         patched.setattr(torch.Tensor, method, failing_at(None, 0, OutOfMemory("no memory")))
         with pytest.raises(OutOfMemory):
             stream(torch.randn(2, 3, 32, 32))
-    assert not any(cache.any() for cache in stream._caches)
+    assert not any(cache.any() for cache in stream.state)
     frame = torch.randn(1, 3, 64, 64)
     assert_same_bits(stream(frame), Streaming(model)(frame))
 

@@ -108,7 +108,7 @@ def test_is_the_unfused_stream_with_a_reset_in_the_middle(name):
         assert difference(logits, plain(frame)) < TOLERANCES[torch.float32]
     with shift_disabled(model):  # a forgotten cache would show
         assert difference(logits, model(frame)) > 10 * TOLERANCES[torch.float32]
-    for mine, theirs in zip(fused._caches, plain._caches, strict=True):
+    for mine, theirs in zip(fused.state, plain.state, strict=True):
         assert difference(mine, theirs) < TOLERANCES[torch.float32]
 
     kinds, left = FUSED[name]
@@ -149,7 +149,7 @@ def test_a_model_of_any_dtype_is_streamed_in_it(dtype):
     plain, fused = Streaming(model), Streaming(model, fused=True)
     for frame in frames_of(2, 3, 32, dtype).unbind(1):
         assert difference(fused(frame), plain(frame)) < TOLERANCES[dtype]
-    assert all(cache.dtype == dtype for cache in fused._caches)
+    assert all(cache.dtype == dtype for cache in fused.state)
 
 
 @pytest.mark.parametrize("device", ["triton"], indirect=True)
@@ -196,11 +196,11 @@ def test_holds_its_caches_once(small):
     frame = torch.randn(2, 3, 32, 32)
     fused = Streaming(small, fused=True)
     fused(frame)
-    memory = [cache.data_ptr() for cache in fused._caches]
-    assert fused._staged is None
+    memory = [cache.data_ptr() for cache in fused.state]
+    assert fused.state.staged is None
     fused(frame)
     fused.load_state_dict(fused.state_dict())
-    assert [cache.data_ptr() for cache in fused._caches] == memory
+    assert [cache.data_ptr() for cache in fused.state] == memory
 
 
 def test_goes_on_from_an_unfused_state_and_back(small):

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 import tsm_triton
 from tsm_triton import Streaming, find_sites, patch, set_num_segments, shift_disabled, unpatch
+from tsm_triton.streaming.fused_step import FusedStep
+from tsm_triton.streaming.state import StreamState
+from tsm_triton.streaming.step import StreamStep
 
 from .streams import MODELS, assert_close, causal, frames_of, offline
 
@@ -72,7 +75,7 @@ def test_rows_of_windows_belong_to_their_stream():
     frames = frames_of(2, 3, 64)
     stream = Streaming(model, every=2)
     stream(frames[:, 0])
-    assert {cache.shape[0] for cache in stream._caches} > {2}
+    assert {cache.shape[0] for cache in stream.state} > {2}
     stream.reset([1])  # stream 1 is due alone
     logits = stream(frames[:, 1])
     assert_close(logits[1:], offline(model, frames[1, 1:2]))
@@ -92,6 +95,56 @@ def test_features_come_beside_the_logits(name):
     assert torch.equal(first, logits[0])
     assert torch.equal(maps, features[0])
     assert len(state) == len(stream.step.names)
+
+
+def test_a_state_is_the_sequence_of_its_caches(small):
+    frames = frames_of(2, 2)
+    stream = Streaming(small)
+    assert len(stream.state) == stream.num_streams == 0
+    stream(frames[:, 0])
+    state, caches = stream.state, list(stream.state)
+    assert len(state) == len(caches) == len(stream.step.names)
+    assert state[0] is caches[0]
+    assert state[-1:] == caches[-1:]
+    logits, new = stream.step(frames[:, 1], state)
+    assert torch.equal(logits, stream.step(frames[:, 1], caches)[0])
+    assert torch.equal(logits, stream(frames[:, 1]))
+    assert all(map(torch.equal, new, state))
+    with pytest.raises(ValueError, match=rf"each of the {len(caches)} sites, got 0"):
+        StreamState(state.names, [], frames[:, 0].shape)
+    with pytest.raises(ValueError, match="as many streams as the frame, 3, got 2 rows"):
+        StreamState(state.names, caches, (3, 3, 32, 32))
+
+
+def test_streams_are_taken_put_and_reset_alone():
+    model = causal(MODELS["timm swinv2"]())  # with several rows a stream at some sites
+    step, frames = StreamStep(model), frames_of(3, 2, 64)
+    state = StreamState(step.names, step(frames[:, 0], step.init_state(frames[:, 0]))[1], frames[:, 0].shape)
+    memory = [cache.data_ptr() for cache in state]
+    taken = state.take(torch.tensor([2, 0]))
+    logits, new = step(frames[[2, 0], 1], taken)
+    for i, row in zip((2, 0), logits, strict=True):
+        assert_close(row, offline(model, frames[i])[1])
+    state.put(torch.tensor([2, 0]), new)
+    state.reset([1])
+    assert all(map(torch.equal, state.take(torch.tensor([2, 0])), new))
+    assert not any(cache.any() for cache in state.take(torch.tensor([1])))
+    assert [cache.data_ptr() for cache in state] == memory
+
+
+@pytest.mark.parametrize("kind", [StreamStep, FusedStep])
+def test_new_caches_are_fresh_unless_the_caller_gives_memory_for_them(small, kind):
+    step, frame = kind(small.float()), frames_of(2, 1, dtype=torch.float32)[:, 0]
+    state = [torch.randn_like(cache) for cache in step.init_state(frame)]
+    before = [cache.clone() for cache in state]
+    logits, fresh = step(frame, state)
+    assert {cache.data_ptr() for cache in fresh}.isdisjoint(cache.data_ptr() for cache in state)
+    into = [torch.full_like(cache, torch.nan) for cache in state]
+    output, kept = step.run(frame, state, into)
+    assert torch.equal(output, logits)
+    assert all(new is given for new, given in zip(kept, into, strict=True))
+    assert all(map(torch.equal, kept, fresh))
+    assert all(map(torch.equal, state, before))
 
 
 def test_features_are_skipped_with_their_frames_and_not_averaged(small):
@@ -123,10 +176,10 @@ def test_a_saved_stream_goes_on_in_another(small, options, tmp_path):
     saved = torch.load(tmp_path / "stream.pt", weights_only=True)
     fresh, used = Streaming(small, **options), Streaming(small, **options)
     used(frames[:, 4])
-    memory = [cache.data_ptr() for cache in used._caches]
+    memory = [cache.data_ptr() for cache in used.state]
     for other in (fresh, used):
         other.load_state_dict(saved)
-    assert [cache.data_ptr() for cache in used._caches] == memory
+    assert [cache.data_ptr() for cache in used.state] == memory
     for frame in frames[:, 3:].unbind(1):
         expected = stream(frame)
         assert torch.equal(fresh(frame), expected)
@@ -226,10 +279,10 @@ def test_a_loaded_window_keeps_its_memory(small):
     stream(frames[:, 0])
     state = stream.state_dict()
     expected = stream(frames[:, 1])
-    memory = [x.data_ptr() for x in stream._window]
+    memory = [x.data_ptr() for x in stream.state.window]
     stream.load_state_dict(state)
     assert torch.equal(stream(frames[:, 1]), expected)
-    assert [x.data_ptr() for x in stream._window] == memory
+    assert [x.data_ptr() for x in stream.state.window] == memory
 
 
 def test_a_stream_moves_to_another_device(small):
@@ -237,7 +290,7 @@ def test_a_stream_moves_to_another_device(small):
     stream = Streaming(small, consensus=1)
     logits = [stream(frames[:, 0])]
     assert stream.to("meta") is stream
-    assert all(cache.is_meta for cache in stream._caches + stream._staged + stream._window)
+    assert all(cache.is_meta for cache in [*stream.state, *stream.state.staging(), *stream.state.window])
     twin = Streaming(small, consensus=1)
     logits += [twin(frames[:, t]) for t in range(3)]
     twin.to("cpu")
@@ -320,10 +373,10 @@ def test_a_reset_keeps_the_memory(small):
     stream.reset()
     frames = frames_of(2, 2)
     first = stream(frames[:, 0])
-    memory = [cache.data_ptr() for cache in stream._caches]
+    memory = [cache.data_ptr() for cache in stream.state]
     stream.reset()
     assert torch.equal(stream(frames[:, 0]), first)
-    assert [cache.data_ptr() for cache in stream._caches] == memory
+    assert [cache.data_ptr() for cache in stream.state] == memory
 
 
 @pytest.mark.parametrize(

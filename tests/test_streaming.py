@@ -53,7 +53,7 @@ def test_streaming_is_the_offline_model_with_a_reset_in_the_middle(name, dtype):
     with shift_disabled(model):  # the check above can fail: without a past the logits differ
         alone = model(frames[:, 3])
     assert (alone - logits[:, 3]).abs().max() > 2 * TOLERANCES[dtype] * alone.abs().max()
-    assert all(cache.dtype == dtype for cache in stream._caches)
+    assert all(cache.dtype == dtype for cache in stream.state)
 
 
 @settings(max_examples=15)
@@ -130,7 +130,7 @@ def test_the_steady_state_allocates_one_output_a_site_and_keeps_nothing(small):
         site.module.register_forward_pre_hook(lambda _, x: entered.append(x[0].nbytes))
     stream, frame = Streaming(patch(small, 4, direction="causal")), frames_of(2, 1)[:, 0]
     stream(frame)
-    memory = [cache.data_ptr() for cache in stream._caches + stream._staged]
+    memory = [cache.data_ptr() for cache in [*stream.state, *stream.state.staged]]
     with shift_disabled(small):
         unshifted = bytes_allocated(lambda: stream(frame))
     entered.clear()
@@ -145,7 +145,7 @@ def test_the_steady_state_allocates_one_output_a_site_and_keeps_nothing(small):
     for _ in range(3):
         stream(frame)
     assert tensors() == before
-    assert [cache.data_ptr() for cache in stream._caches + stream._staged] == memory
+    assert [cache.data_ptr() for cache in [*stream.state, *stream.state.staged]] == memory
 
 
 def test_caches_follow_the_layout_of_the_features(small):
@@ -153,7 +153,7 @@ def test_caches_follow_the_layout_of_the_features(small):
     stream = Streaming(small)
     frames = frames_of(2, 3).flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (2, 3))
     logits = torch.stack([stream(frame) for frame in frames.unbind(1)], 1)
-    assert all(cache.is_contiguous(memory_format=torch.channels_last) for cache in stream._caches)
+    assert all(cache.is_contiguous(memory_format=torch.channels_last) for cache in stream.state)
     assert_close(logits[0], offline(small, frames[0]))
 
 
@@ -180,7 +180,7 @@ def test_a_failed_frame_leaves_the_caches_as_they_were(small):
     with pytest.raises(KeyError):
         stream(frames[:, 1])
     with pytest.raises(KeyError):
-        stream.step(frames[:, 1], stream._caches)
+        stream.step(frames[:, 1], stream.state)
     handle.remove()
     after = stream.state_dict()
     assert before.keys() == after.keys()
@@ -201,7 +201,7 @@ def test_the_functional_step_is_the_stream_and_writes_nothing(small):
         logits, new = stream.step(frame, state)
         assert_same_bits(logits, stream(frame))
         assert all(torch.equal(a, b) for a, b in zip(state, before, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(new, stream._caches, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(new, stream.state, strict=True))
         state = new
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import ops
 from .arguments import as_count, as_int, as_ints
 from .choices import DIRECTIONS, FOLD_ORDERS
+from .torch_private import assert_async
 
 __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
 
@@ -114,9 +115,7 @@ def _traced_boundaries(clip_lengths: Tensor, num_frames: int, device: torch.devi
         )
     lengths = clip_lengths.to(device, torch.int64)
     fits = (lengths >= 0).all() & (lengths.sum() == num_frames)
-    torch.ops.aten._assert_async.msg(
-        fits, "clip_lengths must be non-negative and add up to the frames of x: pass those it has"
-    )
+    assert_async(fits, "clip_lengths must be non-negative and add up to the frames of x: pass those it has")
     boundaries = torch.zeros(num_frames + 1, dtype=torch.bool, device=device)
     # a wrong length must not reach past the end before the check is seen
     ends = lengths.cumsum(0).clamp(0, num_frames)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tsm_triton.streaming.step import StreamStep, put_streams, take_streams
+from tsm_triton.streaming.state import StreamState
+from tsm_triton.streaming.step import StreamStep
 
 __all__ = ["Batcher", "Client"]
 
@@ -61,7 +62,8 @@ class Batcher:
         self.max_batch = max_batch
         self.max_wait = max_wait
         self.batches: Counter[int] = Counter()
-        self._state = [torch.cat([cache] * capacity) for cache in self.step.init_state((1, *frame_shape))]
+        caches = [torch.cat([cache] * capacity) for cache in self.step.init_state((1, *frame_shape))]
+        self._state = StreamState(self.step.names, caches, (capacity, *frame_shape))
         self._free = list(range(capacity))
         self._dtype = next(model.parameters()).dtype
         self._waiting: list[_Request] = []
@@ -146,14 +148,12 @@ class Batcher:
         device = self._state[0].device
         # the row of a stream that joined still holds the past of one that left
         fresh = [request.slot for request in tick if request.client._fresh]
-        for cache in self._state:
-            if fresh and cache.numel():
-                cache.unflatten(0, (self.capacity, -1))[fresh] = 0
+        self._state.reset(fresh)
         rows = torch.tensor([request.slot for request in tick], device=device)
         frames = torch.stack([request.frame for request in tick]).to(device)
-        logits, caches = self.step(frames, take_streams(self._state, rows, self.capacity))
+        logits, caches = self.step(frames, self._state.take(rows))
         logits = logits.cpu()
-        put_streams(self._state, rows, caches, self.capacity)
+        self._state.put(rows, caches)
         return logits
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import printable
+from ..torch_private import CHECKPOINTED, COMPILED, COMPILED_CLASS, SHARDED
 
 __all__ = ["fit", "own_name", "state_in", "unwrapped"]
 
@@ -23,10 +24,10 @@ CONTAINERS = (
     "module",
 )
 # what torch puts into the middle of a name
-WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+WRAPPERS = (COMPILED, CHECKPOINTED, SHARDED)
 # classes that hold a model and add no weights, and where
 HOLDERS = {
-    "OptimizedModule": "_orig_mod",
+    COMPILED_CLASS: COMPILED,
     "DataParallel": "module",
     "DistributedDataParallel": "module",
     "AveragedModel": "module",

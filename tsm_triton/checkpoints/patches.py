@@ -7,6 +7,7 @@ from torch import nn
 from ..patching.hooks import FrameCounter, ShiftHook
 from ..patching.patch import patch
 from ..sites import ShiftSite
+from ..torch_private import pre_hooks
 from .keys import own_name
 
 __all__ = ["apply_patch", "check_same_patch", "described", "patch_of"]
@@ -24,7 +25,7 @@ def patch_of(model: nn.Module) -> dict[str, Any] | None:
     counters: dict[FrameCounter, str] = {}
     hooks: list[tuple[str, ShiftHook]] = []
     for name, module in model.named_modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in pre_hooks(module).values():
             if isinstance(hook, FrameCounter):
                 counters[hook] = own_name(name)
             elif isinstance(hook, ShiftHook):
@@ -67,7 +68,7 @@ def apply_patch(model: nn.Module, record: dict[str, Any]) -> None:
         **options,
     )
     for site, values in zip(sites, record["sites"], strict=True):
-        for hook in site.module._forward_pre_hooks.values():
+        for hook in pre_hooks(site.module).values():
             if isinstance(hook, ShiftHook):
                 hook.num_segments = values["num_segments"]
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import schema_of, storage_key
+
 __all__ = ["run_on_meta", "tensors_in"]
 
 MOST_REMEMBERED = 20_000
@@ -14,7 +16,7 @@ _made: dict[Any, Tensor] = {}
 
 def run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func` returns; an empty tensor of the known shape where it made one new tensor of the same before."""
-    if len(func._schema.returns) != 1 or func._schema.is_mutable:
+    if len(schema_of(func).returns) != 1 or schema_of(func).is_mutable:
         return func(*args, **kwargs)
     try:
         key = func, _key(args), _key(tuple(kwargs.items()))
@@ -41,8 +43,8 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def _shares_memory(out: Tensor, arguments: Any) -> bool:
-    storage = out.untyped_storage()._cdata
-    return any(tensor.untyped_storage()._cdata == storage for tensor in tensors_in(arguments))
+    storage = storage_key(out)
+    return any(storage_key(tensor) == storage for tensor in tensors_in(arguments))
 
 
 def _key(tree: Any) -> Any:

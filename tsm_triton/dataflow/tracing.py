@@ -14,8 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..torch_private import (
+    CHECKPOINTED,
+    TorchDispatchMode,
+    buffers_of,
+    forward_hooks,
+    modules_of,
+    parameters_of,
+    pre_hooks,
+    schema_of,
+    storage_key,
+)
 from .meta import run_on_meta, tensors_in
 
 __all__ = ["BATCH", "Call", "Trace", "Value", "copied", "input_shape", "meta_twin", "trace"]
@@ -145,7 +155,7 @@ def trace(
     try:
         twin = meta_twin(model).float()  # one dtype: that of the input
         for module in twin.modules():
-            for hook in module._forward_pre_hooks.values():
+            for hook in pre_hooks(module).values():
                 if hasattr(hook, "num_segments"):
                     hook.num_segments = num_segments or hook.num_segments  # type: ignore[attr-defined]
                     hook.enabled = hook.enabled and shifted  # type: ignore[attr-defined]
@@ -177,10 +187,10 @@ def meta_twin(model: nn.Module) -> nn.Module:
         offloading = vars(module).get("_hf_hook")
         if offloading is not None:  # accelerate's: it holds the weights, and fetches them in forward
             memo[id(offloading)] = offloading
-        for parameter in module._parameters.values():
+        for parameter in parameters_of(module).values():
             if parameter is not None and id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=False)
-        for buffer in module._buffers.values():
+        for buffer in buffers_of(module).values():
             if buffer is not None:
                 memo[id(buffer)] = _to_meta(buffer)
     twin = copied(model, memo)
@@ -188,12 +198,12 @@ def meta_twin(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         if "_hf_hook" in vars(module):
             module.forward = module._old_forward
-        if "_checkpoint_wrapped_module" in module._modules:  # torch's activation checkpointing
+        if CHECKPOINTED in modules_of(module):  # torch's activation checkpointing
             module.checkpoint_fn = _call  # type: ignore[assignment]
         if getattr(module, "grad_checkpointing", False):
             module.grad_checkpointing = False  # type: ignore[assignment]
         # A user's hook may write to the user's own lists.
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hooks in (pre_hooks(module), forward_hooks(module)):
             for key, hook in list(hooks.items()):
                 origin = getattr(hook, "__module__", None) or getattr(
                     getattr(hook, "func", None), "__module__", ""
@@ -287,17 +297,17 @@ class _Recorder(TorchDispatchMode):
             if weights:
                 self._weight_ids.update(map(id, outputs))
             return
-        name = func._schema.name.partition("::")[2]
+        name = schema_of(func).name.partition("::")[2]
         plain = tuple(_plain(arguments))
         for tensor in outputs:
             self._add(tensor, name.removesuffix("_"), parents, weights, plain)
-        if func._schema.is_mutable:
+        if schema_of(func).is_mutable:
             self._mutate(func, arguments[0], outputs, name, parents, weights, plain)
 
     def _mutate(
         self, func: Any, args: Any, outputs: list[Tensor], name: str, parents: Any, weights: Any, plain: Any
     ) -> None:
-        for argument, tensor in zip(func._schema.arguments, args, strict=False):
+        for argument, tensor in zip(schema_of(func).arguments, args, strict=False):
             if (
                 argument.alias_info is None
                 or not argument.alias_info.is_write
@@ -308,7 +318,7 @@ class _Recorder(TorchDispatchMode):
                 self._remember(tensor)
                 self._add(tensor, name.removesuffix("_"), parents, weights, plain)
             written = self._value[id(tensor)]
-            for other in self._in_memory.get(tensor.untyped_storage()._cdata, ()):
+            for other in self._in_memory.get(storage_key(tensor), ()):
                 if other is tensor:
                     continue
                 if other.shape == tensor.shape and other.stride() == tensor.stride():
@@ -318,7 +328,7 @@ class _Recorder(TorchDispatchMode):
                     self._add(other, "alias", (written,) if before is None else (before, written), (), ())
 
     def _remember(self, tensor: Tensor) -> None:
-        known = self._in_memory.setdefault(tensor.untyped_storage()._cdata, [])
+        known = self._in_memory.setdefault(storage_key(tensor), [])
         if not any(tensor is other for other in known):
             known.append(tensor)  # also keeps it alive, so that its id stays its own
 

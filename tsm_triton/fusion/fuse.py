@@ -10,13 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
 from ..dataflow.tracing import copied, input_shape, meta_twin
-from ..patching.finding import check_model, is_compiled
+from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
+from ..torch_private import (
+    FakeTensorMode,
+    buffers_of,
+    forget_tracer,
+    forward_hooks,
+    is_compiled,
+    out_spec,
+    parameters_of,
+    pre_hooks,
+)
 from ..video.preparation import preparation_of
 from .rewriting import Fusion, FusionReport, fold_constants, rewrite
 
@@ -159,10 +168,7 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
 def _without_weights(model: nn.Module) -> nn.Module | None:
     """The model on the meta device, None where hooks of the user's own would be missing there."""
     twin = meta_twin(model)
-    hooks = [
-        sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in each.modules())
-        for each in (model, twin)
-    ]
+    hooks = [sum(len(pre_hooks(m)) + len(forward_hooks(m)) for m in each.modules()) for each in (model, twin)]
     return twin if hooks[0] == hooks[1] else None
 
 
@@ -217,12 +223,12 @@ def _to_fake(model: nn.Module, template: Tensor) -> None:
         return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=template.device)
 
     for module in model.modules():
-        for name, parameter in module._parameters.items():
+        for name, parameter in parameters_of(module).items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=False)
-        for name, buffer in module._buffers.items():
+                parameters_of(module)[name] = nn.Parameter(fake(parameter), requires_grad=False)
+        for name, buffer in buffers_of(module).items():
             if buffer is not None:
-                module._buffers[name] = fake(buffer)
+                buffers_of(module)[name] = fake(buffer)
 
 
 def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:
@@ -230,7 +236,7 @@ def rewritten(network: GraphModule) -> tuple[GraphModule, FusionReport]:
     report = rewrite(network.graph)
     fold_constants(network, report)
     # unpickling traces the code again, with this class: export's own cannot be made without a model
-    network.graph._tracer_cls = None
+    forget_tracer(network.graph)
     # a new module takes over those parameters only that the graph still reads
     return GraphModule(network, network.graph, "Fused"), report
 
@@ -316,21 +322,22 @@ def _to_channels_last(module: nn.Module) -> None:
     """
     converted: dict[nn.Parameter, nn.Parameter] = {}
     for inner in module.modules():
-        for name, parameter in inner._parameters.items():
+        for name, parameter in parameters_of(inner).items():
             if parameter is None or parameter.dim() != 4:
                 continue
             if parameter not in converted:
                 values = parameter.detach().clone(memory_format=torch.channels_last)
                 converted[parameter] = nn.Parameter(values, requires_grad=False)
-            inner._parameters[name] = converted[parameter]
-        for name, buffer in inner._buffers.items():
+            parameters_of(inner)[name] = converted[parameter]
+        for name, buffer in buffers_of(inner).items():
             if buffer is not None and buffer.dim() == 4:
-                inner._buffers[name] = buffer.clone(memory_format=torch.channels_last)
+                buffers_of(inner)[name] = buffer.clone(memory_format=torch.channels_last)
 
 
 def _with_plain_signature(network: GraphModule) -> GraphModule:
     """Without the pytree wrapping of export, where one tensor comes out."""
-    if network._out_spec is not None and network._out_spec.is_leaf():
+    nesting = out_spec(network)
+    if nesting is not None and nesting.is_leaf():
         network.graph.set_codegen(CodeGen())
         (output,) = network.graph.find_nodes(op="output")
         output.args = tuple(output.args[0])

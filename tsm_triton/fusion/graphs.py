@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .. import ops
+from ..torch_private import OpOverload, name_of_op, name_of_overload, schema_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -56,7 +57,7 @@ FRESH = {
 def arguments(node: Node) -> dict[str, Any]:
     """A node's arguments by their names in the schema, defaults included."""
     target: Any = node.target
-    schema = target._schema.arguments
+    schema = schema_of(target).arguments
     values = {a.name: a.default_value for a in schema if a.has_default_value()}
     values.update(zip((a.name for a in schema), node.args, strict=False))
     return {**values, **node.kwargs}
@@ -101,11 +102,11 @@ def make_functional(graph: Graph) -> set[Node]:
 
 def _written(node: Node) -> list[Node]:
     """The values that a call writes, by its schema."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if not isinstance(node.target, OpOverload) or not schema_of(node.target).is_mutable:
         return []
     values = arguments(node)
     names = [
-        a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write
+        a.name for a in schema_of(node.target).arguments if a.alias_info is not None and a.alias_info.is_write
     ]
     found: list[Node] = []
     for name in names:
@@ -117,9 +118,9 @@ def _written(node: Node) -> list[Node]:
 def _functional_twin(node: Node) -> Any:
     """`aten.relu.default` for `aten.relu_.default`, None where there is none or it is not fresh."""
     target: Any = node.target
-    name = target._schema.name.removeprefix("aten::")
+    name = schema_of(target).name.removeprefix("aten::")
     packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
-    twin = getattr(packet, target._overloadname, None)
+    twin = getattr(packet, name_of_overload(target), None)
     return twin if twin in FRESH else None
 
 
@@ -166,7 +167,7 @@ def known(condition: Any) -> bool:
     if isinstance(condition, bool):
         return condition
     # brings sympy along: half a second, and whoever has symbols has it already
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
+    from ..torch_private import statically_known_true
 
     return statically_known_true(condition)
 
@@ -184,4 +185,4 @@ def site_of(*nodes: Node) -> str:
 def name_of(value: Any) -> str:
     """A node's operator, for messages."""
     target = getattr(value, "target", value)
-    return str(getattr(target, "_opname", None) or getattr(target, "__name__", target))
+    return str(name_of_op(target) or getattr(target, "__name__", target))

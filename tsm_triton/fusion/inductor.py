@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Interpreter
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
 from .. import ops
+from ..torch_private import AUTOCAST_AND_GRAD_CALLS, FakeTensor, HigherOrderOperator
 from .rewriting import FusionReport, rewrite
 
 __all__ = ["compile_graph", "rewritten"]
@@ -47,8 +46,7 @@ def compile_graph(
         >>> model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=5), num_segments=4)
         >>> compiled = torch.compile(model, backend="tsm_triton")  # then train it, or run it in eval mode
     """
-    import torch._inductor
-    from torch._inductor.compile_fx import compile_fx
+    from ..torch_private import compile_fx, list_mode_options
 
     found = rewritten(module)
     if found is not None:
@@ -56,7 +54,7 @@ def compile_graph(
         logger.info("%s", report)
         # AOTAutograd copies the table before it meets the ops of this graph
         ops.let_inductor_decompose()
-    patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **(options or {})}
+    patches = {**(list_mode_options(mode) if mode else {}), **(options or {})}
     compiled: Any = compile_fx(module, example_inputs, config_patches=patches or None)
     return compiled
 
@@ -66,6 +64,8 @@ def rewritten(module: GraphModule) -> tuple[GraphModule, FusionReport] | None:
 
     The graph given stays as it is.
     """
+    from ..torch_private import make_fx
+
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [node.meta.get("example_value") for node in placeholders]
     if not any(_is_shift(node) for node in module.graph.nodes) or not _is_plain(module, inputs):
@@ -92,11 +92,10 @@ def _is_shift(node: torch.fx.Node) -> bool:
 
 def _is_plain(module: GraphModule, inputs: list[Any]) -> bool:
     """Whether a graph is calls of functions on its inputs: no module, attribute, region or context."""
-    contexts = (torch.amp.autocast_mode._enter_autocast, torch._C._set_grad_enabled)
     calls = ("placeholder", "call_function", "call_method", "output")
     return all(value is not None for value in inputs) and all(
         node.op in calls
-        and node.target not in contexts
-        and not isinstance(node.target, torch._ops.HigherOrderOperator)
+        and node.target not in AUTOCAST_AND_GRAD_CALLS
+        and not isinstance(node.target, HigherOrderOperator)
         for node in module.graph.nodes
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..sites import ShiftSite
+from ..torch_private import modules_of
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -40,7 +41,7 @@ def _blocks(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     for child_name, child in module.named_children():
         inner = f"{name}.{child_name}"
         # not an attribute: a wrapper of torch's answers for what it wraps
-        if "conv1" in child._modules:
+        if "conv1" in modules_of(child):
             yield inner, child
         else:
             yield from _blocks(child, inner)

@@ -20,12 +20,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.jit import JITFunction
 
 from . import shift_conv1x1_tma as copy_engine
 from .activations import activate
 from .device import device_guard, fp32_precision, has_copy_engine, multiprocessors
 from .layout import as_rows
+from .triton_private import is_interpreted
 
 # Bytes of one row of a tile of x and of weight: one row of the 128-byte swizzle that the matrix units read,
 # 64 channels of half precision, 32 of fp32.
@@ -176,7 +176,7 @@ def _shift_conv1x1_kernel(
 
 
 # The interpreter cannot be timed: it runs the first configuration.
-_INTERPRETED = not isinstance(_shift_conv1x1_kernel.fn, JITFunction)
+_INTERPRETED = is_interpreted(_shift_conv1x1_kernel.fn)
 
 
 def shift_conv1x1(

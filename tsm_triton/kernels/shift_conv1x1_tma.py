@@ -14,10 +14,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import activate
 from .layout import VECTOR_BYTES, is_aligned
+from .triton_private import TensorDescriptor
 
 # Channels of a block: one row of the 128-byte swizzle that the matrix units read; fewer where folds are no multiples,
 # down to what is still faster.

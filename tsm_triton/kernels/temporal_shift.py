@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .device import Plan, device_guard, remember
 from .layout import BITS, VECTOR_BYTES, frame_rows, is_aligned
+from .triton_private import launcher
 
 # Vectors of one program, two a thread of 4 warps. An H200 moved every shape of ResNet-50 faster with 256 than with
 # 512 (by 1 to 3 %), 1024 or 2048. Straddling vectors hold three loads at once: ptxas keeps them in 46 registers.
@@ -166,5 +167,5 @@ def temporal_shift(
             x.view(bits), out.view(bits), starts, *sizes, **constants, num_warps=NUM_WARPS
         )
         if aligned and compiled is not None:  # the interpreter compiles nothing
-            remember(_PLANS, key, Plan(compiled[grid], (*sizes, *constants.values())))
+            remember(_PLANS, key, Plan(launcher(compiled, grid), (*sizes, *constants.values())))
     return out

@@ -23,7 +23,6 @@ __all__ = [
     "check_model",
     "choose_sites",
     "find_sites",
-    "is_compiled",
     "skipped_sites",
 ]
 
@@ -110,17 +109,6 @@ def _is_sharded(module: nn.Module) -> bool:
         cls.__name__ in ("FSDPModule", "FullyShardedDataParallel")
         and cls.__module__.startswith("torch.distributed.")
         for cls in type(module).__mro__
-    )
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` wrapped a module, its call or its forward."""
-    forward = vars(module).get("forward")
-    return (
-        type(module).__name__ == "OptimizedModule"
-        or module._compiled_call_impl is not None
-        # torch.compiler.disable wraps too
-        or (hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable"))
     )
 
 

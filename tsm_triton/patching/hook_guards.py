@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ..late import after_import
+from ..torch_private import DYNAMO_CONFIG, skip_hook_guards
 
 __all__ = ["guard_hooks"]
 
-CONFIG = "torch._dynamo.config"
 _waiting: list[str] = []
 
 
@@ -24,15 +24,14 @@ def guard_hooks() -> None:
 
     Before Dynamo is imported (seconds, at the first `torch.compile`) this waits for it.
     """
-    config = sys.modules.get(CONFIG)
+    config = sys.modules.get(DYNAMO_CONFIG)
     if config is not None:
-        if config.skip_nnmodule_hook_guards:
-            config.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]
+        if skip_hook_guards(config, False):
             torch.compiler.reset()
     elif not _waiting:
-        _waiting.append(CONFIG)
-        after_import(CONFIG, _set)
+        _waiting.append(DYNAMO_CONFIG)
+        after_import(DYNAMO_CONFIG, _set)
 
 
 def _set(config: Any) -> None:
-    config.skip_nnmodule_hook_guards = False
+    skip_hook_guards(config, False)

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Proxy
 from .. import ops
 from ..arguments import as_count
 from ..functional import clip_boundaries, fold_counts, temporal_shift
+from ..torch_private import pre_hooks
 from .hook_guards import guard_hooks
 
 __all__ = [
@@ -147,7 +148,7 @@ class ShiftHook:
         if kwargs is None:
             # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
             # these; where a batch-norm was folded, that part is a copy and holds one still
-            hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
+            hooks = (hook for part in module.modules() for hook in pre_hooks(part).values())
             if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
                 return None
             return (self.shift(args[0]), *args[1:])
@@ -347,7 +348,7 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
 
 def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
     for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in pre_hooks(module).values():
             if isinstance(hook, ShiftHook):
                 yield hook
         if isinstance(module, GraphModule):

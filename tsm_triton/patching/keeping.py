@@ -11,8 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
+from ..torch_private import (
+    REPLICA,
+    modules_of,
+    pre_hooks,
+    register_module_module_registration_hook,
+    take_pre_hook,
+)
 from .description import describe, forget_description
 from .hooks import FrameCounter, ShiftHook
 
@@ -40,7 +46,7 @@ class PatchRecord:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
         # a replica of DataParallel has modules of its own, one call long
-        if torch.compiler.is_compiling() or getattr(module, "_is_replica", False):
+        if torch.compiler.is_compiling() or getattr(module, REPLICA, False):
             return
         if self._links is None or any(holder.get(key) is not it for holder, key, it in self._links):
             self._find(module)
@@ -50,7 +56,7 @@ class PatchRecord:
         paths = {
             id(hook): (name, module, key)
             for name, module in model.named_modules()
-            for key, hook in module._forward_pre_hooks.items()
+            for key, hook in pre_hooks(module).items()
         }
         kept = [(name, hook) for name, hook in self.hooks if not hook.removed]
         lost = [name for name, hook in kept if id(hook) not in paths and not _has_hook(model, name)]
@@ -68,11 +74,11 @@ class PatchRecord:
                 continue
             outer = model
             for part in name.split(".") if name else ():
-                inner = outer._modules[part]
-                links[id(outer), part] = (outer._modules, part, inner)
+                inner = modules_of(outer)[part]
+                links[id(outer), part] = (modules_of(outer), part, inner)
                 assert inner is not None
                 outer = inner
-            links[id(module), key] = (module._forward_pre_hooks, key, hook)
+            links[id(module), key] = (pre_hooks(module), key, hook)
         self._links = list(links.values())
 
 
@@ -80,16 +86,16 @@ def remove_hooks(model: nn.Module) -> None:
     """Take all that a patch has put into a model, or into a part of one, out of it."""
     for module in model.modules():
         forget_description(module)
-        for key, hook in list(module._forward_pre_hooks.items()):
+        for key, hook in list(pre_hooks(module).items()):
             if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
-                _take(module, key)
+                take_pre_hook(module, key)
             if isinstance(hook, (ShiftHook, FrameCounter)):
                 hook.removed = True  # on purpose: a record further up need not miss it
 
 
 def _carry(parent: nn.Module, name: str, new: Any) -> None:
     """Hand the shifts of the module that `new` replaces on to the same places in it."""
-    modules = parent._modules
+    modules = modules_of(parent)
     old = modules.get(name) if isinstance(modules, dict) else None  # a scripted module's are no dict
     if old is None or not isinstance(new, nn.Module) or new is old:
         return
@@ -108,7 +114,7 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
             # shift once more
             for _, inner, key, other in list(_hooks_in(place)):
                 if inner is not place and isinstance(other, ShiftHook):
-                    _take(inner, key)
+                    take_pre_hook(inner, key)
                     forget_description(inner)
             if _shift_of(place) is not None:
                 continue
@@ -119,23 +125,18 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
 
 def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:
     for path, inner in list(module.named_modules()):
-        for key, hook in list(inner._forward_pre_hooks.items()):
+        for key, hook in list(pre_hooks(inner).items()):
             if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
                 yield path, inner, key, hook
 
 
 def _shift_of(module: nn.Module) -> ShiftHook | None:
-    return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, ShiftHook)), None)
+    return next((hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook)), None)
 
 
 def _has_hook(model: nn.Module, name: str) -> bool:
     place = dict(model.named_modules()).get(name)
     return place is not None and _shift_of(place) is not None
-
-
-def _take(module: nn.Module, key: int) -> None:
-    del module._forward_pre_hooks[key]
-    module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 register_module_module_registration_hook(_carry)

@@ -12,8 +12,9 @@ from ..dataflow.branches import analyse
 from ..dataflow.tracing import BATCH, input_shape, trace
 from ..functional import check_shift, fold_counts
 from ..sites import ShiftSite
+from ..torch_private import is_compiled
 from .description import describe
-from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites, is_compiled
+from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites
 from .hook_guards import guard_hooks
 from .hooks import (
     FrameCounter,

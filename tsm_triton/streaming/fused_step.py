@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from ..dataflow.tracing import copied
 from ..fusion.fuse import MOST_ROWS, FusionReport, capture, check_fusible, rewritten
+from .state import overwrite
 from .step import StreamStep
 
 __all__ = ["FusedStep"]
@@ -50,6 +51,8 @@ class FusedStep(StreamStep):
         (torch.Size([2, 5]), 1)
     """
 
+    writes_into = False
+
     def __init__(self, model: nn.Module, *, features: bool = False) -> None:
         check_fusible(model)
         super().__init__(model, features=features)
@@ -75,11 +78,14 @@ class FusedStep(StreamStep):
         return state
 
     def run(
-        self, frame: Tensor, state: Sequence[Tensor], into: Sequence[Tensor] | None
+        self, frame: Tensor, caches: Sequence[Tensor], into: Sequence[Tensor] | None = None
     ) -> tuple[Any, list[Tensor]]:
-        """`forward` without its checks. The new state is the graph's own: nothing is written to `into`."""
-        network = self._prepare(frame, state)
-        return network(frame.contiguous(memory_format=torch.channels_last), list(state))
+        network = self._prepare(frame, caches)
+        output, new = network(frame.contiguous(memory_format=torch.channels_last), list(caches))
+        if into is None:
+            return output, new
+        overwrite(into, new)
+        return output, list(into)
 
     def check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
         super().check(frame, state)

@@ -10,15 +10,18 @@ from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
 from ..patching.hooks import ShiftHook, shift_hooks
+from ..torch_private import COMPILED, pre_hooks
+from .state import check_caches
 
-__all__ = ["StreamStep", "put_streams", "take_streams"]
+__all__ = ["StreamStep"]
 
 
 class StreamStep(nn.Module):
     """One frame of B independent streams: `logits, state = step(frame, state)`.
 
     The state is a flat list of tensors, one a shifted site: the first `fold` channels of what entered the
-    site at the frame before, zero at a stream's start. Nothing is kept between calls, and the state passed
+    site at the frame before, zero at a stream's start. Any sequence of them is taken, a `StreamState` too.
+    Nothing is kept between calls: the state that comes back is the caller's, fresh tensors, and the one passed
     in is not written. The module can be compiled with `fullgraph=True` and exported, and is differentiable.
 
     While a call runs, the hooks of the model hold its caches, for its thread alone: others may call the model,
@@ -55,6 +58,9 @@ class StreamStep(nn.Module):
     Source: arXiv 1811.08383, section 4.3, the online model.
     """
 
+    # whether `run` is faster with `into`: a graph makes new caches of its own, and would copy them there
+    writes_into = True
+
     def __init__(self, model: nn.Module, *, features: bool = False) -> None:
         super().__init__()
         shift_hooks(model)
@@ -68,10 +74,10 @@ class StreamStep(nn.Module):
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []
         for name, module in model.named_modules():
-            for hook in module._forward_pre_hooks.values():
+            for hook in pre_hooks(module).values():
                 if isinstance(hook, ShiftHook):
                     # as in the model that torch.compile wraps, so that states can be exchanged
-                    self.names.append(name.replace("_orig_mod.", ""))
+                    self.names.append(name.replace(f"{COMPILED}.", ""))
                     self.hooks.append(hook)
         for name, hook in zip(self.names, self.hooks, strict=True):
             if hook.direction != "causal":
@@ -83,7 +89,7 @@ class StreamStep(nn.Module):
 
     def forward(self, frame: Tensor, state: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
         self.check(frame, state)
-        return self.run(frame, state, None)
+        return self.run(frame, state)
 
     @torch.no_grad()
     def init_state(self, frame_or_shape: Tensor | Sequence[int]) -> list[Tensor]:
@@ -112,14 +118,22 @@ class StreamStep(nn.Module):
         return state
 
     def run(
-        self, frame: Tensor, state: Sequence[Tensor], into: Sequence[Tensor] | None
+        self, frame: Tensor, caches: Sequence[Tensor], into: Sequence[Tensor] | None = None
     ) -> tuple[Any, list[Tensor]]:
-        """`forward` without its checks, the new state written to `into` if given; a site that does not run
-        (`shift_disabled`) keeps its cache."""
-        targets = [None] * len(state) if into is None else into
+        """`forward` without its checks, where the caller may own the new caches.
+
+        Args:
+            caches: read, and never written.
+            into: tensors like the caches, other than they, for the new ones; half written after an error.
+
+        Returns:
+            The output, and the new caches: those of `into`, or fresh ones without it. A site that does not
+            run (`shift_disabled`) gives its old cache back.
+        """
+        targets = [None] * len(caches) if into is None else into
         exchanges = [
             _Exchange(name, hook.channel_dim, cache, target)
-            for name, hook, cache, target in zip(self.names, self.hooks, state, targets, strict=True)
+            for name, hook, cache, target in zip(self.names, self.hooks, caches, targets, strict=True)
         ]
         output = self._call(frame, exchanges)
         for site, hook in zip(exchanges, self.hooks, strict=True):
@@ -161,50 +175,11 @@ class StreamStep(nn.Module):
                 "expected a model in evaluation mode, got one in training mode, whose batch statistics mix "
                 "the streams. Call model.eval(); train on clips, with the patched model itself."
             )
-        if state is None:
-            return
-        if len(state) != len(self.hooks):
-            raise ValueError(
-                f"state must hold one tensor for each of the {len(self.hooks)} sites, got {len(state)}. "
-                "Call init_state(frame) for a new one."
-            )
-        for name, cache in zip(self.names, state, strict=True):
-            if cache.shape[0] % frame.shape[0]:
-                raise ValueError(
-                    f"state must be of as many streams as the frame, {frame.shape[0]}, got "
-                    f"{cache.shape[0]} rows at {name!r}. Pass that batch, or begin with init_state(frame)."
-                )
+        if state is not None:
+            check_caches(self.names, state, frame.shape[0])
 
     def extra_repr(self) -> str:
         return f"{len(self.hooks)} sites"
-
-
-def take_streams(state: Sequence[Tensor], indices: Tensor, num_streams: int) -> list[Tensor]:
-    """The state of some of `num_streams` streams, copied.
-
-    Example:
-        >>> take_streams([torch.arange(6).view(6, 1)], torch.tensor([2, 0]), num_streams=3)[0].flatten()
-        tensor([4, 5, 0, 1])
-    """
-    return [
-        cache.unflatten(0, (num_streams, -1))[indices].flatten(0, 1) if cache.numel() else cache
-        for cache in state
-    ]
-
-
-def put_streams(state: Sequence[Tensor], indices: Tensor, values: Sequence[Tensor], num_streams: int) -> None:
-    """Write the state of some of `num_streams` streams, in place.
-
-    Example:
-        >>> state = [torch.zeros(3, 1)]
-        >>> put_streams(state, torch.tensor([2, 0]), [torch.tensor([[1.0], [2.0]])], num_streams=3)
-        >>> state[0].flatten()
-        tensor([2., 0., 1.])
-    """
-    for cache, value in zip(state, values, strict=True):
-        if cache.numel():
-            rows = cache.unflatten(0, (num_streams, -1))
-            rows[indices] = value.unflatten(0, (len(indices), -1))
 
 
 class _Probe:

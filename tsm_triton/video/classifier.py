@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
 from ..patching.hooks import is_patched, packed_clips, shift_hooks
+from ..torch_private import assert_async
 from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length
 
 __all__ = ["VideoClassifier"]
@@ -135,9 +136,7 @@ class VideoClassifier(nn.Module):
         if self.consensus == "identity":
             return logits
         lengths = clip_lengths.to(logits.device)
-        torch.ops.aten._assert_async.msg(
-            (lengths >= 1).all(), "clip_lengths must be at least 1: leave empty clips out"
-        )
+        assert_async((lengths >= 1).all(), "clip_lengths must be at least 1: leave empty clips out")
         clip = boundaries[:-1].cumsum(0) - 1
         sums = logits.new_zeros(len(lengths), *logits.shape[1:]).index_add(0, clip, logits)
         return sums / lengths.view(-1, *[1] * (logits.dim() - 1)).to(logits.dtype)

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from ..integrations.origin import fits_default_size, image_size, lookalikes
+from ..torch_private import COMPILED
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preparation", "module_of", "preparation_of", "set_preparation"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # what holds a model without being an nn.Module: Streaming, timm's first ModelEma, a bound method
-HOLDERS = ("model", "module", "ema", "_orig_mod", "__self__")
+HOLDERS = ("model", "module", "ema", COMPILED, "__self__")
 
 
 @dataclass(frozen=True)

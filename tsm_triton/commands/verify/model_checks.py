@@ -5,7 +5,6 @@ from typing import Any
 
 import timm
 import torch
-import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from ... import reference
@@ -17,6 +16,7 @@ from ...patching.patch import patch, unpatch
 from ...streaming.fused_step import FusedStep
 from ...streaming.stream import Streaming
 from ...testing import assert_same_bits
+from ...torch_private import autograd_config, pre_hooks
 from ...video.classifier import VideoClassifier
 from ...video.transforms import transform_for
 
@@ -42,7 +42,7 @@ def compiles(device: str) -> str:
 
     compiled = torch.compile(loss, fullgraph=True)
     # a graph kept on disk holds the backward of the package that compiled it, which may be an older one
-    with functorch_config.patch(enable_autograd_cache=False):
+    with autograd_config.patch(enable_autograd_cache=False):
         for clips in (1, 2):
             x = torch.randn(4 * clips, 16, 3, 3, device=device, requires_grad=True)
             (expected,) = torch.autograd.grad(loss(x), x)
@@ -107,7 +107,7 @@ def replaced_modules(device: str) -> str:
         twin.weight, twin.bias = conv.weight, conv.bias
         model.set_submodule(name, twin)
     assert_same_bits(model(frames), expected)
-    model.get_submodule("layer1.0.conv1")._forward_pre_hooks.clear()
+    pre_hooks(model.get_submodule("layer1.0.conv1")).clear()
     try:
         model(frames)
     except RuntimeError:
