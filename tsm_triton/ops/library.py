@@ -6,9 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
-from torch.autograd import forward_ad
 
+from ..torch_private import (
+    DUAL_LEVEL,
+    TRANSFORMS_KEY,
+    BelowAutograd,
+    TransformType,
+    dual_numbers,
+    functionalization,
+    peek_interpreter_stack,
+)
 from ..version import __version__
 
 library = torch.library.Library("tsm_triton", "DEF")
@@ -57,9 +64,9 @@ def differentiate(name: str, formula: "type[torch.autograd.Function] | Callable[
         tracked = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in arguments
         )
-        if tracked or forward_ad._current_level >= 0:
+        if tracked or dual_numbers[DUAL_LEVEL] >= 0:
             return noted(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return op(*arguments)
 
     library.impl(name, noted_or_below, "Autograd")
@@ -77,15 +84,12 @@ def transform(name: str, apply: Callable[..., Any]) -> None:
         if peek_interpreter_stack().key() != TransformType.Functionalize:
             return apply(*arguments)
         # the ops neither alias nor write their inputs, so there is nothing to make functional
-        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-        from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
-
-        functional = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())  # type: ignore[arg-type]
+        functional = functionalization()
         with functional.redispatch_to_next():
             out = op(*functional.unwrap_tensors(arguments))
         return functional.wrap_tensors(out)
 
-    library.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
+    library.impl(name, transformed, TRANSFORMS_KEY)
 
 
 def _with_context(formula: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
@@ -146,8 +150,13 @@ def let_inductor_decompose() -> None:
     Called while a graph is traced, the first moment at which the table matters: importing Inductor's
     decompositions costs seconds that `import tsm_triton` must not.
     """
-    from torch._inductor.decomposition import decompositions, select_decomp_table
-    from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
+    from ..torch_private import (
+        decompositions,
+        lowerings,
+        make_fallback,
+        select_decomp_table,
+        tag_to_layout_constraint,
+    )
 
     # The second is a copy of the first, cached at the first compilation.
     for table in (decompositions, select_decomp_table()):
@@ -165,7 +174,7 @@ def let_inductor_decompose() -> None:
 
 def _in_channels_last(_: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
     """Inductor's constraint on the arguments of `CHANNELS_LAST_OPS`: x is the first, an identity the fourth."""
-    from torch._inductor.ir import ExternKernel, TensorBox
+    from ..torch_private import ExternKernel, TensorBox
 
     def converted(index: int, value: Any) -> Any:
         is_map = index in (0, 3) and isinstance(value, TensorBox) and len(value.get_size()) == 4

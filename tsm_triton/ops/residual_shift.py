@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..torch_private import BelowAutograd
 from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
 from .library import (
     DECOMPOSITIONS,
@@ -208,7 +209,7 @@ class _ResidualShift(torch.autograd.Function):
     def forward(
         branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
     ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return residual_shift(branch, scale, bias, identity, *shift)
 
     @staticmethod

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..torch_private import BelowAutograd
 from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
 from .library import (
     CHANNELS_LAST_OPS,
@@ -126,7 +127,7 @@ class _ShiftConv1x1(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any
     ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return shift_conv1x1(x, weight, bias, identity, *shift)
 
     @staticmethod

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import BelowAutograd
 from .library import (
     DECOMPOSITIONS,
     TAGS,
@@ -98,7 +99,7 @@ def _functional(form: Any) -> Any:
 class _ShiftStep(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, cache: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return shift_step(x, cache, channel_dim)
 
     @staticmethod

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import BelowAutograd, quantised_per_tensor
 from .host_memory import empty_like
 from .library import (
     DECOMPOSITIONS,
@@ -84,7 +85,7 @@ def shift_by_copies(
 class _TemporalShift(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, *shift: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return temporal_shift(x, *shift)
 
     @staticmethod
@@ -121,7 +122,7 @@ def _quantised(x: Tensor, *shift: Any) -> Tensor:
         )
     scale, zero = x.q_scale(), x.q_zero_point()
     shifted = temporal_shift(x.int_repr() - zero, *shift) + zero
-    return torch.ops.aten._make_per_tensor_quantized_tensor(shifted, scale, zero)
+    return quantised_per_tensor(shifted, scale, zero)
 
 
 implement("temporal_shift", _on_cpu, _on_cuda)

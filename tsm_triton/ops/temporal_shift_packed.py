@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import BelowAutograd
 from .library import TAGS, check_channels, differentiate, implement, library, one_by_one
 from .temporal_shift import shift_by_copies
 
@@ -72,7 +73,7 @@ def _by_copies(
 class _PackedShift(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, boundaries: Tensor, *shift: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return temporal_shift_packed(x, boundaries, *shift)
 
     @staticmethod
