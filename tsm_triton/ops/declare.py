@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
@@ -23,7 +24,7 @@ library = torch.library.Library("tsm_triton", "DEF")
 torch.compiler.config.cache_key_tag += f" tsm_triton {__version__}"
 
 # op -> the same in torch's own operators: a table for `ExportedProgram.run_decompositions`
-ATEN_FORMS: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+ATEN_FORMS: dict[OpOverload, Callable[..., Any]] = {}
 
 TAGS = {
     # Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
@@ -46,7 +47,7 @@ def declare(
     formula: type[torch.autograd.Function] | Callable[..., Any] | None = None,
     transformed: Callable[..., Any] | None = None,
     layout: str = "exact",
-) -> torch._ops.OpOverload:
+) -> OpOverload:
     """Register an op of `torch.ops.tsm_triton` and return it.
 
     All functions take the op's arguments in their order.
@@ -65,7 +66,7 @@ def declare(
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=TAGS[layout])
-    op: torch._ops.OpOverload = getattr(torch.ops.tsm_triton, name).default
+    op: OpOverload = getattr(torch.ops.tsm_triton, name).default
 
     def on_cpu_or_interpreted(*arguments: Any) -> Any:
         form = on_cuda if os.environ.get("TRITON_INTERPRET") == "1" else on_cpu

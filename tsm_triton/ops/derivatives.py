@@ -5,15 +5,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
-from torch.autograd import forward_ad
+
+from ..torch_private import (
+    DUAL_LEVEL,
+    TRANSFORMS_KEY,
+    BelowAutograd,
+    OpOverload,
+    TransformType,
+    dual_numbers,
+    functionalization,
+    peek_interpreter_stack,
+)
 
 __all__ = ["batch_first", "differentiate", "of_inference", "one_by_one", "transform"]
 
 
 def differentiate(
     library: torch.library.Library,
-    op: torch._ops.OpOverload,
+    op: OpOverload,
     formula: type[torch.autograd.Function] | Callable[..., Any],
 ) -> Callable[..., Any]:
     """Register what serves the calls that autograd must note; return what serves those of a transform.
@@ -30,7 +39,7 @@ def differentiate(
     """
 
     def below(*arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return op(*arguments)
 
     noted = apply = formula
@@ -41,16 +50,16 @@ def differentiate(
         tracked = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in arguments
         )
-        if tracked or forward_ad._current_level >= 0:
+        if tracked or dual_numbers[DUAL_LEVEL] >= 0:
             return noted(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return op(*arguments)
 
     library.impl(op, noted_or_below, "Autograd")
     return apply
 
 
-def transform(library: torch.library.Library, op: torch._ops.OpOverload, apply: Callable[..., Any]) -> None:
+def transform(library: torch.library.Library, op: OpOverload, apply: Callable[..., Any]) -> None:
     """Register what serves an op's calls inside torch.func's transforms, and only those.
 
     The key is the one that torch dispatches on while a transform is active, so no other call pays for it.
@@ -60,15 +69,12 @@ def transform(library: torch.library.Library, op: torch._ops.OpOverload, apply: 
         if peek_interpreter_stack().key() != TransformType.Functionalize:
             return apply(*arguments)
         # the ops neither alias nor write their inputs, so there is nothing to make functional
-        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-        from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
-
-        functional = FunctorchFunctionalizeAPI(retrieve_current_functorch_interpreter())  # type: ignore[arg-type]
+        functional = functionalization()
         with functional.redispatch_to_next():
             out = op(*functional.unwrap_tensors(arguments))
         return functional.wrap_tensors(out)
 
-    library.impl(op, transformed, "FuncTorchDynamicLayerFrontMode")
+    library.impl(op, transformed, TRANSFORMS_KEY)
 
 
 def _transformable(formula: type[torch.autograd.Function], below: Callable[..., Any]) -> Callable[..., Any]:

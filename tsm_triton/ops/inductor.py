@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import OpOverload
+
 __all__ = ["INDUCTOR_FORMS", "let_inductor_decompose", "needs_inductor", "offer_to_inductor"]
 
 # op -> device -> "aten", the form in torch's own operators, which Inductor joins with what stands around it, or "op",
@@ -29,11 +31,11 @@ INDUCTOR_FORMS: dict[str, dict[str, str]] = {
 }
 
 # what was declared: op -> its form in torch's own operators, and the ops whose maps must come in channels_last
-_forms: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
-_channels_last: list[torch._ops.OpOverload] = []
+_forms: dict[OpOverload, Callable[..., Any]] = {}
+_channels_last: list[OpOverload] = []
 
 
-def offer_to_inductor(op: torch._ops.OpOverload, aten: Callable[..., Any] | None, layout: str) -> None:
+def offer_to_inductor(op: OpOverload, aten: Callable[..., Any] | None, layout: str) -> None:
     """Note an op for when Inductor comes: nothing is imported yet."""
     if layout == "channels_last":
         _channels_last.append(op)
@@ -47,17 +49,17 @@ def offer_to_inductor(op: torch._ops.OpOverload, aten: Callable[..., Any] | None
         _forms[op] = chosen
 
 
-def needs_inductor(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> bool:
+def needs_inductor(op: OpOverload, arguments: Sequence[Any]) -> bool:
     """Whether a graph with this call, compiled, would miss what `let_inductor_decompose` tells."""
     return op in _channels_last or _form(op, arguments) == "aten"
 
 
-def _form(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> str:
+def _form(op: OpOverload, arguments: Sequence[Any]) -> str:
     device = next(x.device.type for x in arguments if isinstance(x, Tensor))
     return INDUCTOR_FORMS.get(_name(op), {}).get(device, "op")
 
 
-def _name(op: torch._ops.OpOverload) -> str:
+def _name(op: OpOverload) -> str:
     return op.name().removeprefix("tsm_triton::")
 
 
@@ -67,8 +69,13 @@ def let_inductor_decompose() -> None:
     Called while a graph is traced, the first moment at which it matters: importing Inductor's decompositions costs
     seconds that `import tsm_triton` must not.
     """
-    from torch._inductor.decomposition import decompositions, select_decomp_table
-    from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
+    from ..torch_private import (
+        decompositions,
+        lowerings,
+        make_fallback,
+        select_decomp_table,
+        tag_to_layout_constraint,
+    )
 
     # The second is a copy of the first, cached at the first compilation.
     tables: tuple[Any, ...] = (decompositions, select_decomp_table())
@@ -81,11 +88,11 @@ def let_inductor_decompose() -> None:
         make_fallback(op, constraint, warn=False, override_decomp=op in _forms)
 
 
-def _constraint(op: torch._ops.OpOverload) -> Callable[..., tuple[Any, Any]]:
+def _constraint(op: OpOverload) -> Callable[..., tuple[Any, Any]]:
     """Inductor's constraint on the arguments of an op that takes maps in channels_last."""
-    from torch._inductor.ir import ExternKernel, TensorBox
+    from ..torch_private import ExternKernel, TensorBox, schema_of
 
-    maps = [argument.name in ("x", "identity") for argument in op._schema.arguments]
+    maps = [argument.name in ("x", "identity") for argument in schema_of(op).arguments]
 
     def in_channels_last(_: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
         converted = (

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import quantised_per_tensor
 from .checks import check_clips, check_frames
 from .declare import declare, library
 from .derivatives import batch_first
@@ -120,7 +121,7 @@ def _quantised(x: Tensor, *shift: Any) -> Tensor:
         )
     scale, zero = x.q_scale(), x.q_zero_point()
     shifted = temporal_shift(x.int_repr() - zero, *shift) + zero
-    return torch.ops.aten._make_per_tensor_quantized_tensor(shifted, scale, zero)
+    return quantised_per_tensor(shifted, scale, zero)
 
 
 temporal_shift = declare(
