@@ -215,7 +215,7 @@ def test_labels_and_names_may_hold_anything(model, tmp_path, capsys):
     os.rename(write_video(tmp_path / "video.mp4", 4), video)
     torch.save(patch(model, direction="causal").state_dict(), weights)
     with open(labels, "wb") as file:
-        file.write(b"_hidden\n$\\frac{\n../up\n\x1b[31mred\n\xff\xfe\n")
+        file.write(b"_hidden\n$\\frac{\n../up\n\x1b[31mred\n\xc3\xbf\n")
     out = os.path.join(os.fsdecode(folder), "out", "..", "out")
     arguments = ["--weights", weights, "--direction", "causal", "--model", "test_resnet", "--labels", labels]
     arguments += ["--out", out]
