@@ -220,7 +220,7 @@ def test_the_function_is_the_convolution_of_the_plain_shift(device, direction):
         (dict(bias=torch.zeros(16)), ValueError, r"bias must have shape \(4,\), got \(16,\)"),
         (dict(identity=torch.zeros(8, 16, 2, 2)), ValueError, r"identity must have shape \(8, 4, 2, 2\)"),
         (dict(num_segments=3), ValueError, "x must hold whole clips: .*num_segments=3, got 8 frames"),
-        (dict(shift_div=17), ValueError, "at least shift_div=17 channels, got 16"),
+        (dict(shift_div=17), ValueError, "at least shift_div=17 channels on axis 1, got 16"),
         (dict(direction="left"), ValueError, "one of 'bidirectional', 'causal', got 'left'"),
         (dict(activation="gelu"), ValueError, "one of 'none', 'relu', .*, got 'gelu'"),
     ],

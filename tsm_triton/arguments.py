@@ -24,7 +24,7 @@ def as_int(value: Any, name: str) -> int:
     if dtype not in ("bool", "torch.bool"):
         with suppress(TypeError):
             return operator.index(value)
-    raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}: convert it")
+    raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
 
 
 def as_count(value: Any, name: str) -> int:
@@ -36,7 +36,7 @@ def as_count(value: Any, name: str) -> int:
     """
     value = as_int(value, name)
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number")
+        raise ValueError(f"{name} must be at least 1, got {value}")
     return value
 
 

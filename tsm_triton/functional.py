@@ -1,4 +1,8 @@
-"""The functional API: checks what the user passed, then calls the registered op."""
+"""The functional API: turns `shift_div` and `direction` into counts of channels and calls the registered op.
+
+What tensors must be is checked in the ops. Of that only whole clips and the channel axis are asked for here too, by
+the same functions: the counts are read off that axis, and out of a compiled graph the error comes as it is.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -21,23 +25,20 @@ def check_shift(
     """Both numbers as plain integers; raise unless the three describe a shift."""
     num_segments, shift_div = as_count(num_segments, "num_segments"), as_count(shift_div, "shift_div")
     if direction not in DIRECTIONS:
-        raise ValueError(
-            f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}: pass one of them"
-        )
+        raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     if direction == "bidirectional" and shift_div < 2:
         raise ValueError(
-            "a bidirectional shift moves C // shift_div channels each way, so shift_div must be at least 2, "
-            f"got {shift_div}: raise it, or pass direction='causal'"
+            f"shift_div must be at least 2, got {shift_div}: a bidirectional shift moves C // shift_div channels "
+            "each way, direction='causal' one way"
         )
     if fold_order not in FOLD_ORDERS:
         raise ValueError(
-            f"fold_order must be one of {', '.join(map(repr, FOLD_ORDERS))}, got {fold_order!r}: pass the second "
-            "for weights of PaddlePaddle"
+            f"fold_order must be one of {', '.join(map(repr, FOLD_ORDERS))}, got {fold_order!r}; the second is "
+            "PaddlePaddle's"
         )
     if fold_order == "past_first" and direction == "causal":
         raise ValueError(
-            "expected fold_order='future_first' with direction='causal', a causal shift has one fold, got "
-            "'past_first': leave it out"
+            "expected fold_order='future_first' with direction='causal', a causal shift has one fold, got 'past_first'"
         )
     return num_segments, shift_div
 
@@ -100,7 +101,7 @@ def clip_boundaries(
     if any(length < 0 for length in lengths) or sum(lengths) != num_frames:
         raise ValueError(
             f"clip_lengths must be non-negative and add up to the {num_frames} frames of x, "
-            f"got {lengths}, together {sum(lengths)}: pass the lengths the batch was packed with"
+            f"got {lengths}, together {sum(lengths)}"
         )
     boundaries = torch.zeros(num_frames + 1, dtype=torch.bool)
     boundaries[[0, *itertools.accumulate(lengths)]] = True
@@ -111,11 +112,11 @@ def _traced_boundaries(clip_lengths: Tensor, num_frames: int, device: torch.devi
     """The same in a graph that takes the lengths as an input, where a check of values waits for the run."""
     if clip_lengths.dim() != 1 or clip_lengths.dtype.is_floating_point or clip_lengths.dtype == torch.bool:
         raise TypeError(
-            f"clip_lengths must be a list of ints, got {clip_lengths.dtype} {tuple(clip_lengths.shape)}: convert it"
+            f"clip_lengths must be a list of ints, got {clip_lengths.dtype} {tuple(clip_lengths.shape)}"
         )
     lengths = clip_lengths.to(device, torch.int64)
     fits = (lengths >= 0).all() & (lengths.sum() == num_frames)
-    assert_async(fits, "clip_lengths must be non-negative and add up to the frames of x: pass those it has")
+    assert_async(fits, "clip_lengths must be non-negative and add up to the frames of x")
     boundaries = torch.zeros(num_frames + 1, dtype=torch.bool, device=device)
     # a wrong length must not reach past the end before the check is seen
     ends = lengths.cumsum(0).clamp(0, num_frames)
@@ -176,40 +177,19 @@ def temporal_shift(
 
     Source: arXiv 1811.08383, section 3.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}: convert it")
+    _check_tensors(x=x)
     if (num_segments is None) == (clip_lengths is None):
         raise ValueError(
             "expected either num_segments or clip_lengths, got "
             + ("neither" if clip_lengths is None else f"both ({num_segments} and {clip_lengths})")
-            + ": pass one of the two"
         )
     segments, shift_div = check_shift(
         1 if num_segments is None else num_segments, shift_div, direction, fold_order
     )
     channel_dim = as_int(channel_dim, "channel_dim")
-    if x.dim() < 2:
-        raise ValueError(
-            f"x must have shape [N*T, C, ...] or [N*T, ..., C], got {tuple(x.shape)}: reshape it"
-        )
-    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
-        raise ValueError(
-            f"channel_dim must name an axis of x behind the frames, got {channel_dim} for shape "
-            f"{tuple(x.shape)}: pass that of the channels"
-        )
+    ops.check_channel_dim(x, channel_dim)
     check_folded(x, segments, channel_dim % x.dim())
-    if x.shape[0] % segments:
-        raise ValueError(
-            f"x must hold whole clips: expected a first axis divisible by num_segments={segments}, "
-            f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
-        )
-    counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
-    if counts[0] == 0:
-        raise ValueError(
-            f"expected at least shift_div={shift_div} channels on axis {channel_dim}, got "
-            f"{x.shape[channel_dim]}: nothing would move. Lower shift_div, or call "
-            "torch.ops.tsm_triton.temporal_shift with explicit counts."
-        )
+    counts = _counts(x, "x", segments, shift_div, direction, fold_order, channel_dim)
     if clip_lengths is not None:
         boundaries = clip_boundaries(clip_lengths, x.shape[0], x.device)
         return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
@@ -265,13 +245,10 @@ def residual_shift(
 
     Source: arXiv 1811.08383, section 3, between two blocks of a residual network.
     """
-    _check_floats(branch, "branch", "[N*T, C, *spatial]", range(2, 6))
+    _check_tensors(branch=branch, identity=identity)
+    _check_optional_tensors(scale=scale, bias=bias)
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
-    _check_match(identity, "identity", branch.shape, (branch.dtype,), branch.device)
-    for name, value in (("scale", scale), ("bias", bias)):
-        if value is not None:
-            _check_match(value, name, branch.shape[1:2], (torch.float32, branch.dtype), branch.device)
-    ops.check_activation(activation)
+    ops.check_channel_dim(branch, 1, "branch")
     check_folded(branch, num_segments, name="branch")
     counts = _counts(branch, "branch", num_segments, shift_div, direction)
     return ops.residual_shift(branch, scale, bias, identity, num_segments, *counts, activation)
@@ -321,63 +298,40 @@ def shift_conv1x1(
 
     Source: arXiv 1811.08383, section 3: the shift and the 1x1 convolution that follows it.
     """
-    _check_floats(x, "x", "[N*T, C_in, H, W]", range(4, 5))
+    _check_tensors(x=x, weight=weight)
+    _check_optional_tensors(bias=bias, identity=identity)
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}: convert it")
-    c_in, (c_out, *kernel) = x.shape[1], weight.shape or (0,)
-    if tuple(kernel) not in ((c_in,), (c_in, 1, 1)):
-        raise ValueError(
-            f"weight must have shape [C_out, {c_in}] or [C_out, {c_in}, 1, 1], got {tuple(weight.shape)}: reshape it"
-        )
-    _check_match(weight, "weight", weight.shape, (x.dtype,), x.device)
-    for name, value, shape in (
-        ("bias", bias, (c_out,)),
-        ("identity", identity, (x.shape[0], c_out, *x.shape[2:])),
-    ):
-        if value is not None:
-            _check_match(value, name, shape, (x.dtype,), x.device)
-    ops.check_activation(activation)
+    ops.check_channel_dim(x, 1)
     counts = _counts(x, "x", num_segments, shift_div, direction)
     return ops.shift_conv1x1(x, weight, bias, identity, num_segments, *counts, activation)
 
 
-def _check_floats(x: Tensor, name: str, shape: str, dims: range) -> None:
-    """Raise unless `x` is a tensor of floats with as many axes as `dims` has."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}: convert it")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must hold floats, got {x.dtype}: convert it")
-    if x.dim() not in dims:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}: reshape it")
+def _check_tensors(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
-def _check_match(
-    value: Tensor, name: str, shape: Sequence[int], dtypes: tuple[torch.dtype, ...], device: torch.device
-) -> None:
-    """Raise unless a tensor matches the one that the op is about."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: convert it")
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}: reshape it")
-    if value.dtype not in dtypes or value.device != device:
-        expected = " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
-        raise ValueError(
-            f"{name} must be {expected} on {device}, got {value.dtype} on {value.device}. Convert it first."
-        )
+def _check_optional_tensors(**values: Any) -> None:
+    _check_tensors(**{name: value for name, value in values.items() if value is not None})
 
 
-def _counts(x: Tensor, name: str, num_segments: int, shift_div: int, direction: str) -> tuple[int, int, bool]:
+def _counts(
+    x: Tensor,
+    name: str,
+    num_segments: int,
+    shift_div: int,
+    direction: str,
+    fold_order: str = "future_first",
+    channel_dim: int = 1,
+) -> tuple[int, int, bool]:
     """`fold_counts`, once it is sure that `x` holds whole clips and something moves."""
-    if x.shape[0] % num_segments:
-        raise ValueError(
-            f"{name} must hold whole clips: expected a first axis divisible by num_segments={num_segments}, "
-            f"got {x.shape[0]} frames. Pass the num_segments the batch was folded with."
-        )
-    counts = fold_counts(x.shape[1], shift_div, direction)
+    ops.check_frames(x.shape[0], num_segments, name)
+    channels = x.shape[channel_dim]
+    counts = fold_counts(channels, shift_div, direction, fold_order)
     if counts[0] == 0:
         raise ValueError(
-            f"{name} must have at least shift_div={shift_div} channels, got {x.shape[1]}: nothing would move. "
-            "Lower shift_div, or call the op in torch.ops.tsm_triton with explicit counts."
+            f"{name} must have at least shift_div={shift_div} channels on axis {channel_dim}, got {channels}: nothing "
+            "would move. Lower shift_div, or call the op in torch.ops.tsm_triton with explicit counts."
         )
     return counts
