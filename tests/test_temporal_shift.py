@@ -1,11 +1,15 @@
 """Every implementation of the shift against the reference, and the properties that define it."""
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsm_triton import ShiftSite, functional, ops, patch, reference, temporal_shift
 from tsm_triton.kernels import temporal_shift as kernel
@@ -330,3 +334,49 @@ def test_a_shape_is_planned_once_and_launched_as_the_jit_would(monkeypatch):
             k: v for k, v in known.items() if k not in pointers
         }
         assert arguments["x_ptr"].data_ptr() == known["x_ptr"].data_ptr()
+
+
+class Watched(TorchDispatchMode):
+    """Notes the ops that are called."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen = [*getattr(self, "seen", []), func]
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.*quant")
+def test_a_plain_tensor_of_a_cpu_needs_no_dispatcher(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.randn(4, 8, 3, 3)
+    calls = []
+    forms = import_module("tsm_triton.ops.temporal_shift")
+    monkeypatch.setattr(
+        forms, "temporal_shift", lambda x, *shift: (calls.append(x), ops.temporal_shift(x, *shift))[1]
+    )
+    expected = reference.temporal_shift(x, 2, 1, 1)
+    assert torch.equal(temporal_shift(x, 2), expected)
+    with torch.no_grad():
+        assert torch.equal(temporal_shift(x.clone().requires_grad_(), 2), expected)
+    assert not calls
+    with pytest.raises(ValueError, match="whole clips"):
+        ops.shift(x, 3, 1, 1, False, 1)
+
+    assert temporal_shift(x.clone().requires_grad_(), 2).requires_grad
+    assert isinstance(temporal_shift(x.as_subclass(Subclass), 2), Subclass)
+    torch.func.vmap(lambda x: temporal_shift(x, 2))(torch.stack([x, x]))
+    with Watched() as watched:
+        temporal_shift(x, 2)
+    assert ops.temporal_shift in watched.seen
+    assert ops.temporal_shift in [
+        node.target for node in make_fx(lambda x: temporal_shift(x, 2))(x).graph.nodes
+    ]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        assert forward_ad.unpack_dual(temporal_shift(dual, 2)).tangent is not None
+    quantised = torch.quantize_per_tensor(x, 0.1, 5, torch.quint8)
+    assert temporal_shift(quantised, 2).is_quantized
+    assert len(calls) == 7

@@ -4,6 +4,7 @@ import ast
 import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 from unittest.mock import patch as replaced
 
@@ -132,6 +133,33 @@ def test_the_innermost_transform_is_known():
     torch.func.functionalize(look)(torch.ones(2))
     kind = torch_private.TransformType
     assert keys == [kind.Grad, kind.Vmap, kind.Functionalize]
+
+
+def test_who_sees_a_call_is_known():
+    def seen() -> list[bool]:
+        return [
+            torch_private.count_dispatch_modes() > 0,
+            torch_private.count_function_modes() > 0,
+            torch_private.tracing_state() is not None,
+            torch_private.peek_interpreter_stack() is not None,
+        ]
+
+    assert seen() == [False] * 4
+    with torch_private.TorchDispatchMode():
+        assert seen() == [True, False, False, False]
+    with torch.device("cpu"):
+        assert seen() == [False, True, False, False]
+    found = []
+
+    def look(x):
+        found.append(seen())
+        return x + 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(look, torch.ones(2), check_trace=False)
+    torch.func.vmap(look)(torch.ones(2, 2))
+    assert found == [[False, False, True, False], [False, False, False, True]]
 
 
 def test_a_transform_dispatches_on_its_key():

@@ -193,7 +193,7 @@ def temporal_shift(
     if clip_lengths is not None:
         boundaries = clip_boundaries(clip_lengths, x.shape[0], x.device)
         return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
-    return ops.temporal_shift(x, segments, *counts, channel_dim)
+    return ops.shift(x, segments, *counts, channel_dim)
 
 
 def residual_shift(

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 # An op's call that autograd need not note goes below it (test_below_autograd_an_op_is_its_own_form).
 from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 
-# Which of torch.func's transforms is innermost (test_the_innermost_transform_is_known).
+# Whether a call would be seen by a mode or noted by a trace (test_who_sees_a_call_is_known).
+from torch._C import _get_tracing_state as tracing_state
+from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
+from torch._C import _len_torch_function_stack as count_function_modes
+
+# Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
 # What a graph's nodes call (test_what_a_node_calls_is_told_from_a_region).
@@ -73,6 +78,8 @@ __all__ = [
     "autograd_config",
     "buffers_of",
     "compile_fx",
+    "count_dispatch_modes",
+    "count_function_modes",
     "decompositions",
     "dual_numbers",
     "dynamo_config",
@@ -105,6 +112,7 @@ __all__ = [
     "storage_key",
     "tag_to_layout_constraint",
     "take_pre_hook",
+    "tracing_state",
 ]
 
 # name -> where it comes from when it is first asked for

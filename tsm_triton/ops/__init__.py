@@ -15,7 +15,7 @@ from .shift_conv1x1 import shift_conv1x1
 from .shift_step import shift_step, shift_step_into
 from .shift_step_conv1x1 import shift_step_conv1x1
 from .stem import stem_convolution
-from .temporal_shift import shift_by_copies, temporal_shift
+from .temporal_shift import shift, shift_by_copies, temporal_shift
 from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "let_inductor_decompose",
     "residual_shift",
     "residual_shift_backward",
+    "shift",
     "shift_by_copies",
     "shift_conv1x1",
     "shift_step",

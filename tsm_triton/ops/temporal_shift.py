@@ -9,9 +9,10 @@ from ..torch_private import quantised_per_tensor
 from .checks import check_clips, check_frames
 from .declare import declare, library
 from .derivatives import batch_first
+from .direct import is_plain
 from .host_memory import empty_like
 
-__all__ = ["flat_form", "shift_by_copies", "temporal_shift"]
+__all__ = ["flat_form", "shift", "shift_by_copies", "temporal_shift"]
 
 
 def _check(x: Tensor, num_segments: int, n_first: int, n_second: int, _: bool, channel_dim: int) -> None:
@@ -53,6 +54,14 @@ def shift_by_copies(
             target[:, 1:, start:end] = source[:, :-1, start:end]
             target[:, 0, start:end] = 0
     return out
+
+
+def shift(x: Tensor, *arguments: Any) -> Tensor:
+    """The op; of a plain tensor on a CPU without the dispatcher, whose way to the form and back costs MEASURED."""
+    if not is_plain(x):
+        return temporal_shift(x, *arguments)
+    _check(x, *arguments)
+    return shift_by_copies(x, *arguments)
 
 
 def _aten(x: Tensor, num_segments: int, *shift: Any) -> Tensor:
