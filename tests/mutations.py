@@ -192,15 +192,15 @@ MUTATIONS = (
     ),
     Mutation(
         "fuse: the residual sum is forgotten",
-        "fusion/rewriting.py",
-        "ops.shift_conv1x1, (x, weight, bias, identity, *counts, activation)",
-        "ops.shift_conv1x1, (x, weight, bias, None, *counts, activation)",
+        "fusion/patterns/shift_conv1x1.py",
+        "ops.shift_conv1x1, self.x, weight, bias, identity, *counts, self.activation",
+        "ops.shift_conv1x1, self.x, weight, bias, None, *counts, self.activation",
     ),
     Mutation(
         "fuse: a stream forgets the activation",
-        "fusion/rewriting.py",
-        "convolved_step(self.graph, shift, weight, bias, identity, activation)",
-        'convolved_step(self.graph, shift, weight, bias, identity, "none")',
+        "fusion/patterns/shift_conv1x1.py",
+        "convolved_step(self.graph.graph, self.shift, weight, bias, identity, self.activation)",
+        'convolved_step(self.graph.graph, self.shift, weight, bias, identity, "none")',
     ),
     Mutation(
         "patch: the identity is shifted too",

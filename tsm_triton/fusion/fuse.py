@@ -18,9 +18,11 @@ from ..dataflow.tracing import copied, input_shape, meta_twin
 from ..patching.finding import check_model, is_compiled
 from ..patching.hooks import shift_hooks
 from ..video.preparation import preparation_of
-from .rewriting import Fusion, FusionReport, fold_constants, rewrite
+from .folding import fold_constants
+from .report import FusionReport
+from .rewriting import rewrite
 
-__all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
+__all__ = ["FusedModel", "fuse"]
 
 # Up to here cuDNN's rows are all alike: torch.export finds a guard on them on a GPU, and refuses a wider range.
 # The graphs hold no guard, so they take more.

@@ -10,13 +10,18 @@ from torch.fx import Graph, Node
 from .. import ops
 
 __all__ = [
-    "ACTIVATIONS",
     "CONVOLUTIONS",
+    "activation_behind",
     "activation_name",
+    "activation_of",
     "arguments",
+    "is_sum",
     "known",
     "make_functional",
     "name_of",
+    "only_user",
+    "operands",
+    "other_operand",
     "same_kind",
     "site_of",
 ]
@@ -149,6 +154,44 @@ def activation_name(node: Node) -> str | None:
         values = arguments(node)
         return "relu6" if (values["min_val"], values["max_val"]) == (0, 6) else None
     return ACTIVATIONS.get(node.target)
+
+
+def activation_behind(node: Node) -> tuple[str, Node]:
+    """The activation that alone reads a node and its node, else "none" and the node itself."""
+    user = only_user(node)
+    name = None if user is None else activation_name(user)
+    return ("none", node) if user is None or name is None else (name, user)
+
+
+def activation_of(y: Node) -> tuple[str, Node]:
+    """The activation that made a node and what it read, else "none" and the node itself."""
+    name = activation_name(y)
+    return ("none", y) if name is None else (name, y.all_input_nodes[0])
+
+
+def only_user(node: Node) -> Node | None:
+    """What alone reads a node."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a node adds two maps of one shape and dtype."""
+    return node.target is aten.add.Tensor and same_kind(*operands(node))
+
+
+def operands(add: Node) -> tuple[Any, Any]:
+    """The two that a sum adds."""
+    values = arguments(add)
+    return values["self"], values["other"]
+
+
+def other_operand(add: Node, operand: Node) -> Node | None:
+    """What is added to `operand`, where it is of the same shape."""
+    if not is_sum(add) or arguments(add)["alpha"] != 1:
+        return None
+    first, second = operands(add)
+    other = second if first is operand else first
+    return other if isinstance(other, Node) and other is not operand else None
 
 
 def same_kind(first: Any, second: Any) -> bool:
