@@ -138,13 +138,13 @@ MUTATIONS = (
     ),
     Mutation(
         "activations: hardswish bends too late",
-        "kernels/activations.py",
+        "activations.py",
         "tl.where(z > 3, 6.0, z + 3)",
         "tl.where(z > 4, 6.0, z + 3)",
     ),
     Mutation(
         "activations: a derivative of relu6 without its upper end",
-        "kernels/activations.py",
+        "activations.py",
         "(value <= 0) | (value >= 6)",
         "(value <= 0) | (value > 6)",
     ),

@@ -16,6 +16,7 @@ def convolution_form(conv: Node) -> tuple[list[int], list[int], list[int], int] 
 
     Example:
         >>> import torch
+        >>> from tsm_triton.fusion.graphs import CONVOLUTIONS
         >>> program = torch.export.export(torch.nn.Conv2d(3, 8, (1, 3), padding="same"), (torch.ones(1, 3, 4, 4),))
         >>> (conv,) = (node for node in program.graph.nodes if node.target in CONVOLUTIONS)
         >>> convolution_form(conv)

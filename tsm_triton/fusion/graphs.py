@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .. import ops
+from ..activations import ACTIVATIONS
 
 __all__ = [
     "CONVOLUTIONS",
@@ -29,19 +30,12 @@ __all__ = [
 aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
-ACTIVATIONS: dict[Any, str] = {
-    aten.relu.default: "relu",
-    aten.relu6.default: "relu6",
-    aten.hardswish.default: "hardswish",
-    aten.silu.default: "silu",
-}
 # Calls that return memory of their own whatever their arguments. A schema does not tell: dropout has no
 # alias in its own and returns its input in eval mode.
 FRESH = {
     *CONVOLUTIONS,
-    *ACTIVATIONS,
+    *(target for activation in ACTIVATIONS.values() for target, _ in activation.calls),
     aten.batch_norm.default,
-    aten.hardtanh.default,
     aten.add.Tensor,
     aten.mul.Tensor,
     aten.linear.default,
@@ -150,10 +144,11 @@ def _sharing(values: Iterable[Node]) -> set[Node]:
 
 def activation_name(node: Node) -> str | None:
     """Which activation of the fused ops a node is, None for any other node."""
-    if node.target is aten.hardtanh.default:
-        values = arguments(node)
-        return "relu6" if (values["min_val"], values["max_val"]) == (0, 6) else None
-    return ACTIVATIONS.get(node.target)
+    for name, activation in ACTIVATIONS.items():
+        for target, values in activation.calls:
+            if node.target is target and values.items() <= arguments(node).items():
+                return name
+    return None
 
 
 def activation_behind(node: Node) -> tuple[str, Node]:

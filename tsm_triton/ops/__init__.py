@@ -4,7 +4,7 @@ Imports torch only. The Triton kernels load on the first call that runs one, so 
 Triton on machines that never do.
 """
 
-from .activations import ACTIVATIONS, check_activation
+from ..activations import ACTIVATIONS, check_activation
 from .conv1x1_shift_conv1x1 import conv1x1_shift_conv1x1
 from .convolution import convolution
 from .depthwise import depthwise_convolution

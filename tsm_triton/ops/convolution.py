@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activations import activate_, check_activation
+from ..activations import activate_, check_activation
 from .library import (
     CHANNELS_LAST_OPS,
     CHANNELS_LAST_TAGS,

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
+from ..activations import ACTIVATIONS, activate, activate_, activation_backward, check_activation
 from .library import (
     DECOMPOSITIONS,
     MAX_FRAME,
@@ -124,8 +124,8 @@ def _on_cpu(
 ) -> tuple[Tensor, Tensor]:
     _check(branch, scale, bias, identity, *shift)
     num_segments, n_future, n_past, future_first, activation = shift
-    if scale is None and bias is None and activation in FROM_OUTPUT:
-        # these commute with the one rounding: no need of a wider copy
+    if scale is None and bias is None and ACTIVATIONS[activation].selects:
+        # it commutes with the one rounding: no need of a wider copy
         y = activate_(branch + identity, activation)
     else:
         y = activate_(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
@@ -193,7 +193,7 @@ def _differentiable_backward(
         moved = temporal_shift(grad_shifted, num_segments, n_past, n_future, not future_first, 1)
         grad = moved.to(wide(dtype)) if grad is None else grad + moved
     assert grad is not None
-    if activation not in FROM_OUTPUT:
+    if ACTIVATIONS[activation].reads == "input":
         assert branch is not None
         assert identity is not None
         grad = activation_backward(grad, _normalised_sum(branch, scale, bias, identity), activation)
@@ -216,9 +216,9 @@ class _ResidualShift(torch.autograd.Function):
         branch, scale, bias, identity, *shift = inputs
         ctx.set_materialize_grads(False)
         ctx.shift = shift
-        activation = shift[-1]
-        recomputed = activation not in FROM_OUTPUT
-        y = output[0] if activation in ("relu", "relu6") else None
+        reads = ACTIVATIONS[shift[-1]].reads
+        recomputed = reads == "input"
+        y = output[0] if reads == "output" else None
         ctx.save_for_backward(
             y,
             branch if recomputed or ctx.needs_input_grad[1] else None,
@@ -237,7 +237,7 @@ class _ResidualShift(torch.autograd.Function):
         y, branch, scale, bias, identity = ctx.saved_tensors
         # Grad mode is on in a backward only to differentiate it again.
         backward = _differentiable_backward if torch.is_grad_enabled() else residual_shift_backward
-        if ctx.needs_input_grad[1] and ctx.shift[-1] in FROM_OUTPUT:
+        if ctx.needs_input_grad[1] and ACTIVATIONS[ctx.shift[-1]].reads != "input":
             # A scale that is learnt, a batch-norm's: its own gradient takes a pass over the branch, in which
             # Inductor does this product too, and a second output of the kernel would only be read there.
             (grad_identity,) = backward(*grads, y, None, None, None, None, *ctx.shift)
@@ -272,7 +272,7 @@ class _ResidualShift(torch.autograd.Function):
             parts.append(_per_channel(along_bias, branch))
         if along_identity is not None:
             parts.append(along_identity.to(dtype))
-        if activation not in FROM_OUTPUT:
+        if ACTIVATIONS[activation].reads == "input":
             value = _normalised_sum(branch, scale, bias, identity)
         elif value is not None:
             value = value.to(dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
+from ..activations import ACTIVATIONS, activate, activate_, activation_backward, check_activation
 from .library import (
     CHANNELS_LAST_OPS,
     CHANNELS_LAST_TAGS,
@@ -132,13 +132,13 @@ class _ShiftConv1x1(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, identity, *shift = inputs
-        activation = shift[-1]
-        recomputed = activation not in FROM_OUTPUT
+        reads = ACTIVATIONS[shift[-1]].reads
+        recomputed = reads == "input"
         ctx.shift = shift
         kept = (
             x,
             weight,
-            output if activation in ("relu", "relu6") else None,
+            output if reads == "output" else None,
             bias if recomputed else None,
             identity if recomputed else None,
         )
@@ -151,7 +151,7 @@ class _ShiftConv1x1(torch.autograd.Function):
         x, weight, value, bias, identity = ctx.saved_tensors
         *counts, activation = ctx.shift
         num_segments, n_future, n_past, future_first = counts
-        if activation not in FROM_OUTPUT:
+        if ACTIVATIONS[activation].reads == "input":
             value = shift_conv1x1(x, weight, bias, identity, *counts, "none")
         grad = activation_backward(grads[0], value, activation)
         need_x, need_weight, need_bias, need_identity = ctx.needs_input_grad[:4]
@@ -175,7 +175,7 @@ class _ShiftConv1x1(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x, weight, value, bias, identity = ctx.saved_tensors
         *counts, activation = ctx.shift
-        if activation not in FROM_OUTPUT:
+        if ACTIVATIONS[activation].reads == "input":
             value = shift_conv1x1(x, weight, bias, identity, *counts, "none")
         along_x, along_weight, along_bias, along_identity = tangents[:4]
         parts = [

@@ -5,7 +5,7 @@ from torch.fx import Node
 from ... import ops
 from ..convolutions import convolution_form, is_depthwise, is_stem
 from ..editing import EditedGraph
-from .convolved import Convolved
+from .place import Convolved
 
 __all__ = ["Convolution"]
 

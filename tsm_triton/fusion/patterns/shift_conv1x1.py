@@ -8,7 +8,7 @@ from ..convolutions import why_not_pointwise
 from ..editing import EditedGraph
 from ..graphs import CONVOLUTIONS, arguments, is_sum, name_of, operands, site_of
 from ..steps import cache_of, convolved_step, shift_before, shifted_map, why_cache_is_read
-from .convolved import Convolved
+from .place import Convolved
 
 __all__ = ["ShiftConv1x1"]
 

@@ -4,7 +4,7 @@ from torch.fx import Node
 
 from ... import ops
 from ..convolutions import convolution_form, is_stem
-from .convolved import Convolved
+from .place import Convolved
 
 __all__ = ["Stem"]
 
