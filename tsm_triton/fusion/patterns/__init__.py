@@ -12,4 +12,4 @@ __all__ = ["OF_CONVOLUTIONS", "OF_SHIFTS", "Place"]
 # Each in this order over the whole graph, the shifts' first: the report tells of the shifts and sums that they
 # leave, in the words of the graph before the others.
 OF_SHIFTS: tuple[type[Place], ...] = (ShiftConv1x1, ResidualShift)
-OF_CONVOLUTIONS: tuple[type[Place], ...] = (Depthwise, Stem, Convolution)
+OF_CONVOLUTIONS: tuple[type[Place], ...] = (Stem, Depthwise, Convolution)
