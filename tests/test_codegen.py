@@ -4,6 +4,7 @@ import pytest
 import triton.language as tl
 from triton.compiler.errors import CompilationError
 
+from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.kernels import activations, depthwise, stem
 from tsm_triton.kernels import residual_shift as residual
 from tsm_triton.kernels import shift_conv1x1 as convolution
@@ -109,6 +110,8 @@ def residual_arguments(function, target: str, pointer: str, vec: int, **variant)
     # 4 warps are 256 threads on AMD
     block = residual.BLOCK if forward and target != "gfx942" else residual.WIDE_BLOCK
     constants |= {"VEC": vec, "BLOCK": block, "scale_ptr": "*fp32", "bias_ptr": "*fp32"}
+    if not forward:
+        constants["DERIVED_FROM"] = tl.constexpr(ACTIVATIONS[variant["ACTIVATION"].value].reads)
     return arguments | constants | variant
 
 

@@ -7,7 +7,9 @@ from torch._subclasses import FakeTensorMode
 
 import tsm_triton
 from tsm_triton.fusion.choice import is_faster, takes_norm
-from tsm_triton.fusion.rewriting import FusionReport, fold_constants, rewrite
+from tsm_triton.fusion.folding import fold_constants
+from tsm_triton.fusion.report import FusionReport
+from tsm_triton.fusion.rewriting import rewrite
 from tsm_triton.ops import temporal_shift
 
 T = 4

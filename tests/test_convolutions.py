@@ -17,7 +17,7 @@ def calls(activation: str = "relu") -> dict:
     """op -> its arguments, and the same in torch's own operators."""
     x, bias, few = of(*X), of(8), of(4, 3, 9, 11)
     plain, deep, first = of(8, 4, 3, 3), of(8, 1, 3, 5), of(8, 3, 7, 7)
-    act = ACTIVATIONS[activation]
+    act = ACTIVATIONS[activation].function
     identity = of(4, 8, 5, 6)
     return {
         convolution: (

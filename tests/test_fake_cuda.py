@@ -13,7 +13,8 @@ from torch._subclasses import FakeTensorMode
 
 import tsm_triton
 from tsm_triton.fusion import inductor
-from tsm_triton.fusion.fuse import Fusion, FusionReport, fuse
+from tsm_triton.fusion.fuse import fuse
+from tsm_triton.fusion.report import Fusion, FusionReport
 from tsm_triton.streaming.fused_step import FusedStep
 
 # copying a model of fake tensors asks them whether they have memory

@@ -222,7 +222,7 @@ def residual_shift(
         bias: `[C]`, float32 or `branch`'s dtype.
         shift_div: one part in how many moves each way.
         direction: `"bidirectional"` or `"causal"`.
-        activation: `"none"`, `"relu"`, `"relu6"`, `"hardswish"` or `"silu"`, as torch defines them.
+        activation: `"none"`, `"relu"`, or another of `tsm_triton.activations.ACTIVATIONS`, as torch defines them.
 
     Returns:
         `y` and `shifted`, of `branch`'s shape, dtype and memory format. Differentiable any number of times.
@@ -280,7 +280,7 @@ def shift_conv1x1(
         identity: `[N*T, C_out, H, W]`, added before the activation.
         shift_div: one part in how many moves each way.
         direction: `"bidirectional"` or `"causal"`.
-        activation: `"none"`, `"relu"`, `"relu6"`, `"hardswish"` or `"silu"`, as torch defines them.
+        activation: `"none"`, `"relu"`, or another of `tsm_triton.activations.ACTIVATIONS`, as torch defines them.
 
     Returns:
         `[N*T, C_out, H, W]` of `x`'s dtype, channels_last. Differentiable any number of times.

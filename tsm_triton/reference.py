@@ -3,7 +3,8 @@
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
-from torch.nn import functional as F
+
+from .activations import ACTIVATIONS
 
 __all__ = ["activate", "residual_shift", "shift_conv1x1", "temporal_shift"]
 
@@ -51,8 +52,7 @@ def activate(z: Tensor, activation: str) -> Tensor:
         >>> activate(torch.tensor([-1.0, 3.0, 9.0]), "relu6")
         tensor([0., 3., 6.])
     """
-    functions = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
-    return z if activation == "none" else functions[activation](z)
+    return ACTIVATIONS[activation].function(z)
 
 
 def residual_shift(
@@ -74,7 +74,7 @@ def residual_shift(
         bias: `[C]`, or None for zeros.
         identity: as `branch`.
         num_segments: T; with `n_first`, `n_second` and `reverse` as in `temporal_shift`.
-        activation: "none", "relu", "relu6", "hardswish" or "silu".
+        activation: a name in `activations.ACTIVATIONS`.
 
     Returns:
         y and its shift.
@@ -113,7 +113,7 @@ def shift_conv1x1(
         bias: `[C_out]`, or None for zeros.
         identity: `[N*T, C_out, H, W]`, or None for zeros.
         num_segments: T; with `n_first`, `n_second` and `reverse` as in `temporal_shift`.
-        activation: "none", "relu", "relu6", "hardswish" or "silu".
+        activation: a name in `activations.ACTIVATIONS`.
 
     Example:
         >>> x = torch.tensor([[1.0, 10.0], [2.0, 20.0]]).view(2, 2, 1, 1)  # two frames of two channels

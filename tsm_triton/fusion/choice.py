@@ -27,11 +27,14 @@ def is_faster(kind: str, x: Tensor) -> bool:
     """
     if kind in ("conv1x1", "convolution", "stem", "depthwise") and known(x.shape[2] * x.shape[3] == 1):
         return False  # a pooled vector: no traffic to save, and one more shape to tune
+    halves = (torch.float16, torch.bfloat16)
+    if kind in ("stem", "depthwise"):
+        return rewrites_convolutions(x) and x.dtype in (*halves, torch.float32)
     if kind.startswith("convolution"):
         # cuDNN takes bias and ReLU along, at the price of the bare convolution (0.56 to 0.81 of
         # convolution and pass on an H200, bf16)
-        return x.dtype in (torch.float16, torch.bfloat16) and torch.version.hip is None
-    return kind not in ("stem", "depthwise") or x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        return rewrites_convolutions(x) and x.dtype in halves and torch.version.hip is None
+    return True
 
 
 def takes_norm(x: Tensor) -> bool:

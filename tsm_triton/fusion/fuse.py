@@ -27,9 +27,11 @@ from ..torch_private import (
     pre_hooks,
 )
 from ..video.preparation import preparation_of
-from .rewriting import Fusion, FusionReport, fold_constants, rewrite
+from .folding import fold_constants
+from .report import FusionReport
+from .rewriting import rewrite
 
-__all__ = ["FusedModel", "Fusion", "FusionReport", "fuse"]
+__all__ = ["FusedModel", "fuse"]
 
 # Up to here cuDNN's rows are all alike: torch.export finds a guard on them on a GPU, and refuses a wider range.
 # The graphs hold no guard, so they take more.

@@ -8,16 +8,22 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .. import ops
+from ..activations import ACTIVATIONS
 from ..torch_private import OpOverload, name_of_op, name_of_overload, schema_of
 
 __all__ = [
-    "ACTIVATIONS",
     "CONVOLUTIONS",
+    "activation_behind",
     "activation_name",
+    "activation_of",
     "arguments",
+    "is_sum",
     "known",
     "make_functional",
     "name_of",
+    "only_user",
+    "operands",
+    "other_operand",
     "same_kind",
     "site_of",
 ]
@@ -25,19 +31,12 @@ __all__ = [
 aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
-ACTIVATIONS: dict[Any, str] = {
-    aten.relu.default: "relu",
-    aten.relu6.default: "relu6",
-    aten.hardswish.default: "hardswish",
-    aten.silu.default: "silu",
-}
 # Calls that return memory of their own whatever their arguments. A schema does not tell: dropout has no
 # alias in its own and returns its input in eval mode.
 FRESH = {
     *CONVOLUTIONS,
-    *ACTIVATIONS,
+    *(target for activation in ACTIVATIONS.values() for target, _ in activation.calls),
     aten.batch_norm.default,
-    aten.hardtanh.default,
     aten.add.Tensor,
     aten.mul.Tensor,
     aten.linear.default,
@@ -146,10 +145,49 @@ def _sharing(values: Iterable[Node]) -> set[Node]:
 
 def activation_name(node: Node) -> str | None:
     """Which activation of the fused ops a node is, None for any other node."""
-    if node.target is aten.hardtanh.default:
-        values = arguments(node)
-        return "relu6" if (values["min_val"], values["max_val"]) == (0, 6) else None
-    return ACTIVATIONS.get(node.target)
+    for name, activation in ACTIVATIONS.items():
+        for target, values in activation.calls:
+            if node.target is target and values.items() <= arguments(node).items():
+                return name
+    return None
+
+
+def activation_behind(node: Node) -> tuple[str, Node]:
+    """The activation that alone reads a node and its node, else "none" and the node itself."""
+    user = only_user(node)
+    name = None if user is None else activation_name(user)
+    return ("none", node) if user is None or name is None else (name, user)
+
+
+def activation_of(y: Node) -> tuple[str, Node]:
+    """The activation that made a node and what it read, else "none" and the node itself."""
+    name = activation_name(y)
+    return ("none", y) if name is None else (name, y.all_input_nodes[0])
+
+
+def only_user(node: Node) -> Node | None:
+    """What alone reads a node."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a node adds two maps of one shape and dtype."""
+    return node.target is aten.add.Tensor and same_kind(*operands(node))
+
+
+def operands(add: Node) -> tuple[Any, Any]:
+    """The two that a sum adds."""
+    values = arguments(add)
+    return values["self"], values["other"]
+
+
+def other_operand(add: Node, operand: Node) -> Node | None:
+    """What is added to `operand`, where it is of the same shape."""
+    if not is_sum(add) or arguments(add)["alpha"] != 1:
+        return None
+    first, second = operands(add)
+    other = second if first is operand else first
+    return other if isinstance(other, Node) and other is not operand else None
 
 
 def same_kind(first: Any, second: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`torch.compile(model, backend="tsm_triton")`: the rewriting of `compiler.py`, then Inductor.
+"""`torch.compile(model, backend="tsm_triton")`: the rewriting of `rewriting.py`, then Inductor.
 
 The graph that Dynamo captured is traced once more into ATen calls, ahead of autograd and autocast, and
 rewritten there; what is not recognised is compiled as it would be without. With gradients wanted, only the
@@ -18,7 +18,8 @@ from torch.fx.traceback import preserve_node_meta
 
 from .. import ops
 from ..torch_private import AUTOCAST_AND_GRAD_CALLS, FakeTensor, HigherOrderOperator
-from .rewriting import FusionReport, rewrite
+from .report import FusionReport
+from .rewriting import rewrite
 
 __all__ = ["compile_graph", "rewritten"]
 

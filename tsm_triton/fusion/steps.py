@@ -7,7 +7,9 @@ from torch.fx import Graph, Node
 from .. import ops
 from .graphs import name_of
 
-__all__ = ["cache_of", "convolved_step", "shift_before", "shifted_map", "why_cache_is_read"]
+__all__ = ["SHIFTS", "cache_of", "convolved_step", "shift_before", "shifted_map", "why_cache_is_read"]
+
+SHIFTS = (ops.temporal_shift, ops.shift_step)
 
 
 def shifted_map(shift: Node) -> Node | None:

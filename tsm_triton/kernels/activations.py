@@ -1,45 +1,41 @@
-"""The activations inside the fused kernels, and their derivatives.
+"""The activations inside the fused kernels, and their derivatives: the formulas of `tsm_triton/activations.py`.
 
-    none      z
-    relu      max(z, 0)
-    relu6     min(max(z, 0), 6)
-    hardswish z * relu6(z + 3) / 6
-    silu      z / (1 + exp(-z))
+    activate(z, ACTIVATION)                          act(z)
+    activation_backward(grad, value, ACTIVATION)     the gradient of z; `value` is act(z) or z, whichever the table says
 
-NaN stays NaN, as in torch: `tl.maximum` would drop it, a comparison that it fails keeps it.
+Triton compiles a function from its source, so each is written out here with a branch a name, and Python is told where
+that source is. A name that is not in the table does not compile.
 """
+
+import linecache
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from ..activations import ACTIVATIONS
 
-@triton.jit
-def activate(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.where(z < 0, 0.0, z)
-    elif ACTIVATION == "relu6":
-        return tl.where(z < 0, 0.0, tl.where(z > 6, 6.0, z))
-    elif ACTIVATION == "hardswish":
-        return z * tl.where(z < -3, 0.0, tl.where(z > 3, 6.0, z + 3)) / 6
-    elif ACTIVATION == "silu":
-        return z / (1 + tl.exp(-z))
-    else:
-        tl.static_assert(ACTIVATION == "none", "unknown activation")
-        return z
+__all__ = ["activate", "activation_backward"]
 
 
-@triton.jit
-def activation_backward(grad, value, ACTIVATION: tl.constexpr):
-    """The gradient of z; `value` is the activation's output for relu and relu6, else z itself."""
-    if ACTIVATION == "relu":
-        return tl.where(value <= 0, 0.0, grad)
-    elif ACTIVATION == "relu6":
-        return tl.where((value <= 0) | (value >= 6), 0.0, grad)
-    elif ACTIVATION == "hardswish":
-        return tl.where(value <= -3, 0.0, tl.where(value < 3, grad * (value / 3 + 0.5), grad))
-    elif ACTIVATION == "silu":
-        sigmoid = 1 / (1 + tl.exp(-value))
-        return grad * sigmoid * (1 + value * (1 - sigmoid))
-    else:
-        tl.static_assert(ACTIVATION == "none", "unknown activation")
-        return grad
+def _chosen_by_name(name: str, parameters: str, expressions: dict[str, str]) -> Any:
+    """A Triton function of the parameters and a constexpr ACTIVATION, with an expression for each."""
+    lines = [f"def {name}({parameters}, ACTIVATION: tl.constexpr):"]
+    for i, (activation, expression) in enumerate(expressions.items()):
+        lines += [
+            f"    {'elif' if i else 'if'} ACTIVATION == {activation!r}:",
+            f"        return {expression}",
+        ]
+    lines += ["    else:", '        tl.static_assert(False, "unknown activation")']
+    source = "\n".join(lines) + "\n"
+    file = f"<{__name__}.{name}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    scope = {"tl": tl, "__name__": __name__}
+    exec(compile(source, file, "exec"), scope)
+    return triton.jit(scope[name])
+
+
+activate = _chosen_by_name("activate", "z", {name: each.formula for name, each in ACTIVATIONS.items()})
+activation_backward = _chosen_by_name(
+    "activation_backward", "grad, value", {name: each.derivative for name, each in ACTIVATIONS.items()}
+)

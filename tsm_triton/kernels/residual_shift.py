@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activations import ACTIVATIONS
 from .activations import activate, activation_backward
 from .device import device_guard
 from .layout import VECTOR_BYTES, is_aligned, is_channels_last, packed
@@ -178,6 +179,7 @@ def _residual_shift_backward_kernel(
     FOLDS_ALIGNED: tl.constexpr,
     REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    DERIVED_FROM: tl.constexpr,
 ):
     # One program owns BLOCK vectors of one frame of the gradient; it gathers from where the forward wrote.
     blocks = (frame_size + BLOCK - 1) // BLOCK
@@ -211,10 +213,10 @@ def _residual_shift_backward_kernel(
             cut = (in_frame & (uncut == 0))[:, None] & (wrapped == 0)
             grad += tl.load(grad_shifted_ptr + to, mask=cut, other=0).to(wide)
 
-    if ACTIVATION == "relu" or ACTIVATION == "relu6":
+    if DERIVED_FROM == "output":
         y = tl.load(y_ptr + at, mask=in_frame[:, None], other=0).to(wide)
         grad = activation_backward(grad, y, ACTIVATION)
-    elif ACTIVATION != "none":
+    elif DERIVED_FROM == "input":
         z = tl.load(branch_ptr + at, mask=in_frame[:, None], other=0).to(wide)
         identity = tl.load(identity_ptr + at, mask=in_frame[:, None], other=0).to(wide)
         if scale_ptr is not None:
@@ -323,6 +325,7 @@ def residual_shift_backward(
             **variant,
             BLOCK=WIDE_BLOCK,
             ACTIVATION=activation,
+            DERIVED_FROM=ACTIVATIONS[activation].reads,
             num_warps=NUM_WARPS,
         )
     return grads

@@ -4,7 +4,7 @@ Imports torch only. The Triton kernels load on the first call that runs one, so 
 Triton on machines that never do.
 """
 
-from .activations import ACTIVATIONS, check_activation
+from ..activations import ACTIVATIONS, check_activation
 from .checks import check_channel_dim, check_frames
 from .convolution import convolution
 from .declare import ATEN_FORMS

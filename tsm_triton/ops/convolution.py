@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activations import activate, activate_, check_activation
+from ..activations import activate, activate_, check_activation
 from .checks import check_floats, check_like
 from .declare import declare
 from .derivatives import of_inference

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .activations import FROM_OUTPUT, activate, activate_, activation_backward, check_activation
+from ..activations import ACTIVATIONS, activate, activate_, activation_backward, check_activation
 from .checks import check_clips, check_floats, check_frames, check_like
 from .declare import declare
 from .derivatives import batch_first, one_by_one
@@ -81,8 +81,8 @@ def _on_cpu(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
     *counts, activation = shift
-    if scale is None and bias is None and activation in FROM_OUTPUT:
-        # these commute with the one rounding: no need of a wider copy
+    if scale is None and bias is None and ACTIVATIONS[activation].selects:
+        # it commutes with the one rounding: no need of a wider copy
         y = activate_(branch + identity, activation)
     else:
         y = activate_(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
@@ -139,7 +139,7 @@ def _differentiable_backward(
         moved = temporal_shift(grad_shifted, *counts, not reverse, 1)
         grad = moved.to(wide(dtype)) if grad is None else grad + moved
     assert grad is not None
-    if activation not in FROM_OUTPUT:
+    if ACTIVATIONS[activation].reads == "input":
         assert branch is not None
         assert identity is not None
         grad = activation_backward(grad, _normalised_sum(branch, scale, bias, identity), activation)
@@ -155,9 +155,9 @@ class _ResidualShift(torch.autograd.Function):
         branch, scale, bias, identity, *shift = inputs
         ctx.set_materialize_grads(False)
         ctx.shift = shift
-        activation = shift[-1]
-        recomputed = activation not in FROM_OUTPUT
-        y = output[0] if activation in ("relu", "relu6") else None
+        reads = ACTIVATIONS[shift[-1]].reads
+        recomputed = reads == "input"
+        y = output[0] if reads == "output" else None
         ctx.save_for_backward(
             y,
             branch if recomputed or ctx.needs_input_grad[1] else None,
@@ -176,7 +176,7 @@ class _ResidualShift(torch.autograd.Function):
         y, branch, scale, bias, identity = ctx.saved_tensors
         # Grad mode is on in a backward only to differentiate it again.
         backward = _differentiable_backward if torch.is_grad_enabled() else residual_shift_backward
-        if ctx.needs_input_grad[1] and ctx.shift[-1] in FROM_OUTPUT:
+        if ctx.needs_input_grad[1] and ACTIVATIONS[ctx.shift[-1]].reads != "input":
             # A scale that is learnt, a batch-norm's: its own gradient takes a pass over the branch, in which
             # Inductor does this product too, and a second output of the kernel would only be read there.
             (grad_identity,) = backward(*grads, y, None, None, None, None, *ctx.shift)
@@ -211,7 +211,7 @@ class _ResidualShift(torch.autograd.Function):
             parts.append(_per_channel(along_bias, branch))
         if along_identity is not None:
             parts.append(along_identity.to(dtype))
-        if activation not in FROM_OUTPUT:
+        if ACTIVATIONS[activation].reads == "input":
             value = _normalised_sum(branch, scale, bias, identity)
         elif value is not None:
             value = value.to(dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import FROM_OUTPUT, activation_backward, check_activation
+from ..activations import ACTIVATIONS, activation_backward, check_activation
 from .checks import check_clips, check_floats, check_frames, check_like
 from .convolution import convolution_in_aten, convolved
 from .declare import declare
@@ -77,13 +77,13 @@ class _ShiftConv1x1(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, identity, *shift = inputs
-        activation = shift[-1]
-        recomputed = activation not in FROM_OUTPUT
+        reads = ACTIVATIONS[shift[-1]].reads
+        recomputed = reads == "input"
         ctx.shift = shift
         kept = (
             x,
             weight,
-            output if activation in ("relu", "relu6") else None,
+            output if reads == "output" else None,
             bias if recomputed else None,
             identity if recomputed else None,
         )
@@ -95,7 +95,7 @@ class _ShiftConv1x1(torch.autograd.Function):
         # Made of operators that have a backward each, so it can be differentiated again.
         x, weight, value, bias, identity = ctx.saved_tensors
         *counts, activation = ctx.shift
-        if activation not in FROM_OUTPUT:
+        if ACTIVATIONS[activation].reads == "input":
             value = shift_conv1x1(x, weight, bias, identity, *counts, "none")
         grad = activation_backward(grads[0], value, activation)
         need_x, need_weight, need_bias, need_identity = ctx.needs_input_grad[:4]
@@ -119,7 +119,7 @@ class _ShiftConv1x1(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x, weight, value, bias, identity = ctx.saved_tensors
         *counts, activation = ctx.shift
-        if activation not in FROM_OUTPUT:
+        if ACTIVATIONS[activation].reads == "input":
             value = shift_conv1x1(x, weight, bias, identity, *counts, "none")
         along_x, along_weight, along_bias, along_identity = tangents[:4]
         parts = [

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ..dataflow.tracing import copied
-from ..fusion.fuse import MOST_ROWS, FusionReport, capture, check_fusible, rewritten
+from ..fusion.fuse import MOST_ROWS, capture, check_fusible, rewritten
+from ..fusion.report import FusionReport
 from .state import overwrite
 from .step import StreamStep
 

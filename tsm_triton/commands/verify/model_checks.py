@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ... import reference
 from ...functional import fold_counts, temporal_shift
-from ...fusion.fuse import FusionReport, fuse
+from ...fusion.fuse import fuse
+from ...fusion.report import FusionReport
 from ...patching.finding import find_sites
 from ...patching.hooks import is_patched, shift_disabled
 from ...patching.patch import patch, unpatch
