@@ -276,7 +276,7 @@ MUTATIONS = (
         "patch: a stale graph runs",
         "model a compiled model runs",
         "patching/hook_guards.py",
-        "    config = sys.modules.get(CONFIG)\n",
+        "    config = sys.modules.get(DYNAMO_CONFIG)\n",
         "    return\n",
     ),
     Mutation(

@@ -197,7 +197,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
     twin.eval()  # the result may be None: mmaction2's backbones return nothing from train
     for module in twin.modules():
         if "_hf_hook" in vars(module):
-            module.forward = module._old_forward
+            module.forward = module._old_forward  # type: ignore[assignment]
         if CHECKPOINTED in modules_of(module):  # torch's activation checkpointing
             module.checkpoint_fn = _call  # type: ignore[assignment]
         if getattr(module, "grad_checkpointing", False):

@@ -149,7 +149,8 @@ def _convolves(op: Any, arguments: tuple[Any, ...], of_torch: tuple[Any, ...], d
     """Whether the op is torch's convolution of x, weight, bias, identity, its four numbers, and the activation."""
     *tensors, stride, padding, dilation, groups, activation = of_torch
     x, weight, bias, identity = (None if tensor is None else tensor.double() for tensor in tensors)
-    wanted = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    convolve: Any = torch.nn.functional.conv2d
+    wanted = convolve(x, weight, bias, stride, padding, dilation, groups)
     wanted = reference.activate(wanted if identity is None else wanted + identity, activation)
     before = tensors[0].clone()
     actual = op(*_on(device, arguments))

@@ -103,8 +103,10 @@ def replaced_modules(device: str) -> str:
     frames = torch.randn(4, 3, 32, 32, device=device)
     expected = model(frames)
     for name in [site.name for site in find_sites(unpatch(copy.deepcopy(model)))]:
-        conv = model.get_submodule(name)
-        twin = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        conv: Any = model.get_submodule(name)
+        twin: Any = nn.Conv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
+        )
         twin.weight, twin.bias = conv.weight, conv.bias
         model.set_submodule(name, twin)
     assert_same_bits(model(frames), expected)

@@ -13,7 +13,7 @@ from .place import Convolved
 __all__ = ["ShiftConv1x1"]
 
 # one frame a clip, no channel moved
-UNSHIFTED = (1, 0, 0, True)
+UNSHIFTED = (1, 0, 0, False)
 
 
 class ShiftConv1x1(Convolved):
