@@ -289,7 +289,7 @@ MUTATIONS = (
     Mutation(
         "frames: wrong normalisation of a model that is wrapped",
         "frames are prepared",
-        "video/preparation.py",
+        "preparation.py",
         "for name, module in model.named_modules():",
         'for name, module in [("", model)]:',
     ),

@@ -17,6 +17,22 @@ NAMES = pytest.mark.parametrize("name", ACTIVATIONS)
 POINTS = torch.tensor([-9.0, -3.5, -1.0, -0.1, 0.2, 1.0, 2.9, 3.2, 5.9, 6.5, 9.0], dtype=torch.float64)
 
 
+# as the papers and torch's manual write them: the reference takes its functions from the table
+FORMULAS = {
+    "none": lambda z: z,
+    "relu": lambda z: z.clamp(min=0),
+    "relu6": lambda z: z.clamp(0, 6),
+    "hardswish": lambda z: z * (z + 3).clamp(0, 6) / 6,
+    "silu": lambda z: z / (1 + (-z).exp()),
+}
+
+
+def test_the_functions_are_their_formulas():
+    assert FORMULAS.keys() == ACTIVATIONS.keys()
+    for name, formula in FORMULAS.items():
+        torch.testing.assert_close(reference.activate(POINTS, name), formula(POINTS))
+
+
 @NAMES
 def test_the_derivative_is_that_of_the_function(name):
     z = POINTS.clone().requires_grad_()

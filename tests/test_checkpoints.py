@@ -16,7 +16,7 @@ import tsm_triton
 from tsm_triton import VideoClassifier, load_checkpoint, patch, save_checkpoint
 from tsm_triton.checkpoints.patches import patch_of
 from tsm_triton.patching.hooks import is_patched, shift_hooks
-from tsm_triton.video.preparation import Preparation, preparation_of, set_preparation
+from tsm_triton.preparation import Preparation, preparation_of, set_preparation
 
 FRAMES = torch.randn(8, 3, 48, 48)
 

@@ -22,8 +22,8 @@ from tsm_triton.commands.stream import annotation, sources
 from tsm_triton.commands.stream import command as stream
 from tsm_triton.commands.stream.sources import open_source
 from tsm_triton.commands.stream.weights import load_trained
+from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.video import live, probe, read_frames
-from tsm_triton.video.preparation import Preparation, set_preparation
 from tsm_triton.video.transforms import eval_transform
 
 from .servers import http_server, send

@@ -18,8 +18,8 @@ from tsm_triton.commands.common import create_model
 from tsm_triton.commands.stream.annotation import MAX_WIDTH, annotated_video
 from tsm_triton.commands.stream.sources import open_source
 from tsm_triton.commands.stream.weights import load_trained
+from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.video import probe
-from tsm_triton.video.preparation import Preparation, set_preparation
 
 from .damage import damaged
 

@@ -363,7 +363,7 @@ def test_a_plain_tensor_of_a_cpu_needs_no_dispatcher(monkeypatch):
         assert torch.equal(temporal_shift(x.clone().requires_grad_(), 2), expected)
     assert not calls
     with pytest.raises(ValueError, match="whole clips"):
-        ops.shift(x, 3, 1, 1, False, 1)
+        temporal_shift(x, 3)
 
     def dispatched(x) -> torch.Tensor:
         calls.clear()

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as F
 
 import tsm_triton
 from tsm_triton import VideoClassifier
+from tsm_triton.preparation import Preparation, preparation_of, set_preparation
 from tsm_triton.video.features import VideoFeatures
-from tsm_triton.video.preparation import Preparation, preparation_of, set_preparation
 from tsm_triton.video.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

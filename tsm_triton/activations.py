@@ -95,10 +95,8 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def check_activation(activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}: choose one"
-        )
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
 
 
 def activate(z: Tensor, activation: str) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .activations import check_activation
 from .arguments import as_count, as_int, as_ints
 from .choices import DIRECTIONS, FOLD_ORDERS
 from .torch_private import assert_async
@@ -248,6 +249,7 @@ def residual_shift(
     _check_tensors(branch=branch, identity=identity)
     _check_optional_tensors(scale=scale, bias=bias)
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
+    check_activation(activation)
     ops.check_channel_dim(branch, 1, "branch")
     check_folded(branch, num_segments, name="branch")
     counts = _counts(branch, "branch", num_segments, shift_div, direction)
@@ -301,6 +303,7 @@ def shift_conv1x1(
     _check_tensors(x=x, weight=weight)
     _check_optional_tensors(bias=bias, identity=identity)
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
+    check_activation(activation)
     ops.check_channel_dim(x, 1)
     counts = _counts(x, "x", num_segments, shift_div, direction)
     return ops.shift_conv1x1(x, weight, bias, identity, num_segments, *counts, activation)

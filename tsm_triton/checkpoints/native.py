@@ -28,8 +28,8 @@ from ..fusion.fuse import FusedModel
 from ..integrations.origin import Origin, origin_of
 from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
+from ..preparation import Preparation, module_of, preparation_of, set_preparation
 from ..version import __version__
-from ..video.preparation import Preparation, module_of, preparation_of, set_preparation
 from .files import read, write
 from .keys import fit, own_name, state_in, unwrapped
 from .patches import apply_patch, check_same_patch, patch_of
@@ -193,9 +193,7 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Check
     elif isinstance(source, (str, os.PathLike)):
         held, name = read(source), repr(os.fspath(source))
     else:
-        raise TypeError(
-            f"source must be a path or a state dict, got {type(source).__name__}: pass one of them"
-        )
+        raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
     if not (isinstance(held, Mapping) and held.get("format") == FORMAT):
         return Checkpoint(name, state_in(held, name))
     return _parsed(held, name)

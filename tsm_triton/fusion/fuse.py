@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 from ..dataflow.tracing import copied, input_shape, meta_twin
 from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
+from ..preparation import preparation_of
 from ..torch_private import (
     FakeTensorMode,
     buffers_of,
@@ -26,7 +27,6 @@ from ..torch_private import (
     parameters_of,
     pre_hooks,
 )
-from ..video.preparation import preparation_of
 from .folding import fold_constants
 from .report import FusionReport
 from .rewriting import rewrite

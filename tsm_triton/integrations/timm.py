@@ -9,6 +9,7 @@ from ..dataflow.kinds import BATCH_NORMS, VIEWS
 from ..dataflow.merges import Skipped
 from ..dataflow.tracing import Call, Trace
 from ..sites import ShiftSite
+from .library import Library
 from .residual import STAGES, resnet_sites
 
 REFUSED = {
@@ -18,41 +19,41 @@ REFUSED = {
 }
 
 
-def is_model(module: nn.Module) -> bool:
-    """Whether a module of timm's is a whole model, or a `features_only` wrapper of one."""
-    return hasattr(module, "pretrained_cfg") or hasattr(module, "default_cfg")
+class Rules(Library):
+    """Of timm."""
 
+    def is_model(self, module: nn.Module) -> bool:
+        """Whether a module of timm's is a whole model, or a `features_only` wrapper of one."""
+        return hasattr(module, "pretrained_cfg") or hasattr(module, "default_cfg")
 
-def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
-    """The sites of a ResNet, named relative to it; None for what the dataflow decides."""
-    from timm.models._features import FeatureGetterNet
-    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+    def find_sites(self, model: nn.Module, place: str) -> Sequence[ShiftSite] | None:
+        """The sites of a ResNet, named relative to it; None for what the dataflow decides."""
+        from timm.models._features import FeatureGetterNet
+        from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-    if isinstance(model, FeatureGetterNet):
-        sites = find_sites(model.model, place)
-        return sites and [replace(site, name=f"model.{site.name}") for site in sites]
-    if isinstance(model, ResNet) or _has_blocks(model, (BasicBlock, Bottleneck)):
-        return list(resnet_sites(model, place))
-    return None
+        if isinstance(model, FeatureGetterNet):
+            sites = self.find_sites(model.model, place)
+            return sites and [replace(site, name=f"model.{site.name}") for site in sites]
+        if isinstance(model, ResNet) or _has_blocks(model, (BasicBlock, Bottleneck)):
+            return list(resnet_sites(model, place))
+        return None
 
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why a family gets no shift unless it is asked for site by site."""
+        for module in model.modules():
+            reason = REFUSED.get(type(module).__module__.rpartition(".")[2])
+            if reason is not None:
+                return reason
+        return None
 
-def refusal(model: nn.Module) -> str | None:
-    """Why a family gets no shift unless it is asked for site by site."""
-    for module in model.modules():
-        reason = REFUSED.get(type(module).__module__.rpartition(".")[2])
-        if reason is not None:
-            return reason
-    return None
-
-
-def lost_when_reparameterised(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
-    """The sites that `reparameterize_model` would lose, or whose shift it would let past a batch norm."""
-    calls = {call.name: call for call in graph.calls}
-    return [
-        Skipped(site.name, reason)
-        for site in sites
-        if (reason := _reparameterised(calls[site.name], graph)) is not None
-    ]
+    def lost_when_reparameterised(self, sites: Sequence[ShiftSite], graph: Trace) -> Sequence[Skipped]:
+        """The sites that `reparameterize_model` would lose, or whose shift it would let past a batch norm."""
+        calls = {call.name: call for call in graph.calls}
+        return [
+            Skipped(site.name, reason)
+            for site in sites
+            if (reason := _reparameterised(calls[site.name], graph)) is not None
+        ]
 
 
 def _reparameterised(call: Call, graph: Trace) -> str | None:

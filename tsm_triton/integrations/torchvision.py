@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from ..dataflow.merges import Skipped
-from ..dataflow.tracing import Trace
 from ..sites import ShiftSite
+from .library import Library
 from .residual import first_conv, resnet_sites
 
 # what the detectors take their maps from: models that lost their heads
@@ -18,30 +17,32 @@ BACKBONES = (
 )
 
 
-def is_model(module: nn.Module) -> bool:
-    """Whether a module of torchvision's is a whole model of images: their classes are public, blocks are not.
+class Rules(Library):
+    """Of torchvision."""
 
-    Detectors take lists of images, and hold such a model as their backbone.
-    """
-    if f"{type(module).__module__}.{type(module).__qualname__}" in BACKBONES:
-        return True
-    return any(
-        cls.__module__.startswith("torchvision.models.")
-        and not cls.__module__.startswith("torchvision.models.detection.")
-        and cls.__name__ in getattr(sys.modules[cls.__module__], "__all__", ())
-        for cls in type(module).__mro__
-    )
+    def is_model(self, module: nn.Module) -> bool:
+        """Whether a module of torchvision's is a whole model of images: their classes are public, blocks are not.
 
+        Detectors take lists of images, and hold such a model as their backbone.
+        """
+        if f"{type(module).__module__}.{type(module).__qualname__}" in BACKBONES:
+            return True
+        return any(
+            cls.__module__.startswith("torchvision.models.")
+            and not cls.__module__.startswith("torchvision.models.detection.")
+            and cls.__name__ in getattr(sys.modules[cls.__module__], "__all__", ())
+            for cls in type(module).__mro__
+        )
 
-def find_sites(model: nn.Module, place: str) -> list[ShiftSite] | None:
-    """The sites of a ResNet or MobileNetV2, named relative to it; None for what the dataflow decides."""
-    from torchvision import models
+    def find_sites(self, model: nn.Module, place: str) -> Sequence[ShiftSite] | None:
+        """The sites of a ResNet or MobileNetV2, named relative to it; None for what the dataflow decides."""
+        from torchvision import models
 
-    if isinstance(model, models.ResNet) or _is_resnet_body(model):
-        return list(resnet_sites(model, place))
-    if isinstance(model, models.MobileNetV2):
-        return list(_mobilenet_v2_sites(model, place))
-    return None
+        if isinstance(model, models.ResNet) or _is_resnet_body(model):
+            return list(resnet_sites(model, place))
+        if isinstance(model, models.MobileNetV2):
+            return list(_mobilenet_v2_sites(model, place))
+        return None
 
 
 def _is_resnet_body(model: nn.Module) -> bool:
@@ -51,14 +52,6 @@ def _is_resnet_body(model: nn.Module) -> bool:
     return isinstance(model, IntermediateLayerGetter) and any(
         isinstance(module, (BasicBlock, Bottleneck)) for module in model.modules()
     )
-
-
-def refusal(model: nn.Module) -> str | None:
-    return None
-
-
-def lost_when_reparameterised(sites: Sequence[ShiftSite], graph: Trace) -> list[Skipped]:
-    return []
 
 
 def _mobilenet_v2_sites(model: nn.Module, place: str) -> Iterator[ShiftSite]:

@@ -10,7 +10,7 @@ def check_clips(
     x: Tensor, num_segments: int, n_first: int, n_second: int, channel_dim: int, name: str = "x"
 ) -> None:
     """That a shift of whole clips fits."""
-    check_channels(x, n_first, n_second, channel_dim)
+    check_channels(x, n_first, n_second, channel_dim, name)
     check_frames(x.shape[0], num_segments, name)
 
 
@@ -23,9 +23,9 @@ def check_frames(frames: int, num_segments: int, name: str = "x") -> None:
         )
 
 
-def check_channels(x: Tensor, n_first: int, n_second: int, channel_dim: int) -> None:
+def check_channels(x: Tensor, n_first: int, n_second: int, channel_dim: int, name: str = "x") -> None:
     """That the two groups of channels are there."""
-    check_channel_dim(x, channel_dim)
+    check_channel_dim(x, channel_dim, name)
     channels = x.shape[channel_dim]
     if min(n_first, n_second) < 0 or n_first + n_second > channels:
         raise ValueError(

@@ -26,7 +26,7 @@ _SHIFT = "SymInt num_segments, SymInt n_first, SymInt n_second, bool reverse, st
 
 
 def _check(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any) -> None:
-    check_floats(branch, "branch", "[N*T, C, *spatial]", range(2, 6))
+    check_floats(branch, "branch", "[N*T, C, *spatial] of 2 to 5 axes", range(2, 6))
     num_segments, n_first, n_second, _, activation = shift
     check_clips(branch, num_segments, n_first, n_second, 1, "branch")
     check_activation(activation)

@@ -57,11 +57,11 @@ def shift_by_copies(
 
 
 def shift(x: Tensor, *arguments: Any) -> Tensor:
-    """The op; of a plain tensor on a CPU without the dispatcher, whose way to the form and back costs MEASURED."""
-    if not is_plain(x):
-        return temporal_shift(x, *arguments)
-    _check(x, *arguments)
-    return shift_by_copies(x, *arguments)
+    """The op, of arguments that are checked; of a plain tensor on a CPU without the dispatcher.
+
+    MEASURED
+    """
+    return shift_by_copies(x, *arguments) if is_plain(x) else temporal_shift(x, *arguments)
 
 
 def _aten(x: Tensor, num_segments: int, *shift: Any) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from ..choices import PLACES
 from ..dataflow.branches import analyse
 from ..dataflow.merges import Merge, Skipped
 from ..dataflow.tracing import Trace
+from ..integrations.library import Library
 from ..sites import ShiftSite
 
 __all__ = [
@@ -250,11 +250,11 @@ def backbones_of(
     return backbones or [_by_dataflow("", model, place, example_input)]
 
 
-def _integrations(module: nn.Module) -> Iterator[Any]:
+def _integrations(module: nn.Module) -> Iterator[Library]:
     """What is known about the libraries that a module's class comes from."""
     libraries = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
     for library in libraries.intersection(INTEGRATIONS):
-        yield import_module(f"..integrations.{library}", __package__)
+        yield import_module(f"..integrations.{library}", __package__).Rules()
 
 
 def _by_dataflow(prefix: str, module: nn.Module, place: str, example_input: Tensor | None) -> Backbone:

@@ -163,9 +163,7 @@ def _checked_sites(model: nn.Module, sites: Iterable[ShiftSite]) -> list[ShiftSi
                 f"at {site.name!r}. Find sites with tsm_triton.find_sites(model)."
             )
         if site.channel_dim not in (1, -1):
-            raise ValueError(
-                f"channel_dim must be 1 or -1, got {site.channel_dim} at {site.name!r}: choose one"
-            )
+            raise ValueError(f"channel_dim must be 1 or -1, got {site.channel_dim} at {site.name!r}")
     if not sites:
         raise ValueError("expected at least one site, got none: find some with tsm_triton.find_sites(model)")
     twice = [name for name, count in Counter(site.name for site in sites).items() if count > 1]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import as_ints
 from ..torch_private import foreach_copy_, foreach_zero_
 
 __all__ = ["StreamState", "check_caches", "overwrite", "state_keys"]
@@ -106,8 +107,13 @@ class StreamState(Sequence[Tensor]):
             if cache.numel():
                 self._by_stream(cache)[streams] = rows.unflatten(0, (len(streams), -1))
 
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        """Let all streams begin anew, or some."""
+    def reset(self, indices: Iterable[int] | Tensor | None = None) -> None:
+        """Let all streams begin anew, or some.
+
+        Raises:
+            TypeError, ValueError: numbers of no stream; the streams stay as they were.
+        """
+        streams = None if indices is None else self._numbers(indices)
         tensors = [*self.caches, *self.window]
         if streams is not None:
             tensors = [self._by_stream(x)[i] for x in tensors if x.numel() for i in streams]
@@ -173,6 +179,19 @@ class StreamState(Sequence[Tensor]):
 
     def _by_stream(self, x: Tensor) -> Tensor:
         return x.unflatten(0, (self.num_streams, -1))
+
+    def _numbers(self, indices: Iterable[int] | Tensor) -> list[int]:
+        """Streams by number, each of them there."""
+        chosen = as_ints(indices, "indices")
+        for i in chosen:
+            if not 0 <= i < self.num_streams:
+                raise ValueError(
+                    f"expected streams from 0 to {self.num_streams - 1}, got {i}. Pass numbers of a frame's rows."
+                    if self.num_streams
+                    else f"expected a stream that has seen a frame, got reset of {i} before the first. Streams "
+                    "are new then: call reset after it."
+                )
+        return chosen
 
 
 def state_keys(names: Iterable[str], consensus: int | None, every: int, features: bool) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import as_count, as_ints
+from ..arguments import as_count
 from .averaging import mean_of_last
 from .fused_step import FusedStep
 from .state import StreamState, state_keys
@@ -139,7 +139,7 @@ class Streaming:
         Raises:
             TypeError, ValueError: indices that name no stream; the streams stay as they were.
         """
-        self.state.reset(None if indices is None else self._numbers(indices))
+        self.state.reset(indices)
         self._fresh |= indices is None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -174,6 +174,7 @@ class Streaming:
         loaded = self.state.loaded(state, self.consensus, next(self.model.parameters()).device)
         if loaded is not self.state:
             self.state, self._kind = loaded, None
+            self._stage()
         self._fresh = False
 
     def to(self, device: torch.device | str) -> "Streaming":
@@ -183,6 +184,7 @@ class Streaming:
             The same object.
         """
         self.state, self._kind = self.state.to(device), None
+        self._stage()
         return self
 
     def __repr__(self) -> str:
@@ -211,6 +213,12 @@ class Streaming:
             caches = self.step.init_state(frame)
             self._forget()
             self.state, self._kind = StreamState(self.step.names, caches, frame.shape), kind
+            self._stage()
+
+    def _stage(self) -> None:
+        """Allocate what a frame is written to now, and not inside of a CUDA graph that captures the next frame."""
+        if self.step.writes_into:
+            self.state.staging()
 
     def _run(self, frame: Tensor, streams: Tensor | None) -> tuple[Any, Sequence[Tensor]]:
         """What the model makes of the given streams (None: of all), and the caches of all behind it."""
@@ -245,17 +253,3 @@ class Streaming:
                 f"{type(self.model).__name__}. Pass a model with one output, or leave "
                 "consensus and every out."
             )
-
-    def _numbers(self, indices: Iterable[int] | Tensor) -> list[int]:
-        """Streams by number, each of them there."""
-        chosen = as_ints(indices, "indices")
-        for i in chosen:
-            if not 0 <= i < self.num_streams:
-                raise ValueError(
-                    f"expected streams from 0 to {self.num_streams - 1}, got {i}. Pass "
-                    "numbers of a frame's rows."
-                    if self.num_streams
-                    else f"expected a stream that has seen a frame, got reset of {i} before the first. Streams "
-                    "are new then: call reset after it."
-                )
-        return chosen

@@ -65,9 +65,7 @@ class VideoClassifier(nn.Module):
             ("view_average", view_average, VIEW_AVERAGE),
         ):
             if value not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}: choose one"
-                )
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         self.model = model
         self.num_segments = num_segments
         self.consensus = consensus
@@ -90,7 +88,7 @@ class VideoClassifier(nn.Module):
             return self._scores(video.unflatten(0, (-1, self.num_segments)))
         raise ValueError(
             f"video must have shape [N, T, 3, H, W], [N, V, T, 3, H, W], or [N*T, 3, H, W] with "
-            f"T = num_segments = {self.num_segments}, got {tuple(video.shape)}: reshape it"
+            f"T = num_segments = {self.num_segments}, got {tuple(video.shape)}"
         )
 
     def _scores(self, video: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class VideoFeatures(nn.Module):
         if video.dim() != 5:
             raise ValueError(
                 f"video must have shape [N, T, 3, H, W], or [N*T, 3, H, W] with T = num_segments = "
-                f"{self.num_segments}, got {tuple(video.shape)}: reshape it"
+                f"{self.num_segments}, got {tuple(video.shape)}"
             )
         with clips_of_length(self.model, video.shape[1]):
             maps = self.model(video.flatten(0, 1))

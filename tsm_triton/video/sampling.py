@@ -151,7 +151,7 @@ def sample_frames(
     """
     if strategy not in get_args(Strategy):
         raise ValueError(
-            f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}, got {strategy!r}: choose one"
+            f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}, got {strategy!r}"
         )
     if strategy == "dense":
         frames = sample_dense(num_frames, num_segments, train=train, generator=generator)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .preparation import IMAGENET_MEAN, IMAGENET_STD, preparation_of
+from ..preparation import IMAGENET_MEAN, IMAGENET_STD, preparation_of
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -112,7 +112,7 @@ class ViewCrops(v2.Transform):
     def __init__(self, size: int, short_side: int, views: int = 1) -> None:
         super().__init__()
         if views not in (1, 3, 10):
-            raise ValueError(f"views must be 1, 3 or 10, got {views}: choose one")
+            raise ValueError(f"views must be 1, 3 or 10, got {views}")
         if not 1 <= size <= short_side:
             raise ValueError(
                 f"expected 1 <= size <= short_side, got size={size}, short_side={short_side}: "

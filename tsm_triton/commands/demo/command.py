@@ -19,10 +19,10 @@ from tqdm.contrib.concurrent import thread_map
 from ...checkpoints import save_checkpoint
 from ...extras import check_installed
 from ...patching.patch import patch
+from ...preparation import Preparation, set_preparation
 from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
 from ...video.decoding import read_clip
-from ...video.preparation import Preparation, set_preparation
 from ...video.transforms import eval_transform
 from ..common import create_model, make_folder, pick_device, say
 from . import TRAINING

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -42,12 +43,27 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"tsm-triton verify, {_environment(device)}")
     print(f"{args.examples} cases a property, seed {args.seed}\n", flush=True)
-    failures, passed = [], 0
     start = time.perf_counter()
+    passed, failures = _passed_and_failed(found, args.seed, args.fail_fast)
+    for number, (check, error) in enumerate(failures, start=1):
+        print(f"\nFailure {number}: {check.subject} {check.claim} ({check.form})")
+        _print_failure(check, error)
+    seconds = time.perf_counter() - start
+    print(f"\n{passed} checks passed, {len(failures)} failed, in {seconds:.0f} s.")
+    left = len(found) - passed - len(failures)
+    if left:
+        print(f"Stopped at the first failure; {left} checks were not run.")
+    return 1 if failures else 0
+
+
+def _passed_and_failed(
+    found: list[Any], seed: int, fail_fast: bool
+) -> tuple[int, list[tuple[Any, Exception]]]:
+    """How many checks hold, and those that do not; a line of each is printed."""
+    passed, failures = 0, []
     for check in found:
-        line = str(check)
         began = time.perf_counter()
-        torch.manual_seed(args.seed)
+        torch.manual_seed(seed)
         try:
             # not ours: numpy's in the interpreter, torch's of its own parts
             with warnings.catch_warnings():
@@ -55,27 +71,24 @@ def run(args: argparse.Namespace) -> int:
                 amount = check.run()
         except Exception as error:
             failures.append((check, error))
-            print(f"FAIL  {line}", flush=True)
-            if args.fail_fast:
+            print(f"FAIL  {check}", flush=True)
+            if fail_fast:
                 break
         else:
             passed += 1
-            print(f"ok    {line} {amount:>13} {time.perf_counter() - began:6.1f} s", flush=True)
+            print(f"ok    {check} {amount:>13} {time.perf_counter() - began:6.1f} s", flush=True)
+    return passed, failures
 
-    for number, (check, error) in enumerate(failures, start=1):
-        print(f"\nFailure {number}: {check.subject} {check.claim} ({check.form})")
-        message = str(error) if isinstance(error, checks.Failed) else f"{type(error).__name__}: {error}"
-        print("    " + message.strip().replace("\n", "\n    "))
-        if isinstance(error, checks.Failed):
-            print("Reproduce it with")
-            print(f"    {_imports(check.form)}")
-            print(f"    {error.reproducer}")
-    seconds = time.perf_counter() - start
-    print(f"\n{passed} checks passed, {len(failures)} failed, in {seconds:.0f} s.")
-    left = len(found) - passed - len(failures)
-    if left:
-        print(f"Stopped at the first failure; {left} checks were not run.")
-    return 1 if failures else 0
+
+def _print_failure(check: Any, error: Exception) -> None:
+    """What a check says, and of a property the lines that show it again."""
+    reproducer = getattr(error, "reproducer", None)
+    message = str(error) if reproducer else f"{type(error).__name__}: {error}"
+    print("    " + message.strip().replace("\n", "\n    "))
+    if reproducer:
+        print("Reproduce it with")
+        print(f"    {_imports(check.form)}")
+        print(f"    {reproducer}")
 
 
 def _import_checks(device: torch.device) -> ModuleType:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..integrations.origin import fits_default_size, image_size, lookalikes
-from ..torch_private import COMPILED
+from .integrations.origin import fits_default_size, image_size, lookalikes
+from .torch_private import COMPILED
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preparation", "module_of", "preparation_of", "set_preparation"]
 
@@ -185,14 +185,14 @@ def _torchvision_config(module: nn.Module) -> Mapping[str, Any] | None:
     """What torchvision's weights for a model were trained with: it stands beside them, not in the model."""
     from torchvision import models
 
-    from ..integrations.torchvision import is_model
+    from .integrations.torchvision import Rules
 
     if type(getattr(module, "transform", None)).__name__ == "GeneralizedRCNNTransform":
         raise ValueError(
             f"expected a model of normalised frames, got {type(module).__name__}, which resizes and normalises them "
             "itself. Pass it frames divided by 255."
         )
-    if not is_model(module):
+    if not Rules().is_model(module):
         return None
     for name in lookalikes(module):
         weights: Any = models.get_model_weights(name)
