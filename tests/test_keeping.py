@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
-from tsm_triton import ShiftSite, find_sites, is_patched, patch, shift_disabled, unpatch
+from tsm_triton import ShiftSite, find_sites, is_patched, patch, save_checkpoint, shift_disabled, unpatch
 from tsm_triton.patching.hooks import shift_hooks
 
 
@@ -201,6 +202,91 @@ def test_a_lost_shift_is_named_by_the_next_call(copied, loss, called):
     with pytest.raises(RuntimeError, match=r"'layer\d.0.conv1' is gone, .* Call tsm_triton.unpatch"):
         model(frames())
     unpatch(model)
+
+
+def in_a_wrapper(model: nn.Module) -> None:
+    """A block that stands one level deeper than the patch knows, and is not shifted."""
+    model.layer1[0] = nn.Sequential(OrderedDict(block=built().layer1[0]))
+
+
+LOST_CALLS = {
+    "compile": lambda m, x: torch.compile(m, backend="eager")(x),
+    "compile, fullgraph": lambda m, x: torch.compile(m, backend="eager", fullgraph=True)(x),
+    "export": lambda m, x: torch.export.export(m, (x,)),
+    "fx": lambda m, x: torch.fx.symbolic_trace(m)(x),
+    "features": lambda m, x: m.forward_features(x),
+    "a part": lambda m, x: m.layer1(m.conv1(x)),
+}
+
+
+@pytest.mark.parametrize("called", LOST_CALLS)
+def test_a_lost_shift_is_missed_by_whoever_comes_to_its_place(called):
+    model = patch(built(), T).eval()
+    in_a_wrapper(model)
+    with pytest.raises(Exception, match=r"what stood at \'conv1\' is gone|what stood at 'conv1' is gone"):
+        LOST_CALLS[called](model, frames())
+    unpatch(model)
+    torch.compiler.reset()  # Dynamo tries no frame again that raised
+    LOST_CALLS[called](model, frames())
+
+
+def test_a_lost_shift_is_not_saved(tmp_path):
+    for loss in (in_a_wrapper, LOSSES["deleted behind the back"]):
+        model = patch(built(), T)
+        loss(model)
+        with pytest.raises(RuntimeError, match="is gone, and the shift with it"):
+            save_checkpoint(model, tmp_path / "weights.pt")
+
+
+def test_a_shift_that_was_lost_comes_back_with_its_place():
+    model = patch(built(), T)
+    expected, block = copy.deepcopy(model), copy.deepcopy(unpatch(copy.deepcopy(model)).layer1[0])
+    in_a_wrapper(model)
+    model.layer1[0] = block
+    computes_the_same(model, expected, frames())
+
+
+@pytest.mark.parametrize("change", [dict(num_segments=2 * T), dict(direction="causal"), dict(shift_div=4)])
+def test_a_block_that_is_shifted_in_another_way_is_refused(change):
+    model, other = patch(built(), T), patch(built(), **{"num_segments": T, **change})
+    expected, block = copy.deepcopy(model), model.layer1[0]
+    with pytest.raises(
+        RuntimeError, match="expected a module that is shifted as the one whose place it takes"
+    ):
+        model.layer1[0] = other.layer1[0]
+    assert model.layer1[0] is block
+    computes_the_same(model, expected, frames())
+    model.layer1[0] = copy.deepcopy(expected.layer1[0])
+    computes_the_same(model, expected, frames())
+
+
+def test_a_part_put_back_as_a_copy_counts_the_frames_of_the_model():
+    model = timm.create_model(
+        "swinv2_tiny_window8_256", img_size=64, window_size=4, embed_dim=32, depths=(2, 2), num_heads=(2, 4)
+    )
+    model = patch(visible(model), T).eval()
+    expected = copy.deepcopy(model)
+    x = torch.randn(4 * T, 3, 64, 64)
+    with torch.no_grad():
+        model(x[: 2 * T])
+        for block in model.layers[0].blocks:
+            block.attn = copy.deepcopy(block.attn)
+        for frames_ in (x, x[:T]):
+            torch.testing.assert_close(model(frames_), expected(frames_))
+
+
+@pytest.mark.parametrize("attribute", ["_forward_pre_hooks", "_modules"])
+def test_dictionaries_that_are_replaced_are_noticed(attribute):
+    model = patch(built(), T)
+    model(frames())
+    if attribute == "_modules":
+        modules = dict(model.layer1[0]._modules)
+        modules["conv1"] = built().layer1[0].conv1
+        model.layer1[0]._modules = modules
+    else:
+        model.layer1[0].conv1._forward_pre_hooks = OrderedDict()
+    with pytest.raises(RuntimeError, match="'layer1.0.conv1' is gone"):
+        model(frames())
 
 
 def test_a_part_that_was_unpatched_on_purpose_is_not_missed():

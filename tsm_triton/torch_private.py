@@ -60,6 +60,8 @@ __all__ = [
     "COMPILED_CLASS",
     "DUAL_LEVEL",
     "DYNAMO_CONFIG",
+    "MODULES",
+    "PRE_HOOKS",
     "REPLICA",
     "SHARDED",
     "TRANSFORMS_KEY",
@@ -208,6 +210,11 @@ def skip_hook_guards(config: Any, skip: bool) -> bool:
     before = config.skip_nnmodule_hook_guards
     config.skip_nnmodule_hook_guards = skip
     return before
+
+
+# Their names in `vars(module)`, where each may be replaced as a whole.
+PRE_HOOKS = "_forward_pre_hooks"
+MODULES = "_modules"
 
 
 def pre_hooks(module: nn.Module) -> dict[int, Any]:

@@ -28,6 +28,7 @@ from ..fusion.fuse import FusedModel
 from ..integrations.origin import Origin, origin_of
 from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
+from ..patching.keeping import check_whole
 from ..preparation import Preparation, module_of, preparation_of, set_preparation
 from ..version import __version__
 from .files import read, write
@@ -98,6 +99,7 @@ def save_checkpoint(
         torch.Size([8, 2])
     """
     inner = unwrapped(module_of(model))
+    check_whole(inner)
     check_model(inner)
     if any(isinstance(module, FusedModel) for module in inner.modules()):
         raise TypeError(

@@ -99,6 +99,11 @@ class ShiftHook:
     def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
         self._step.value = step
 
+    @property
+    def moves(self) -> tuple[int, str, int, str]:
+        """Which channels, from where, on which axis."""
+        return self.shift_div, self.direction, self.channel_dim, self.fold_order
+
     def _number_itself(self) -> None:
         self._key = f"of_{next(_numbers)}"
         self.boundaries = None
@@ -138,7 +143,8 @@ class ShiftHook:
 
     def __del__(self) -> None:
         for values in (_boundaries, _lengths):
-            vars(values).pop(vars(self).get("_key", ""), None)
+            if values is not None:  # at the interpreter's end
+                vars(values).pop(vars(self).get("_key", ""), None)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ..torch_private import (
+    MODULES,
+    PRE_HOOKS,
     REPLICA,
     modules_of,
     pre_hooks,
@@ -22,7 +24,11 @@ from ..torch_private import (
 from .description import describe, forget_description
 from .hooks import FrameCounter, ShiftHook
 
-__all__ = ["PatchRecord", "remove_hooks"]
+__all__ = ["PatchRecord", "check_whole", "remove_hooks"]
+
+IN_ORDER = (
+    "Call tsm_triton.unpatch(model), then patch it again: first replace modules, then patch, then compile."
+)
 
 
 class PatchRecord:
@@ -49,9 +55,9 @@ class PatchRecord:
         if torch.compiler.is_compiling() or getattr(module, REPLICA, False):
             return
         if self._links is None or any(holder.get(key) is not it for holder, key, it in self._links):
-            self._find(module)
+            self.find(module)
 
-    def _find(self, model: nn.Module) -> None:
+    def find(self, model: nn.Module) -> None:
         """Look the hooks up, wherever they stand by now."""
         paths = {
             id(hook): (name, module, key)
@@ -59,13 +65,12 @@ class PatchRecord:
             for key, hook in pre_hooks(module).items()
         }
         kept = [(name, hook) for name, hook in self.hooks if not hook.removed]
-        lost = [name for name, hook in kept if id(hook) not in paths and not _has_hook(model, name)]
+        lost = [name for name, hook in kept if id(hook) not in paths and not _has_like(model, name, hook)]
         if lost:
             raise RuntimeError(
                 f"expected {type(model).__name__} to hold its {len(kept)} shifts, got a model that was changed "
                 f"after tsm_triton.patch: what stood at {', '.join(map(repr, lost))} is gone, and the shift with it. "
-                "Call tsm_triton.unpatch(model), then patch it again: first replace modules, then patch, then "
-                "compile."
+                f"{IN_ORDER}"
             )
         links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
         for _, hook in kept:
@@ -76,10 +81,43 @@ class PatchRecord:
             for part in name.split(".") if name else ():
                 inner = modules_of(outer)[part]
                 links[id(outer), part] = (modules_of(outer), part, inner)
+                # whole dictionaries may be replaced
+                links[id(outer), MODULES] = (vars(outer), MODULES, modules_of(outer))
                 assert inner is not None
                 outer = inner
             links[id(module), key] = (pre_hooks(module), key, hook)
+            links[id(module), PRE_HOOKS] = (vars(module), PRE_HOOKS, pre_hooks(module))
         self._links = list(links.values())
+
+
+class LostShift:
+    """The forward pre-hook of what took a shifted module's place without a place for its shift: it refuses to run.
+
+    The model's record would find that too, but only in a call of the model, in eager: this one stands in the way of
+    compilers, exporters, tracers and calls of a part.
+    """
+
+    def __init__(self, path: str, hook: ShiftHook | FrameCounter) -> None:
+        self.path = path
+        self.hook = hook
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        if self.hook.removed or any(hook is self.hook for *_, hook in _hooks_in(module)):
+            return
+        raise RuntimeError(
+            f"expected {type(module).__name__} to hold a shift, got one that took a shifted module's place after "
+            f"tsm_triton.patch: what stood at {self.path!r} is gone, and the shift with it. {IN_ORDER}"
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise `RuntimeError` where a patched model, or one in it, has lost a shift."""
+    for module in model.modules():
+        for hook in list(pre_hooks(module).values()):
+            if isinstance(hook, PatchRecord):
+                hook.find(module)
 
 
 def remove_hooks(model: nn.Module) -> None:
@@ -87,10 +125,14 @@ def remove_hooks(model: nn.Module) -> None:
     for module in model.modules():
         forget_description(module)
         for key, hook in list(pre_hooks(module).items()):
-            if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
+            if isinstance(hook, (*HELD, PatchRecord)):
                 take_pre_hook(module, key)
+            hook = hook.hook if isinstance(hook, LostShift) else hook
             if isinstance(hook, (ShiftHook, FrameCounter)):
                 hook.removed = True  # on purpose: a record further up need not miss it
+
+
+HELD = (ShiftHook, FrameCounter, LostShift)
 
 
 def _carry(parent: nn.Module, name: str, new: Any) -> None:
@@ -102,31 +144,58 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
     moving = list(_hooks_in(old))
     if not moving or any(isinstance(hook, PatchRecord) for *_, hook in moving):
         return  # a whole model takes the place of another: the patch is that one's own
-    inside = {id(module) for module in new.modules()}
     places = dict(new.named_modules())
-    for path, module, _, hook in moving:
+    inside = {id(module) for module in places.values()}
+    # what stays where it is: a wrapper around a block holds its sites
+    moving = [each for each in moving if not (each[0] and id(each[1]) in inside)]
+    _check_alike(moving, places)
+    for path, _, _, hook in moving:
+        if isinstance(hook, LostShift):
+            path, hook = ".".join(filter(None, (path, hook.path))), hook.hook
         place = places.get(path)
-        # a wrapper around a block holds its sites
-        if place is None or (path and id(module) in inside):
+        if place is None:
+            if not hook.removed:
+                new.register_forward_pre_hook(LostShift(path, hook), with_kwargs=True)
             continue
-        if isinstance(hook, ShiftHook):
-            # one around a site itself may read the input first; what it holds of the site, or a copy of that, would
-            # shift once more
-            for _, inner, key, other in list(_hooks_in(place)):
-                if inner is not place and isinstance(other, ShiftHook):
-                    take_pre_hook(inner, key)
-                    forget_description(inner)
-            if _shift_of(place) is not None:
-                continue
-            describe(place, hook)
+        if isinstance(hook, ShiftHook) and _takes_over(place, hook):
+            continue
         # it stays on an old module that is not inside, too, which may stand in other places
         place.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _takes_over(place: nn.Module, hook: ShiftHook) -> bool:
+    """Whether a place has a shift already, which is a copy of this one.
+
+    A wrapper may read the input of what it wraps first: it is shifted itself, and what it holds of the site, or a
+    copy of that, would shift once more.
+    """
+    for _, inner, key, other in list(_hooks_in(place)):
+        if inner is not place and isinstance(other, ShiftHook):
+            take_pre_hook(inner, key)
+            forget_description(inner)
+    there = _shift_of(place)
+    if there is None:
+        describe(place, hook)
+        return False
+    there.counter = hook.counter  # a copy brought one along that stands nowhere
+    return True
+
+
+def _check_alike(moving: list[tuple[str, nn.Module, int, Any]], places: dict[str, nn.Module]) -> None:
+    """Raise where what takes a shifted place is shifted in another way."""
+    for path, _, _, hook in moving:
+        there = _shift_of(places[path]) if path in places else None
+        if there is not None and isinstance(hook, ShiftHook) and repr(there) != repr(hook):
+            raise RuntimeError(
+                f"expected a module that is shifted as the one whose place it takes, {hook}, got {there}: call "
+                "tsm_triton.unpatch on it first"
+            )
 
 
 def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:
     for path, inner in list(module.named_modules()):
         for key, hook in list(pre_hooks(inner).items()):
-            if isinstance(hook, (ShiftHook, FrameCounter, PatchRecord)):
+            if isinstance(hook, (*HELD, PatchRecord)):
                 yield path, inner, key, hook
 
 
@@ -134,9 +203,11 @@ def _shift_of(module: nn.Module) -> ShiftHook | None:
     return next((hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook)), None)
 
 
-def _has_hook(model: nn.Module, name: str) -> bool:
+def _has_like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> bool:
+    """Whether the place has a shift that moves the same, of clips of whatever length."""
     place = dict(model.named_modules()).get(name)
-    return place is not None and _shift_of(place) is not None
+    there = None if place is None else _shift_of(place)
+    return there is not None and (not isinstance(hook, ShiftHook) or there.moves == hook.moves)
 
 
 register_module_module_registration_hook(_carry)
