@@ -83,7 +83,7 @@ def test_sites_builds_no_weights():
         (["hf-hub:someone/something"], "timm model"),
         (["torchvision/resnet19"], "Did you mean torchvision/resnet"),
         (["resnet18", "--shift-div", "0"], "--shift-div must be at least 1, got 0"),
-        (["resnet18", "--shift-div", "1"], "so --shift-div must be at least 2"),
+        (["resnet18", "--shift-div", "1"], "--shift-div must be at least 2, got 1"),
         (["vgg11"], "Pass --place block"),
     ],
 )

@@ -61,6 +61,11 @@ def says_what(error: str, message: str) -> bool:
 def says_what_to_do(error: str, message: str) -> bool:
     if error == "AssertionError":  # a property that fails: the finding itself
         return True
+    # of an argument: what is expected is what to pass
+    if re.search(
+        r"\b(must (have|hold|name|be (an?|one of|at least|1 or|1, 3|of|\{\}))|between \S+ and)\b", message
+    ):
+        return True
     if error == "ImportError" and re.search(r"pip install ['{]", message):
         return True
     behind = re.split(r"\bgot |does not exist", message)[-1]

@@ -89,7 +89,7 @@ ACTIVATIONS: dict[str, Activation] = {
         backward=_silu_backward,
         calls=((aten.silu.default, {}),),
         formula="z / (1 + tl.exp(-z))",
-        derivative="grad * tl.sigmoid(value) * (1 + value * (1 - tl.sigmoid(value)))",
+        derivative="grad / (1 + tl.exp(-value)) * (1 + value * (1 - 1 / (1 + tl.exp(-value))))",
     ),
 }
 

@@ -29,8 +29,7 @@ def check_shift(
         raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     if direction == "bidirectional" and shift_div < 2:
         raise ValueError(
-            f"shift_div must be at least 2, got {shift_div}: a bidirectional shift moves C // shift_div channels "
-            "each way, direction='causal' one way"
+            f"shift_div must be at least 2, got {shift_div}: a bidirectional shift moves one part in shift_div twice"
         )
     if fold_order not in FOLD_ORDERS:
         raise ValueError(
@@ -39,7 +38,8 @@ def check_shift(
         )
     if fold_order == "past_first" and direction == "causal":
         raise ValueError(
-            "expected fold_order='future_first' with direction='causal', a causal shift has one fold, got 'past_first'"
+            "expected fold_order='future_first' with direction='causal', a causal shift has one fold, got 'past_first': "
+            "leave it out"
         )
     return num_segments, shift_div
 
@@ -183,6 +183,7 @@ def temporal_shift(
         raise ValueError(
             "expected either num_segments or clip_lengths, got "
             + ("neither" if clip_lengths is None else f"both ({num_segments} and {clip_lengths})")
+            + ": pass one of the two"
         )
     segments, shift_div = check_shift(
         1 if num_segments is None else num_segments, shift_div, direction, fold_order

@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 from ..dataflow.tracing import copied, input_shape, meta_twin
 from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
+from ..patching.keeping import check_whole
 from ..preparation import preparation_of
 from ..torch_private import (
     FakeTensorMode,
@@ -257,6 +258,7 @@ def check_fusible(model: nn.Module) -> None:
             "result."
         )
     hooks = shift_hooks(model)
+    check_whole(model)
     if any(module.training for module in model.modules()):
         raise RuntimeError(
             f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "

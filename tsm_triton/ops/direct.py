@@ -24,7 +24,7 @@ def is_plain(x: Tensor) -> bool:
         and type(x) is Tensor
         and x.is_cpu
         and x.layout is torch.strided
-        and not x.is_quantized
+        and not (x.is_quantized or x.is_conj() or x.is_neg())
         and not (x.requires_grad and torch.is_grad_enabled())
         and count_dispatch_modes() == 0
         and count_function_modes() == 0

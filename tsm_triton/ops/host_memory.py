@@ -15,21 +15,22 @@ if sys.platform == "linux":
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """`torch.empty_like(x)`, its pages huge ones where Linux gives those to who asks.
+def clone(x: Tensor) -> Tensor:
+    """`x.clone()`, a large one in huge pages where Linux gives those to who asks.
 
-    The first touch of 40 MB takes 10,000 page faults, which are two thirds of a `clone()`; in pages of 2 MB the same
-    clone takes 0.55 of the time, and a shift MEASURED of its own. NumPy asks for its arrays, torch only if the
-    environment variable THP_MEM_ALLOC_ENABLE is set. Every byte of a result is written, so its huge pages hold no
-    more than small ones would. Smaller results may come from glibc's heap, where the advice would outlive them: small
-    blocks that come to lie there later would touch 2 MB at a time.
+    The first touch of 40 MB takes 10,000 page faults, most of a `clone()`; in pages of 2 MB a shift of 49 or 98 MiB
+    takes a third of its time in small ones. NumPy asks for its arrays, torch only if the environment variable
+    THP_MEM_ALLOC_ENABLE is set. Every byte of a result is written, so its huge pages hold no more than small ones
+    would. Smaller results may come from glibc's heap, where the advice would outlive them: small blocks that come to
+    lie there later would touch 2 MB at a time.
 
     A trap: a virtual machine that hands free pages back to its host gets some late, which the spread of `fresh` rows in
     `python -m benchmarks` shows.
     """
+    if x.nbytes < _LARGE or x.device.type != "cpu" or sys.platform != "linux":
+        return x.clone()
     out = torch.empty_like(x)
-    if sys.platform == "linux" and out.device.type == "cpu" and out.nbytes >= _LARGE:
-        start = -(-out.data_ptr() // _PAGE) * _PAGE
-        # Advice: a kernel without huge pages refuses it, and all is as it was.
-        _madvise(start, out.data_ptr() + out.nbytes - start, mmap.MADV_HUGEPAGE)
-    return out
+    start = -(-out.data_ptr() // _PAGE) * _PAGE
+    # Advice: a kernel without huge pages refuses it, and all is as it was.
+    _madvise(start, out.data_ptr() + out.nbytes - start, mmap.MADV_HUGEPAGE)
+    return out.copy_(x)

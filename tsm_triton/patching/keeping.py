@@ -26,9 +26,7 @@ from .hooks import FrameCounter, ShiftHook
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 
-IN_ORDER = (
-    "Call tsm_triton.unpatch(model), then patch it again: first replace modules, then patch, then compile."
-)
+IN_ORDER = "first replace modules, then patch, then compile."
 
 
 class PatchRecord:
@@ -70,7 +68,7 @@ class PatchRecord:
             raise RuntimeError(
                 f"expected {type(model).__name__} to hold its {len(kept)} shifts, got a model that was changed "
                 f"after tsm_triton.patch: what stood at {', '.join(map(repr, lost))} is gone, and the shift with it. "
-                f"{IN_ORDER}"
+                f"Call tsm_triton.unpatch(model), then patch it again: {IN_ORDER}"
             )
         links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
         for _, hook in kept:
@@ -108,7 +106,8 @@ class LostShift:
             return
         raise RuntimeError(
             f"expected {type(module).__name__} to hold a shift, got one that took a shifted module's place after "
-            f"tsm_triton.patch: what stood at {self.path!r} is gone, and the shift with it. {IN_ORDER}"
+            f"tsm_triton.patch: what stood at {self.path!r} is gone, and the shift with it. "
+            f"Call tsm_triton.unpatch(model), then patch it again: {IN_ORDER}"
         )
 
 

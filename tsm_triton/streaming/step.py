@@ -10,6 +10,7 @@ from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
 from ..patching.hooks import ShiftHook, shift_hooks
+from ..patching.keeping import check_whole
 from ..torch_private import COMPILED, pre_hooks
 from .state import check_caches
 
@@ -64,6 +65,7 @@ class StreamStep(nn.Module):
     def __init__(self, model: nn.Module, *, features: bool = False) -> None:
         super().__init__()
         shift_hooks(model)
+        check_whole(model)
         if features and not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
             raise TypeError(
                 f"features=True: expected a timm model, with forward_features and forward_head, got "
