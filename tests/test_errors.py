@@ -62,7 +62,7 @@ def says_what_to_do(error: str, message: str) -> bool:
     if error == "AssertionError":  # a property that fails: the finding itself
         return True
     # of an argument: what is expected is what to pass
-    if re.search(r"\b(must (have|hold|name|be (?!1,))|between \S+ and)", message):
+    if re.search(r"\b(must (have|hold|name|be (?!1, got))|between \S+ and)", message):
         return True
     if error == "ImportError" and re.search(r"pip install ['{]", message):
         return True

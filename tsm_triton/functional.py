@@ -38,7 +38,7 @@ def check_shift(
         )
     if fold_order == "past_first" and direction == "causal":
         raise ValueError(
-            "expected fold_order='future_first' with direction='causal', which has one fold, got 'past_first': leave it out"
+            "expected fold_order='future_first' with direction='causal', of one fold, got 'past_first': leave it out"
         )
     return num_segments, shift_div
 

@@ -212,7 +212,7 @@ def skip_hook_guards(config: Any, skip: bool) -> bool:
     return before
 
 
-# Their names in `vars(module)`, where each may be replaced as a whole.
+# The names in `vars(module)` of two dictionaries that may be replaced as a whole (test_a_module_is_dictionaries).
 PRE_HOOKS = "_forward_pre_hooks"
 MODULES = "_modules"
 
