@@ -359,8 +359,8 @@ def test_a_module_is_dictionaries():
     assert torch_private.parameters_of(model)["weight"] is model.weight
     torch_private.buffers_of(model)["running_mean"] = mean = torch.ones(1)
     assert model.running_mean is mean
-    assert vars(module)[torch_private.PRE_HOOKS] is torch_private.pre_hooks(module)
-    assert vars(module)[torch_private.MODULES] is torch_private.modules_of(module)
+    assert vars(model)[torch_private.PRE_HOOKS] is torch_private.pre_hooks(model)
+    assert vars(model)[torch_private.MODULES] is torch_private.modules_of(model)
 
 
 def test_views_share_a_storage_key():
