@@ -16,9 +16,9 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# The oldest torch we support, with the triton it brings.
+# The oldest torch we support, with the triton it brings: the suite, or some files of it, TESTS="tests/test_ops.py ...".
 test-oldest: .venv-oldest/installed
-	$(OLDEST)/python -m pytest -n 2
+	$(OLDEST)/python -m pytest -n 2 $(TESTS)
 
 # What the next torch and Triton break: pre-releases, where PyPI has any, else the newest. Looked up anew each time.
 test-next:
