@@ -478,7 +478,7 @@ def test_a_patch_takes_the_order_of_the_folds(resnet):
     ("options", "message"),
     [
         (dict(fold_order="paddle"), "fold_order must be one of 'future_first', 'past_first', got 'paddle'"),
-        (dict(fold_order="past_first", direction="causal"), "a causal shift has one fold"),
+        (dict(fold_order="past_first", direction="causal"), "of one fold, got 'past_first'"),
     ],
 )
 def test_an_order_that_cannot_be_is_refused(resnet, options, message):

@@ -27,10 +27,9 @@ def clone(x: Tensor) -> Tensor:
     A trap: a virtual machine that hands free pages back to its host gets some late, which the spread of `fresh` rows in
     `python -m benchmarks` shows.
     """
-    if x.nbytes < _LARGE or x.device.type != "cpu" or sys.platform != "linux":
-        return x.clone()
-    out = torch.empty_like(x)
-    start = -(-out.data_ptr() // _PAGE) * _PAGE
-    # Advice: a kernel without huge pages refuses it, and all is as it was.
-    _madvise(start, out.data_ptr() + out.nbytes - start, mmap.MADV_HUGEPAGE)
+    out = torch.empty_like(x)  # and not clone, whose memory `testing.guarded_memory` does not guard
+    if out.nbytes >= _LARGE and out.device.type == "cpu" and sys.platform == "linux":
+        start = -(-out.data_ptr() // _PAGE) * _PAGE
+        # Advice: a kernel without huge pages refuses it, and all is as it was.
+        _madvise(start, out.data_ptr() + out.nbytes - start, mmap.MADV_HUGEPAGE)
     return out.copy_(x)
