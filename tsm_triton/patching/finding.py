@@ -229,7 +229,7 @@ def backbones_of(
             outer = f"{prefix}." if prefix else ""
             sites = integration.find_sites(module, place)
             if sites is not None:
-                backbones.append(Backbone(outer, module, sites, example_input))
+                backbones.append(Backbone(outer, module, list(sites), example_input))
                 break
             if integration.is_model(module):
                 reason = None if forced else integration.refusal(module)
