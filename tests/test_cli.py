@@ -9,7 +9,7 @@ import pytest
 
 from tsm_triton import __version__, extras
 from tsm_triton.cli import main
-from tsm_triton.commands import COMMANDS, common, sites
+from tsm_triton.commands import COMMANDS, common
 from tsm_triton.commands.sites import command
 
 
@@ -114,7 +114,7 @@ def test_options_are_named_as_on_the_command_line(monkeypatch, capsys):
             "place must be 'block', got 'x' (chunk b'\\xd1h'): pass place='block' or shift_div=4; a place"
         )
 
-    monkeypatch.setattr(sites, "run", refuse)
+    monkeypatch.setattr(command, "run", refuse)
     assert main(["sites", "resnet18"]) == 2
     words = "--place must be 'block', got 'x' (chunk \\xd1h): pass --place block or --shift-div 4; a place"
     assert capsys.readouterr().err == f"tsm-triton: error: {words}\n"
@@ -129,8 +129,8 @@ def test_a_seed_that_torch_does_not_take_is_refused(argv, capsys):
 
 
 def test_an_ascii_terminal_gets_every_word():
-    code = "import sys; from tsm_triton.commands import sites; from tsm_triton.cli import main\n"
-    code += "sites.run = lambda args: print('caf\\xe9 \\u2713') or 0\n"
+    code = "import sys; from tsm_triton.commands.sites import command; from tsm_triton.cli import main\n"
+    code += "command.run = lambda args: print('caf\\xe9 \\u2713') or 0\n"
     code += "sys.exit(main(['sites', 'resnet18']))"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -141,7 +141,7 @@ def test_ctrl_c_is_status_130(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sites, "run", interrupted)
+    monkeypatch.setattr(command, "run", interrupted)
     assert main(["sites", "resnet18"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

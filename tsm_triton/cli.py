@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         usage = commands[args.command].format_usage()
         names = [name for name in vars(args) if _option(name) in usage]
-        status = import_module(f".commands.{args.command}", __package__).run(args)
+        status = import_module(f".commands.{args.command}.command", __package__).run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # piped into head: nobody reads on, and Python must not flush again at exit

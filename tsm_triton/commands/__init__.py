@@ -1,4 +1,4 @@
-"""The commands of `tsm-triton`, a folder each: `add_arguments(parser)` without torch, `run(args) -> int` with it."""
+"""The commands of `tsm-triton`, a folder each: `add_arguments(parser)`, without torch, and `command.run`."""
 
 # Listed here so that `tsm-triton --help` imports none of them, and no torch.
 COMMANDS = {

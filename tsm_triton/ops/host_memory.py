@@ -18,11 +18,11 @@ if sys.platform == "linux":
 def clone(x: Tensor) -> Tensor:
     """`x.clone()`, a large one in huge pages where Linux gives those to who asks.
 
-    The first touch of 40 MB takes 10,000 page faults, most of a `clone()`; in pages of 2 MB a shift of 49 or 98 MiB
-    takes a third of its time in small ones. NumPy asks for its arrays, torch only if the environment variable
-    THP_MEM_ALLOC_ENABLE is set. Every byte of a result is written, so its huge pages hold no more than small ones
-    would. Smaller results may come from glibc's heap, where the advice would outlive them: small blocks that come to
-    lie there later would touch 2 MB at a time.
+    The first touch of 40 MB takes 10,000 page faults, most of a `clone()`, in pages of 2 MB 20: what that gains is the
+    row "copy, our pages" beside "copy" of `python -m benchmarks` on a CPU. NumPy asks for its arrays, torch only if the
+    environment variable THP_MEM_ALLOC_ENABLE is set. Every byte of a result is written, so its huge pages hold no more
+    than small ones would. Smaller results may come from glibc's heap, where the advice would outlive them: small blocks
+    that come to lie there later would touch 2 MB at a time.
 
     A trap: a virtual machine that hands free pages back to its host gets some late, which the spread of `fresh` rows in
     `python -m benchmarks` shows.

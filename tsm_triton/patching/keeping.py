@@ -26,8 +26,6 @@ from .hooks import FrameCounter, ShiftHook
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 
-IN_ORDER = "first replace modules, then patch, then compile."
-
 
 class PatchRecord:
     """The forward pre-hook of a patched model that refuses to run without one of its shifts.
@@ -65,11 +63,7 @@ class PatchRecord:
         kept = [(name, hook) for name, hook in self.hooks if not hook.removed]
         lost = [name for name, hook in kept if id(hook) not in paths and not _has_like(model, name, hook)]
         if lost:
-            raise RuntimeError(
-                f"expected {type(model).__name__} to hold its {len(kept)} shifts, got a model that was changed "
-                f"after tsm_triton.patch: what stood at {', '.join(map(repr, lost))} is gone, and the shift with it. "
-                f"Call tsm_triton.unpatch(model), then patch it again: {IN_ORDER}"
-            )
+            raise _gone(model, f"its {len(kept)} shifts", "a model that was changed", lost)
         links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
         for _, hook in kept:
             name, module, key = paths.get(id(hook), (None, None, None))
@@ -104,34 +98,29 @@ class LostShift:
     ) -> None:
         if self.hook.removed or any(hook is self.hook for *_, hook in _hooks_in(module)):
             return
-        raise RuntimeError(
-            f"expected {type(module).__name__} to hold a shift, got one that took a shifted module's place after "
-            f"tsm_triton.patch: what stood at {self.path!r} is gone, and the shift with it. "
-            f"Call tsm_triton.unpatch(model), then patch it again: {IN_ORDER}"
-        )
+        raise _gone(module, "a shift", "one that took a shifted module's place", [self.path])
+
+
+# all that a patch puts into a model
+HELD = (ShiftHook, FrameCounter, LostShift, PatchRecord)
 
 
 def check_whole(model: nn.Module) -> None:
     """Raise `RuntimeError` where a patched model, or one in it, has lost a shift."""
-    for module in model.modules():
-        for hook in list(pre_hooks(module).values()):
-            if isinstance(hook, PatchRecord):
-                hook.find(module)
+    for _, module, _, hook in list(_hooks_in(model)):
+        if isinstance(hook, PatchRecord):
+            hook.find(module)
 
 
 def remove_hooks(model: nn.Module) -> None:
     """Take all that a patch has put into a model, or into a part of one, out of it."""
     for module in model.modules():
         forget_description(module)
-        for key, hook in list(pre_hooks(module).items()):
-            if isinstance(hook, (*HELD, PatchRecord)):
-                take_pre_hook(module, key)
-            hook = hook.hook if isinstance(hook, LostShift) else hook
-            if isinstance(hook, (ShiftHook, FrameCounter)):
-                hook.removed = True  # on purpose: a record further up need not miss it
-
-
-HELD = (ShiftHook, FrameCounter, LostShift)
+    for _, module, key, hook in list(_hooks_in(model)):
+        take_pre_hook(module, key)
+        hook = hook.hook if isinstance(hook, LostShift) else hook
+        if not isinstance(hook, PatchRecord):
+            hook.removed = True  # on purpose: a record further up need not miss it
 
 
 def _carry(parent: nn.Module, name: str, new: Any) -> None:
@@ -194,8 +183,17 @@ def _check_alike(moving: list[tuple[str, nn.Module, int, Any]], places: dict[str
 def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:
     for path, inner in list(module.named_modules()):
         for key, hook in list(pre_hooks(inner).items()):
-            if isinstance(hook, (*HELD, PatchRecord)):
+            if isinstance(hook, HELD):
                 yield path, inner, key, hook
+
+
+def _gone(holder: nn.Module, expected: str, got: str, places: list[str]) -> RuntimeError:
+    """What to raise where a shift is missed."""
+    return RuntimeError(
+        f"expected {type(holder).__name__} to hold {expected}, got {got} after tsm_triton.patch: what stood at "
+        f"{', '.join(map(repr, places))} is gone, and the shift with it. Call tsm_triton.unpatch(model), then patch it "
+        "again: first replace modules, then patch, then compile."
+    )
 
 
 def _shift_of(module: nn.Module) -> ShiftHook | None:

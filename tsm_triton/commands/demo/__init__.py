@@ -6,7 +6,7 @@ from pathlib import Path
 from ...choices import DIRECTIONS
 from ..options import SEEDS, within
 
-__all__ = ["DEMO_WEIGHTS", "TRAINING", "add_arguments", "run"]
+__all__ = ["DEMO_WEIGHTS", "TRAINING", "add_arguments"]
 
 # direction -> clips and epochs. Without the future a model learns 640 clips by heart: 57 % on others.
 TRAINING = {"bidirectional": (800, 8), "causal": (1600, 6)}
@@ -33,9 +33,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clips", type=int, help=f"a fifth of them for testing (default: {several})")
     several = ", ".join(f"{epochs} if {direction}" for direction, (_, epochs) in TRAINING.items())
     add("--epochs", type=int, help=f"default: {several}")
-
-
-def run(args: argparse.Namespace) -> int:
-    from .command import run
-
-    return run(args)

@@ -4,7 +4,7 @@ import argparse
 
 from ...choices import PLACES
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="one channel in N moves each way (default: %(default)s)",
     )
-
-
-def run(args: argparse.Namespace) -> int:
-    from .command import run
-
-    return run(args)

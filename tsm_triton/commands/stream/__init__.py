@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..demo import DEMO_WEIGHTS
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +30,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--consensus", type=int, metavar="K", help="average the logits of the last K frames")
     add("--every", type=int, default=1, metavar="N", help="compute each N-th frame (default: %(default)s)")
     add("--max-frames", type=int, metavar="N", help="stop after N frames of the source")
-
-
-def run(args: argparse.Namespace) -> int:
-    from .command import run
-
-    return run(args)

@@ -4,7 +4,7 @@ import argparse
 
 from ..options import SEEDS, within
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +33,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the checks whose line in the report holds these words; may be given several times",
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
-
-
-def run(args: argparse.Namespace) -> int:
-    from .command import run
-
-    return run(args)
