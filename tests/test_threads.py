@@ -11,7 +11,7 @@ import timm
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tsm_triton import Streaming, packed_clips, patch
+from tsm_triton import Streaming, VideoClassifier, packed_clips, patch
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_clip
 
@@ -52,6 +52,36 @@ def test_threads_share_a_model(name):
     for outputs, alone in zip(results, expected, strict=True):
         for output in outputs:
             assert_same_bits(output, alone)
+
+
+def test_threads_share_a_model_with_clips_of_other_lengths():
+    model = small()
+    classifier = VideoClassifier(model)
+    videos = [torch.randn(2, length, 3, 64, 64) for length in (2, 4, 8)]
+    expected = [classifier(video) for video in videos]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        results = outputs_of_threads([lambda video=video: classifier(video) for video in videos], times=10)
+    finally:
+        sys.setswitchinterval(interval)
+    for outputs, alone in zip(results, expected, strict=True):
+        for output in outputs:
+            assert_same_bits(output, alone)
+
+
+def test_a_packing_is_of_its_thread():
+    model = small()
+    frames = torch.randn(8, 3, 32, 32)
+    expected = model(frames)
+    with packed_clips(model, [3, 5]):
+        packed = model(frames)
+        with ThreadPoolExecutor(1) as pool:
+            assert_same_bits(pool.submit(model, frames).result(), expected)
+            with pytest.raises(RuntimeError, match="expected no other thread inside packed_clips"):
+                pool.submit(VideoClassifier(model), frames, clip_lengths=[3, 5]).result()
+        assert_same_bits(model(frames), packed)
+    assert not torch.equal(packed, expected)
 
 
 def test_a_model_is_copied_while_it_runs():

@@ -203,6 +203,15 @@ def test_the_level_of_dual_numbers_is_known():
     assert level() == -1
 
 
+def test_a_backward_knows_its_thread():
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda _: seen.append(torch_private.in_backward()))
+    (2 * x).backward()
+    assert seen == [True]
+    assert not torch_private.in_backward()
+
+
 def test_what_a_node_calls_is_told_from_a_region(compiled_or_not):
     found = []
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 # An op's call that autograd need not note goes below it (test_below_autograd_an_op_is_its_own_form).
 from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 
+# Which backward runs on this thread, -1 outside of any (test_a_backward_knows_its_thread).
+from torch._C import _current_graph_task_id as backward_number
+
 # Whether a call would be seen by a mode or noted by a trace (test_who_sees_a_call_is_known).
 from torch._C import _get_tracing_state as tracing_state
 from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
@@ -90,6 +93,7 @@ __all__ = [
     "forget_tracer",
     "forward_hooks",
     "functionalization",
+    "in_backward",
     "inductor_config",
     "is_compiled",
     "keep_gpu_busy",
@@ -187,6 +191,11 @@ CHECKPOINTED = "_checkpoint_wrapped_module"
 SHARDED = "_fsdp_wrapped_module"
 # An attribute of DataParallel's copies of a model, one call long (test_a_replica_says_that_it_is_one).
 REPLICA = "_is_replica"
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward (test_a_backward_knows_its_thread)."""
+    return backward_number() != -1
 
 
 def is_compiled(module: nn.Module) -> bool:

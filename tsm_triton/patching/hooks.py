@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Proxy
 from .. import ops
 from ..arguments import as_count
 from ..functional import clip_boundaries, fold_counts, temporal_shift
-from ..torch_private import pre_hooks
+from ..torch_private import in_backward, pre_hooks
 from .hook_guards import guard_hooks
 
 __all__ = [
@@ -89,6 +89,7 @@ class ShiftHook:
         self.fold_order = fold_order
         self.enabled = True
         self._step = _OfThread()
+        self._own_length = _OfThread()
 
     @property
     def step(self) -> Callable[[Tensor], Tensor] | None:
@@ -98,6 +99,10 @@ class ShiftHook:
     @step.setter
     def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
         self._step.value = step
+
+    def set_own_length(self, length: int | None) -> None:
+        """The frames of a clip in the calls of this thread alone, None for the model's."""
+        self._own_length.value = length
 
     @property
     def moves(self) -> tuple[int, str, int, str]:
@@ -115,7 +120,9 @@ class ShiftHook:
             length = getattr(_lengths, self._key)
             if length is not None:
                 return length.shape[0]
-        return self._num_segments
+            return self._num_segments
+        own = self._own_length.value
+        return self._num_segments if own is None else own
 
     @num_segments.setter
     def num_segments(self, num_segments: int) -> None:
@@ -126,15 +133,30 @@ class ShiftHook:
 
     @property
     def boundaries(self) -> Tensor | None:
-        """Where clips of different lengths begin, inside `packed_clips`."""
-        return getattr(_boundaries, self._key)
+        """Where clips of different lengths begin, inside `packed_clips`, and for the thread that is inside of it.
+
+        A GPU's backward, which runs again what gradient checkpointing wraps, has a thread of its own.
+        """
+        boundaries = getattr(_boundaries, self._key)
+        if boundaries is None or torch.compiler.is_dynamo_compiling():
+            return boundaries
+        return boundaries if self._packed_by == threading.get_ident() or in_backward() else None
 
     @boundaries.setter
     def boundaries(self, boundaries: Tensor | None) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            self._packed_by = threading.get_ident()
         setattr(_boundaries, self._key, boundaries)
 
+    @property
+    def packed_elsewhere(self) -> bool:
+        """Whether another thread is inside `packed_clips`."""
+        return getattr(_boundaries, self._key) is not None and self._packed_by != threading.get_ident()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("length", "_key")}
+        return {
+            key: value for key, value in vars(self).items() if key not in ("length", "_key", "_packed_by")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -319,15 +341,15 @@ def shift_disabled(model: nn.Module) -> Iterator[None]:
 def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
     """Run a patched model on clips of different lengths, packed along the frame axis without padding.
 
-    One thread at a time: the lengths are the model's, and a call of another thread would take them too. With
-    gradient checkpointing the backward belongs inside too: it runs blocks again.
+    The lengths are this thread's; but one thread at a time may be inside, and a compiled model takes them for every
+    thread. With gradient checkpointing the backward belongs inside too: it runs blocks again.
 
     Args:
         model: a patched model.
         clip_lengths: how many frames each clip has; they add up to the frames the model is called with.
 
     Raises:
-        RuntimeError: the model is not patched.
+        RuntimeError: the model is not patched, or another thread is inside.
         TypeError, ValueError: lengths that are not non-negative integers, or (in the model's forward) do not
             add up to its frames.
 
@@ -342,6 +364,11 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
     hooks = shift_hooks(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     boundaries = clip_boundaries(clip_lengths, device=device)
+    if any(hook.packed_elsewhere for hook in hooks):
+        raise RuntimeError(
+            f"expected no other thread inside packed_clips of this {type(model).__name__}, got one: pack one "
+            "thread's clips at a time, or give each thread a copy.deepcopy of the model"
+        )
     before = [(hook, hook.boundaries) for hook in hooks]
     try:
         for hook in hooks:

@@ -38,7 +38,8 @@ class VideoClassifier(nn.Module):
     Under `torch.compile` one dynamic graph serves every T, and every packing whose `clip_lengths` come as a tensor; a
     list is a constant of the graph, compiled anew for each number of clips at least.
 
-    Threads that share the model share T and `clip_lengths` too: give them one T, and packed clips one at a time.
+    Threads may share the model, each with a T of its own in eager. A compiled model inside of it takes its T from the
+    model, as a plain call does: give those threads one T, and packed clips one at a time.
     With gradient checkpointing, which runs blocks again in the backward, one T's backward comes before the
     next T's forward, and `with packed_clips(model, clip_lengths):` stands around a packed forward and backward.
 

@@ -37,7 +37,8 @@ def check_video(video: Tensor, model: nn.Module) -> None:
 def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
     """Run a model of frames on clips of this length; raise where a fused one is fixed to another.
 
-    A patched one stays set to it, but for a call that is being traced: its graph takes any length.
+    Other threads may call it with other lengths at the same time. A patched one stays set to the last one, but for
+    a call that is being traced: its graph takes any length.
     """
     if not is_patched(model):
         check_fixed_length(model, [num_segments])
@@ -52,9 +53,16 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
             for hook in hooks:
                 hook.length = None
     else:
-        if any(hook.num_segments != num_segments for hook in shift_hooks(model)):
+        hooks = shift_hooks(model)
+        if any(hook.num_segments != num_segments for hook in hooks):
             set_num_segments(model, num_segments)
-        yield
+        try:
+            for hook in hooks:
+                hook.set_own_length(num_segments)
+            yield
+        finally:
+            for hook in hooks:
+                hook.set_own_length(None)
 
 
 def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:
