@@ -455,6 +455,24 @@ def test_what_export_cannot_capture_is_refused():
         fuse(Fixed().eval(), example_input=EXAMPLE)
 
 
+def test_a_model_that_counts_in_strides_is_refused():
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = small()
+
+        def forward(self, x):
+            scores = self.backbone(x)
+            n, c, h, w = x.shape
+            rows = x.as_strided((n, c * h * w), (c * h * w, 1))  # other pixels in channels_last
+            return scores + rows[:, :5]
+
+    with pytest.raises(
+        RuntimeError, match="does not depend on how its maps lie in memory, got Strided, which"
+    ):
+        fuse(Strided().eval(), example_input=EXAMPLE)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

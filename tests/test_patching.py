@@ -420,6 +420,18 @@ def test_a_compiled_model_is_refused(resnet, how):
     assert not is_patched(resnet)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_torchscript_says_what_takes_a_patched_model():
+    model = patch(timm.create_model("test_resnet").eval(), 2)
+    with pytest.raises(
+        AttributeError, match="got a patched one, whose hooks are Python. Use torch.jit.trace"
+    ):
+        torch.jit.script(model)
+    traced = torch.jit.trace(model, torch.randn(2, 3, 32, 32))
+    frames = torch.randn(6, 3, 32, 32)
+    torch.testing.assert_close(traced(frames), model(frames))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_scripted_model_is_refused():
     scripted = torch.jit.script(torchvision.models.resnet18())

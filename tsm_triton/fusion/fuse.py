@@ -38,6 +38,13 @@ __all__ = ["FusedModel", "fuse"]
 # The graphs hold no guard, so they take more.
 MOST_ROWS = 65535
 
+# what reads memory by numbers, and not by an axis
+_OF_STRIDES = {
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten.as_strided_copy.default,
+    torch.ops.aten.as_strided_scatter.default,
+}
+
 # torch.export holds what it does in globals
 _CAPTURING = threading.Lock()
 
@@ -304,19 +311,26 @@ def capture(
         wanted: which inputs the graph must take, for the error.
 
     Raises:
-        RuntimeError: `torch.export` cannot capture it so.
+        RuntimeError: `torch.export` cannot capture it so, or it counts in strides.
     """
     _to_channels_last(module.requires_grad_(False))
     try:
         with _CAPTURING:
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
-            return program.module(check_guards=False)  # type: ignore[return-value]
+            network: GraphModule = program.module(check_guards=False)  # type: ignore[assignment]
     except Exception as error:
         raise RuntimeError(
             f"expected a model that torch.export captures for {wanted}, got {type(error).__name__} for {name}. "
             "Pass example_input if its input is of another size; else keep the patched model, which "
             "torch.compile takes as it is."
         ) from error
+    if any(node.target in _OF_STRIDES for node in network.graph.nodes):
+        raise RuntimeError(
+            f"expected a model whose result does not depend on how its maps lie in memory, got {name}, which calls "
+            "as_strided and would read other values in channels_last. Keep the patched model, which torch.compile "
+            "takes as it is, or use Tensor.unfold."
+        )
+    return network
 
 
 def _to_channels_last(module: nn.Module) -> None:

@@ -19,6 +19,7 @@ from .hook_guards import guard_hooks
 __all__ = [
     "FrameCounter",
     "ShiftHook",
+    "Unscripted",
     "is_patched",
     "packed_clips",
     "set_num_segments",
@@ -54,7 +55,18 @@ _lengths = _OfHooks()  # of clips: the size of a tensor that holds nothing
 _numbers = itertools.count()
 
 
-class ShiftHook:
+class Unscripted:
+    """What TorchScript cannot hold, and says so where it asks a hook for its name."""
+
+    @property
+    def __name__(self) -> str:
+        raise AttributeError(
+            "expected a model that TorchScript can hold, got a patched one, whose hooks are Python. Use torch.jit.trace, "
+            "whose graph takes any number of clips, torch.export or torch.compile."
+        )
+
+
+class ShiftHook(Unscripted):
     """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
 
     Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
@@ -236,7 +248,7 @@ class ShiftHook:
         )
 
 
-class FrameCounter:
+class FrameCounter(Unscripted):
     """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
 
     Threads may run one model side by side, each with a batch of its own size. A thread that has not counted

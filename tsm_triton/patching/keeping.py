@@ -22,12 +22,12 @@ from ..torch_private import (
     take_pre_hook,
 )
 from .description import describe, forget_description
-from .hooks import FrameCounter, ShiftHook
+from .hooks import FrameCounter, ShiftHook, Unscripted
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 
 
-class PatchRecord:
+class PatchRecord(Unscripted):
     """The forward pre-hook of a patched model that refuses to run without one of its shifts.
 
     A call of eager costs a dictionary look-up for each module on the way to a site; graphs hold what was there
@@ -82,7 +82,7 @@ class PatchRecord:
         self._links = list(links.values())
 
 
-class LostShift:
+class LostShift(Unscripted):
     """The forward pre-hook of what took a shifted module's place without a place for its shift: it refuses to run.
 
     The model's record would find that too, but only in a call of the model, in eager: this one stands in the way of
