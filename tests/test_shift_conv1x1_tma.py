@@ -7,6 +7,7 @@ import torch
 import triton
 
 from tsm_triton import ops, reference
+from tsm_triton.commands.verify.op_checks import launched
 from tsm_triton.kernels import shift_conv1x1 as plain
 from tsm_triton.kernels import shift_conv1x1_tma as kernel
 from tsm_triton.testing import assert_close, assert_same_bits
@@ -49,22 +50,6 @@ def to(device, values) -> Any:
     return [None if v is None else v.to(device) for v in last]
 
 
-def launched(values: Any, shift: Any, activation, tile, multiprocessors=3) -> torch.Tensor:
-    num_segments, n_first, n_second, reverse = shift
-    x, weight, bias, identity = values
-    x = x.movedim(1, -1)
-    frames, height, width, _ = x.shape
-    out = torch.empty(frames, height, width, len(weight), dtype=x.dtype, device=x.device)
-    pixels = height * width
-    clip_rows = pixels * (num_segments if n_first + n_second else frames)
-    ends = (n_first, n_first + n_second)
-    assert kernel.takes(x, weight, identity, *ends)
-    kernel.launch(
-        x, weight, bias, identity, out, clip_rows, pixels, *ends, reverse, activation, tile, multiprocessors
-    )  # fmt: skip
-    return out.movedim(-1, 1)
-
-
 @persistent
 @pytest.mark.parametrize(
     ("shift", "c_in", "added"),
@@ -82,7 +67,7 @@ def test_matches_the_reference(device, shift, c_in, added, persistent):
     tile = (
         kernel.Tile(32, 32, 4, 2, persistent) if device == "cpu" else kernel.Tile(128, 32, 4, 2, persistent)
     )
-    out = launched(to(device, values), shift, "relu", tile)
+    out = launched(*to(device, values), *shift, "relu", tile)
     expected: list[Any] = [*values, *shift, "relu"]
     assert_close(out, reference.shift_conv1x1(*expected), roundings=2)
 
@@ -90,7 +75,7 @@ def test_matches_the_reference(device, shift, c_in, added, persistent):
 def test_a_clip_that_holds_no_numbers_reaches_no_other(device):
     x, weight, bias, _ = to(device, arguments(6, 64, 8, 3, False))
     x[3:] = torch.nan
-    out = launched((x, weight, bias, None), (3, 32, 32, False), "none", kernel.Tile(64, 16, 4, 2))
+    out = launched(x, weight, bias, None, 3, 32, 32, False, "none", kernel.Tile(64, 16, 4, 2))
     assert out[:3].isfinite().all()
     assert out[3:].isnan().all()
 

@@ -170,7 +170,21 @@ def choose_sites(
         for backbone in backbones
         for site in backbone.sites
     ]
-    if not found:
+    _check_found(model, place, filter_fn is not None, backbones)
+    kept = found if stages is None else _in_stages(backbones, found, stages)
+    if filter_fn is not None:
+        kept = [site for site in kept if filter_fn(site.module, site.name)]
+    if not kept:
+        raise ValueError(
+            f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
+            f"{type(model).__name__}, got none. Choose among {', '.join(site.name for site in found)}."
+        )
+    return Found(kept, _skipped(backbones), backbones)
+
+
+def _check_found(model: nn.Module, place: str, forced: bool, backbones: Sequence[Backbone]) -> None:
+    """Raise where nothing in a model can be shifted, or, unless the sites are `forced`, not all models in it."""
+    if not any(backbone.sites for backbone in backbones):
         raise ValueError(
             f"expected a model with residual branches, or one that holds such a model, got "
             f"{type(model).__name__} with none. "
@@ -182,21 +196,12 @@ def choose_sites(
             + " by hand, with tsm_triton.temporal_shift in its forward."
         )
     without = [backbone.prefix.rstrip(".") for backbone in backbones if not backbone.sites]
-    if without and filter_fn is None:
+    if without and not forced:
         raise ValueError(
             f"expected residual branches in every model inside {type(model).__name__}, got none in "
             f"{', '.join(map(repr, without))}, which would stay unshifted. Patch the others by themselves, or "
             "say with filter_fn that their sites are all that is wanted."
         )
-    kept = found if stages is None else _in_stages(backbones, found, stages)
-    if filter_fn is not None:
-        kept = [site for site in kept if filter_fn(site.module, site.name)]
-    if not kept:
-        raise ValueError(
-            f"expected stages and filter_fn to keep at least one of the {len(found)} sites of "
-            f"{type(model).__name__}, got none. Choose among {', '.join(site.name for site in found)}."
-        )
-    return Found(kept, _skipped(backbones), backbones)
 
 
 def _skipped(backbones: Sequence[Backbone]) -> list[Skipped]:

@@ -61,8 +61,8 @@ class Unscripted:
     @property
     def __name__(self) -> str:
         raise AttributeError(
-            "expected a model that TorchScript can hold, got a patched one, whose hooks are Python. Use torch.jit.trace, "
-            "whose graph takes any number of clips, torch.export or torch.compile."
+            "expected a model that TorchScript can hold, got a patched one, whose hooks are Python. Use "
+            "torch.jit.trace, whose graph takes any number of clips, torch.export or torch.compile."
         )
 
 

@@ -27,25 +27,16 @@ def verify_shifts(
     """
     edges = [(merge, (merge.root, *merge.shortcut, merge.value)) for merge in merges]
     protected = {(one.index, two.index): merge for merge, chain in edges for one, two in pairwise(chain)}
-    expected = {site.name: site.channels for site in sites}
     folded = {site.name for site in sites if site.frames_from is not None}
     shifted: dict[Call, int] = {}
-    image: dict[
-        int, tuple[Value, Call | None]
-    ] = {}  # value of `after` -> value of `before`, the shift it came by
+    # value of `after` -> value of `before`, the shift it came by
+    image: dict[int, tuple[Value, Call | None]] = {}
     position = 0
     for value in after.values:
         if value.op == "temporal_shift":
-            if value.call in shifted:
-                return f"two shifts at one call of {value.call.name!r}"
-            channels = value.shape[value.arguments[-1]]
-            if channels != expected.get(value.call.name, channels):
-                return f"expected {expected[value.call.name]} channels at {value.call.name!r}, got {channels}"
-            if value.call.name not in folded and value.shape[0] != BATCH:
-                return (
-                    f"the first axis at {value.call.name!r} holds {value.shape[0]} rows for {BATCH} frames: "
-                    "give frames_from, the name of a module around it whose input has a row for each frame"
-                )
+            wrong = _wrong_shift(value, shifted, sites)
+            if wrong is not None:
+                return wrong
             shifted[value.call] = value.index
             image[value.index] = image[value.parents[0].index][0], value.call
             continue
@@ -69,12 +60,34 @@ def verify_shifts(
         image[value.index] = original, None
     if position < len(before.values):
         return f"the op {before.values[position].op} in {place_of(before.values[position])} is missing"
+    return _missed(after, shifted, sites)
+
+
+def _wrong_shift(value: Value, shifted: dict[Call, int], sites: Sequence[ShiftSite]) -> str | None:
+    """What is wrong with a shift by itself: of a call that has one, of other channels, of rows that are no frames."""
+    name = value.call.name
+    site = next((site for site in sites if site.name == name), None)
+    if value.call in shifted:
+        return f"two shifts at one call of {name!r}"
+    channels = value.shape[value.arguments[-1]]
+    if site is not None and channels != site.channels:
+        return f"expected {site.channels} channels at {name!r}, got {channels}"
+    if (site is None or site.frames_from is None) and value.shape[0] != BATCH:
+        return (
+            f"the first axis at {name!r} holds {value.shape[0]} rows for {BATCH} frames: "
+            "give frames_from, the name of a module around it whose input has a row for each frame"
+        )
+    return None
+
+
+def _missed(after: Trace, shifted: dict[Call, int], sites: Sequence[ShiftSite]) -> str | None:
+    """The sites that are called without a shift, or never."""
     wanted = Counter(call.name for call in after.calls if call.name in {site.name for site in sites})
     got = Counter(call.name for call in shifted)
-    if wanted != got or len(wanted) < len(sites):
-        names = [site.name for site in sites if wanted[site.name] != got[site.name] or not wanted[site.name]]
-        return f"expected a shift at each call of {names or list(got - wanted)}"
-    return None
+    if wanted == got and len(wanted) == len(sites):
+        return None
+    names = [site.name for site in sites if wanted[site.name] != got[site.name] or not wanted[site.name]]
+    return f"expected a shift at each call of {names or list(got - wanted)}"
 
 
 def _in_hook(value: Value, shifted: dict[Call, int], image: dict[int, tuple[Value, Call | None]]) -> bool:

@@ -232,18 +232,29 @@ def _index(path: AnyPath) -> _Index:
             num_frames = len(packets)
     upright = Upright.of(first)
 
-    stamps, last = [packet.dts for packet in shown if packet and packet.dts is not None], 0
-    if packets and (keeps_pts or len(stamps) < len(shown)):
-        stamps, last = [packet.pts for packet in packets], packets[-1].duration
-    times, duration, fps = list[float](), 0.0, 0.0
-    if time_base and len(stamps) == (len(packets) or len(shown)):
-        times, duration, fps = _timed(stamps, last, time_base, broadcast)
-    if len(times) != num_frames:
-        times, duration = [], 0.0
+    times, duration, fps = _times(shown, packets, num_frames, time_base, keeps_pts, broadcast)
     fps = fps or stated
     duration = duration or (num_frames / fps if fps else 0.0)
     info = VideoInfo(num_frames, fps, *upright.size, duration, upright.orientation.rotation)
     return _Index(path, track, info, upright, packets, times)
+
+
+def _times(
+    shown: list[_Packet | None],
+    packets: list[_Packet],
+    num_frames: int,
+    time_base: Fraction,
+    keeps_pts: bool,
+    broadcast: bool,
+) -> tuple[list[float], float, float]:
+    """When each frame is shown, how long all last, and the rate; no times and no duration unless each has its own."""
+    stamps, last = [packet.dts for packet in shown if packet and packet.dts is not None], 0
+    if packets and (keeps_pts or len(stamps) < len(shown)):
+        stamps, last = [packet.pts for packet in packets], packets[-1].duration
+    if not time_base or len(stamps) != (len(packets) or len(shown)):
+        return [], 0.0, 0.0
+    times, duration, fps = _timed(stamps, last, time_base, broadcast)
+    return (times, duration, fps) if len(times) == num_frames else ([], 0.0, fps)
 
 
 def _in_display_order(shown: list[_Packet | None], first: "VideoFrame | None") -> list[_Packet]:

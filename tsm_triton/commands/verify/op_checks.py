@@ -16,6 +16,7 @@ __all__ = [
     "copy_engine",
     "frames_beyond_32_bits",
     "gradcheck",
+    "launched",
     "opcheck",
     "repeats",
     "tensors_beyond_32_bits",
@@ -146,44 +147,51 @@ def copy_engine(device: str) -> str:
     for seed in seeds:
         case = ShiftCase(
             2,
-            3,
-            (),
-            128,
-            3,
-            4,
-            64,
-            32,
-            bool(seed & 1),
+            num_segments=3,
+            channels=128,
+            height=3,
+            width=4,
+            n_first=64,
+            n_second=32,
+            reverse=bool(seed & 1),
             layout="channels_last",
             dtype=torch.float16,
             seed=seed,
         )
         arguments = fused.conv_arguments(case, 40, "relu")
-        x, weight, bias, identity = (moved_to(v, device) if v is not None else None for v in arguments[:4])
-        assert x is not None
-        assert weight is not None
-        x, identity = (None if v is None else v.movedim(1, -1).contiguous() for v in (x, identity))
-        assert x is not None
-        pixels, ends = case.height * case.width, (case.n_first, case.n_first + case.n_second)
-        weight = weight.flatten(1)
-        assert kernel.takes(x, weight, identity, *ends)
-        out = x.new_empty(*x.shape[:-1], len(weight))
-        kernel.launch(
-            x,
-            weight,
-            bias,
-            identity,
-            out,
-            3 * pixels,
-            pixels,
-            *ends,
-            case.reverse,
-            "relu",
-            tile,
-            multiprocessors=3,
-        )
-        assert_close(out.movedim(-1, 1), reference.shift_conv1x1(*arguments), roundings=2)
+        values = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
+        assert_close(launched(*values, tile), reference.shift_conv1x1(*arguments), roundings=2)
     return f"{len(seeds)} calls"
+
+
+def launched(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    num_segments: int,
+    n_first: int,
+    n_second: int,
+    reverse: bool,
+    activation: str,
+    tile: Any,
+    multiprocessors: int = 3,
+) -> Tensor:
+    """`ops.shift_conv1x1` of maps `[frames, C, H, W]` by the copy engine's kernel, whatever `ops` would choose."""
+    from ...kernels import shift_conv1x1_tma as kernel
+
+    x, identity = (None if v is None else v.movedim(1, -1).contiguous() for v in (x, identity))
+    assert x is not None
+    frames, height, width, _ = x.shape
+    weight, pixels = weight.flatten(1), height * width
+    out = x.new_empty(frames, height, width, len(weight))
+    clip_rows = pixels * (num_segments if n_first + n_second else frames)
+    ends = (n_first, n_first + n_second)
+    assert kernel.takes(x, weight, identity, *ends)
+    kernel.launch(
+        x, weight, bias, identity, out, clip_rows, pixels, *ends, reverse, activation, tile, multiprocessors
+    )  # fmt: skip
+    return out.movedim(-1, 1)
 
 
 def tensors_beyond_32_bits(device: str) -> str:
