@@ -475,7 +475,7 @@ def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(stream.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    pace, kept = stream._Pace(True, 10, stream._Interrupt()), []
+    pace, kept = stream._Pace(True, 10, stream.Interrupt()), []
     for number in range(20):
         if pace.keeps(number / 10):
             kept.append(number)
@@ -489,7 +489,7 @@ def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):
     clock[0] = 200.0  # falling behind for ever: one frame a second is shown
     late = [number for number in range(111, 141) if pace.keeps(number / 10)]
     assert late == [120, 130, 140]
-    assert all(stream._Pace(False, 10, stream._Interrupt()).keeps(number / 10) for number in range(3))
+    assert all(stream._Pace(False, 10, stream.Interrupt()).keeps(number / 10) for number in range(3))
 
 
 def test_dropped_frames_leave_the_annotated_video_its_pace(clip, weights, tmp_path, monkeypatch, capsys):

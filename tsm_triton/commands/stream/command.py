@@ -1,14 +1,11 @@
 """`tsm-triton stream SOURCE`: live video through a causal model, frame by frame."""
 
 import argparse
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -18,13 +15,12 @@ from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
 from ..common import make_folder, pick_device, printable, read_labels
 from ..demo import DEMO_WEIGHTS
+from ..interrupt import Interrupt, stop_on_signal
 from .annotation import Prediction, annotated_video, save_csv, save_json, save_timeline
 from .sources import Source, open_source
 from .weights import load_trained
 
 __all__ = ["run"]
-
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     probabilities: list[Tensor] = []
     lost: list[ConnectionLostError] = []
     began = time.perf_counter()
-    with _stop_on_signal() as interrupt:
+    with stop_on_signal() as interrupt:
         pace, meter = _Pace(args.realtime, source.fps, interrupt), _Meter()
         with (
             tqdm(total=total, desc="Streaming", unit="frame", disable=None) as progress,
@@ -137,16 +133,10 @@ def _listed(paths: list[Path | None]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-class _Interrupt:
-    """Whether a signal asked for an end. A plain flag: a signal may come while a `threading.Event` is locked."""
-
-    asked = False
-
-
 class _Pace:
     """Which frames of a source to take so as not to fall behind it."""
 
-    def __init__(self, realtime: bool, fps: float, interrupt: _Interrupt) -> None:
+    def __init__(self, realtime: bool, fps: float, interrupt: Interrupt) -> None:
         self.realtime = realtime
         self.period = 1 / fps
         self.interrupt = interrupt
@@ -213,7 +203,7 @@ def _check_files(args: argparse.Namespace, weights: Path) -> None:
 
 
 def _until(
-    source: Source, interrupt: _Interrupt, max_frames: int | None
+    source: Source, interrupt: Interrupt, max_frames: int | None
 ) -> Iterator[tuple[int, Tensor, float]]:
     number = 0
     for item in source.frames:
@@ -222,31 +212,3 @@ def _until(
             number += 1
         if interrupt.asked or number == max_frames:
             return
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_Interrupt]:
-    """Ctrl-C, a `kill` and a terminal that closes ask for an end, so that no file is left half written.
-
-    A second one ends at once, with the files of before and no temporary one.
-    """
-    interrupt, before = _Interrupt(), dict[int, Any]()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-
-    def stop(number: int, _: object) -> None:
-        if interrupt.asked:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        interrupt.asked = True
-
-    for called in SIGNALS:
-        number = getattr(signal, called, None)
-        # ignored, as a shell's background jobs ignore Ctrl-C; None: not Python's to handle
-        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, stop)
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
