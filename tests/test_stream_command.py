@@ -18,6 +18,7 @@ from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.cli import main
 from tsm_triton.commands.common import create_model, read_labels
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures, write_clip
+from tsm_triton.commands.interrupt import Interrupt
 from tsm_triton.commands.stream import annotation, sources
 from tsm_triton.commands.stream import command as stream
 from tsm_triton.commands.stream.sources import open_source
@@ -354,7 +355,7 @@ def test_predictions_are_written_as_json_and_as_a_table(clip, weights, tmp_path,
 
 
 def test_frames_that_were_dropped_keep_their_numbers(clip, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream._Pace, "keeps", lambda self, at: at == 0 or at > 0.5)
+    monkeypatch.setattr(stream.Pace, "keeps", lambda self, at: at == 0 or at > 0.5)
     argv = ["stream", str(clip), "--weights", str(weights), "--realtime", "--out", str(tmp_path / "out")]
     assert main([*argv, "--json", str(tmp_path / "a.json")]) == 0
     assert [row["frame"] for row in json.loads((tmp_path / "a.json").read_text())] == [0, 5]
@@ -475,7 +476,7 @@ def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(stream.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    pace, kept = stream._Pace(True, 10, stream.Interrupt()), []
+    pace, kept = stream.Pace(True, 10, Interrupt()), []
     for number in range(20):
         if pace.keeps(number / 10):
             kept.append(number)
@@ -489,11 +490,11 @@ def test_realtime_drops_what_is_late_and_waits_for_what_is_early(monkeypatch):
     clock[0] = 200.0  # falling behind for ever: one frame a second is shown
     late = [number for number in range(111, 141) if pace.keeps(number / 10)]
     assert late == [120, 130, 140]
-    assert all(stream._Pace(False, 10, stream.Interrupt()).keeps(number / 10) for number in range(3))
+    assert all(stream.Pace(False, 10, Interrupt()).keeps(number / 10) for number in range(3))
 
 
 def test_dropped_frames_leave_the_annotated_video_its_pace(clip, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stream._Pace, "keeps", lambda self, at: at == 0 or at > 0.5)
+    monkeypatch.setattr(stream.Pace, "keeps", lambda self, at: at == 0 or at > 0.5)
     argv = ["stream", str(clip), "--weights", str(weights), "--realtime", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     info = outputs(tmp_path / "out")[1]

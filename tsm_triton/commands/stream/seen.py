@@ -1,0 +1,63 @@
+"""What a stream made of each frame that it took."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .annotation import Prediction
+
+__all__ = ["Seen"]
+
+
+@dataclass
+class Seen:
+    """The frames so far.
+
+    Attributes:
+        labels: of the classes, None where nobody said them.
+        labels_from: the file that they are from, for messages.
+        weights: the file of the model, for messages.
+        numbers: each frame's in its source, frames that were dropped counted.
+        times: each frame's, in seconds from the first.
+        probabilities: each frame's, `[num_classes]`.
+    """
+
+    labels: list[str] | None
+    labels_from: str
+    weights: str
+    numbers: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    probabilities: list[Tensor] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        if self.labels is None and self.probabilities:
+            self.labels = [f"class {i}" for i in range(len(self.probabilities[0]))]
+        return self.labels or []
+
+    def add(self, number: int, time: float, probabilities: Tensor) -> tuple[str, float]:
+        """Note a frame; its likeliest label and that one's probability.
+
+        Raises:
+            ValueError: labels of another number, or scores that are not finite.
+        """
+        if self.labels is not None and len(self.labels) != len(probabilities):
+            raise ValueError(
+                f"expected {len(probabilities)} labels, one a class, got {len(self.labels)} in {self.labels_from!r}: "
+                "pass --labels with one on each line"
+            )
+        confidence, best = probabilities.max(-1)
+        if not confidence.isfinite():
+            raise ValueError(
+                f"expected finite scores, got {confidence} for the frame at {time:.2f} s: train the model of "
+                f"{self.weights!r} again, its weights or this frame's activations are no numbers"
+            )
+        self.numbers.append(number)
+        self.times.append(time)
+        self.probabilities.append(probabilities)
+        return self.names[int(best)], confidence.item()
+
+    def predictions(self, top: int) -> list[Prediction]:
+        """Each frame's `top` likeliest labels."""
+        rows = zip(self.numbers, self.times, self.probabilities, strict=True)
+        return [Prediction.of(*row, self.names, top) for row in rows]
