@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tsm_triton.ops import ACTIVATIONS, convolution, depthwise_convolution, stem_convolution
+from tsm_triton.activations import ACTIVATIONS
+from tsm_triton.ops import convolution, depthwise_convolution, stem_convolution
 
 X = (4, 8, 9, 11)
 

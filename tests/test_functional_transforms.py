@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import tsm_triton
 from tsm_triton import ops, reference
+from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.functional import clip_boundaries
 from tsm_triton.testing import assert_same_bits
 
@@ -71,7 +72,7 @@ OPS = {
         ("silu",),
     ),
 }
-for activation in ops.ACTIVATIONS:
+for activation in ACTIVATIONS:
     OPS[f"residual, {activation}"] = (
         ops.residual_shift,
         reference.residual_shift,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tsm_triton import functional, ops, reference
+from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.testing import (
     LAYOUTS,
     ShiftCase,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 DTYPES = (torch.float32, torch.float16, torch.float64)
 FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
 SHIFTS = [(4, 2, 2, False), (2, 3, 0, True), (4, 3, 1, True), (1, 2, 1, False), (2, 0, 0, False)]
-activations = st.sampled_from(list(ops.ACTIVATIONS))
+activations = st.sampled_from(list(ACTIVATIONS))
 
 
 @settings
@@ -50,7 +51,7 @@ def test_writes_nothing_outside_its_outputs(device, case, activation):
 def test_bf16_matches_the_reference():
     branch, identity = torch.randn(2, 8, 16, 5, 5).bfloat16()
     scale, bias = torch.randn(2, 16)
-    for activation in ops.ACTIVATIONS:
+    for activation in ACTIVATIONS:
         rest = (scale, bias, identity, 4, 2, 3, False, activation)
         y, shifted = ops.residual_shift(branch, *rest)
         assert_close(y, reference.residual_shift(branch, *rest)[0])
@@ -148,7 +149,7 @@ def test_the_gradient_keeps_the_memory_format(device, layout):
     assert branch.grad.stride() == branch.stride()
 
 
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     ("layout", "shift"), [("contiguous", SHIFTS[0]), ("channels_last", SHIFTS[2]), ("contiguous", SHIFTS[1])]
 )
@@ -287,7 +288,7 @@ def test_the_op_refuses_what_would_leave_its_memory(device, shift, message):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bf16_on_a_gpu_matches_the_reference(layout, activation):
     branch, identity = (laid_out(torch.randn(8, 24, 7, 7), layout).bfloat16().cuda() for _ in range(2))
     scale, bias = torch.randn(2, 24, device="cuda")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tsm_triton import functional, ops, reference
+from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.testing import (
     LAYOUTS,
     ShiftCase,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 DTYPES = (torch.float32, torch.float16, torch.float64)
 FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
 SHIFTS = [(4, 2, 2, False), (2, 3, 0, True), (4, 3, 1, True), (1, 2, 1, False), (2, 0, 0, False)]
-activations = st.sampled_from(list(ops.ACTIVATIONS))
+activations = st.sampled_from(list(ACTIVATIONS))
 
 
 def tensors(x, c_out, biased=True, added=True) -> tuple[Any, Any, Any]:
@@ -54,7 +55,7 @@ def test_matches_the_reference(device, case, c_out, activation):
         fused.conv_matches(ops.shift_conv1x1, case, c_out, activation, device)
 
 
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bf16_matches_the_reference(activation):
     x = torch.randn(8, 16, 5, 5).bfloat16()
     arguments = (x, *tensors(x, 24), 4, 2, 3, False, activation)
@@ -117,7 +118,7 @@ def test_gradients_are_those_of_the_reference(device, case, activation):
     fused.conv_gradients_match(ops.shift_conv1x1, case, 5, activation, device)
 
 
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shift", [SHIFTS[0], SHIFTS[4]])
 def test_gradients_of_both_orders_are_right(device, activation, shift):
     def tensor(*shape):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tsm_triton import ops, reference
+from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.testing import assert_same_bits, laid_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -41,7 +42,7 @@ def test_it_is_the_step_and_the_convolution(device, dtype, layout, fold):
         assert_same_bits(x, old)
 
 
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bias_and_identity_may_be_missing(device, activation):
     (x, cache, weight, *_), _, _ = arguments(device, torch.float32, "channels_last", 12, c_out=16)
     out, _ = ops.shift_step_conv1x1(x, cache, weight, None, None, activation)

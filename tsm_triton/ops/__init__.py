@@ -4,7 +4,7 @@ Imports torch only. The Triton kernels load on the first call that runs one, so 
 Triton on machines that never do.
 """
 
-from ..activations import ACTIVATIONS, check_activation
+from ..activations import check_activation
 from .checks import check_channel_dim, check_frames
 from .convolution import convolution
 from .declare import ATEN_FORMS
@@ -19,7 +19,6 @@ from .temporal_shift import shift, shift_by_copies, temporal_shift
 from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [
-    "ACTIVATIONS",
     "ATEN_FORMS",
     "check_activation",
     "check_channel_dim",

@@ -20,7 +20,10 @@ from .derivatives import batch_first, one_by_one
 from .temporal_shift import shift_by_copies, temporal_shift
 from .tensors import MAX_FRAME, new_channels_last, wide
 
-__all__ = ["check", "shift_conv1x1"]
+__all__ = ["UNSHIFTED", "check", "shift_conv1x1"]
+
+# num_segments, n_first, n_second, reverse: the convolution alone
+UNSHIFTED = (1, 0, 0, False)
 
 POINTWISE = (1, 0, 1, 1)  # stride, padding, dilation, groups
 

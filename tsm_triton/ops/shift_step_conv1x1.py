@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from .declare import declare
+from .shift_conv1x1 import UNSHIFTED, shift_conv1x1
 from .shift_conv1x1 import check as check_convolution
-from .shift_conv1x1 import shift_conv1x1
 from .shift_step import check_cache, shift_step
 from .tensors import new_channels_last
 
 __all__ = ["shift_step_conv1x1"]
-
-# num_segments, n_first, n_second, reverse: a convolution alone
-UNSHIFTED = (1, 0, 0, False)
 
 
 def _check(

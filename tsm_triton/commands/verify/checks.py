@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ... import ops
+from ...activations import ACTIVATIONS
 from ...testing import LAYOUTS, fused, guarded_memory, properties, ragged_cases, shift_cases
 from . import model_checks, op_checks, video_checks
 
@@ -28,7 +29,7 @@ FLOATS = {
     "interpreter": (torch.float32, torch.float16, torch.float64),
     "triton": (torch.float32, torch.float16, torch.float64, torch.bfloat16),
 }
-ACTIVATIONS = st.sampled_from(list(ops.ACTIVATIONS))
+NAMES = st.sampled_from(list(ACTIVATIONS))
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ def _properties(form: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         plain,
     )
     yield "step", "writes the cache where it reads it", "properties.step_writes_the_cache_in_place", plain
-    computed = {"case": shift_cases(FLOATS[form], FRAMES), "activation": ACTIVATIONS}
+    computed = {"case": shift_cases(FLOATS[form], FRAMES), "activation": NAMES}
     trained = {
         "case": shift_cases((torch.float64, torch.float32), ("contiguous", "channels_last", "cropped"), 2),
-        "activation": ACTIVATIONS,
+        "activation": NAMES,
     }
     outputs = {"c_out": st.sampled_from((1, 3, 16, 40, 70))}
     yield "residual", "matches the reference", "fused.residual_matches", computed

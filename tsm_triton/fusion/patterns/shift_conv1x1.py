@@ -3,6 +3,7 @@
 from torch.fx import Node
 
 from ... import ops
+from ...ops.shift_conv1x1 import UNSHIFTED
 from .. import choice
 from ..convolutions import why_not_pointwise
 from ..editing import EditedGraph
@@ -11,9 +12,6 @@ from ..steps import cache_of, convolved_step, shift_before, shifted_map, why_cac
 from .place import Convolved
 
 __all__ = ["ShiftConv1x1"]
-
-# one frame a clip, no channel moved
-UNSHIFTED = (1, 0, 0, False)
 
 
 class ShiftConv1x1(Convolved):
