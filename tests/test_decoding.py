@@ -312,8 +312,14 @@ def test_one_late_frame_decodes_one_group_of_pictures(tmp_path, decoded):
 
 
 def test_decoding_stops_after_the_last_wanted_frame(tmp_path, decoded):
-    read_frames(write_video(tmp_path / "a.mp4", 300, gop=300), [20, 4])
+    read_frames(write_video(tmp_path / "a.mp4", 300, gop=300, b_frames=0), [20, 4])
     assert len(decoded) == 1 + 21
+
+
+def test_frames_that_no_wanted_one_needs_are_not_decoded(tmp_path, decoded):
+    path = write_video(tmp_path / "a.mkv", 61, gop=60, codec="mpeg2video")  # B B P B B P: none needs a B
+    assert numbers(read_frames(path, [58])) == [58]
+    assert len(decoded) <= 1 + 60 // 3 + 2
 
 
 def test_a_seek_that_lands_too_late_costs_time_but_no_frame(tmp_path, monkeypatch):

@@ -282,5 +282,5 @@ class Upright(NamedTuple):
 
     def picture(self, frame: "VideoFrame") -> Tensor:
         """uint8 `[3, H, W]`; converted and scaled in one pass of FFmpeg's, bilinear with antialiasing."""
-        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
+        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, interpolation="BILINEAR")
         return self.orientation.apply(torch.from_numpy(rgb).permute(2, 0, 1))

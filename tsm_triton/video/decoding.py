@@ -13,7 +13,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -45,6 +45,7 @@ LEAP = 10
 HOLE = 1
 FPS = 25.0  # where a file does not tell
 
+_Packets: TypeAlias = 'Iterator["Packet[VideoStream] | None"]'
 AnyPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 
@@ -382,26 +383,7 @@ def _filled(index: _Index, indices: list[int], strict: bool) -> Tensor:
         if number in rows:
             put(number, frame)
 
-    missing, stood_in = deque(sorted(rows)), list[int]()
-    earlier = None
-    # to the end: only then it is sure that none comes late
-    to_the_end = [*missing, info.num_frames - 1] if missing else []
-    for number, frame in _walk(index, to_the_end, fast=False, sound=strict):
-        while missing and missing[0] <= number:
-            wanted = missing.popleft()
-            if wanted < number:
-                stood_in.append(wanted)
-            put(wanted, frame if wanted == number else earlier or frame)
-        earlier = frame
-    for wanted in missing:
-        if earlier is None:
-            raise ValueError(
-                f"expected a video that can be decoded, got no frame from {index.path!r}: is it damaged? "
-                "Copy or encode it again."
-            )
-        stood_in.append(wanted)
-        put(wanted, earlier)
-    if stood_in:
+    if rows and (stood_in := _fill_up(index, deque(sorted(rows)), put, strict)):
         lost = (
             f"{len(stood_in)} wanted frames cannot be decoded, the first of them frame "
             f"{stood_in[0]} of {info.num_frames}"
@@ -417,6 +399,30 @@ def _filled(index: _Index, indices: list[int], strict: bool) -> Tensor:
     return out
 
 
+def _fill_up(
+    index: _Index, missing: deque[int], put: Callable[[int, "VideoFrame"], None], strict: bool
+) -> list[int]:
+    """Read the frames that seeking did not deliver from the start; the numbers of those that another stands in for."""
+    stood_in, earlier = list[int](), None
+    # to the end: only then it is sure that none comes late
+    for number, frame in _walk(index, [*missing, index.info.num_frames - 1], fast=False, sound=strict):
+        while missing and missing[0] <= number:
+            wanted = missing.popleft()
+            if wanted < number:
+                stood_in.append(wanted)
+            put(wanted, frame if wanted == number else earlier or frame)
+        earlier = frame
+    for wanted in missing:
+        if earlier is None:
+            raise ValueError(
+                f"expected a video that can be decoded, got no frame from {index.path!r}: is it damaged? "
+                "Copy or encode it again."
+            )
+        stood_in.append(wanted)
+        put(wanted, earlier)
+    return stood_in
+
+
 def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Iterator[tuple[int, "VideoFrame"]]:
     """Decode up to the last of the wanted frames (ascending).
 
@@ -428,13 +434,15 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Itera
     fast = fast and bool(index.packets)
     pending, here, sought, last = deque(wanted), -1, -1, -1
     with open_video(index.path, index.track, threads=fast) as (container, stream):
-        frames = decode(demux(container, stream), stream)
+        wanted_pts = {index.packets[number].pts for number in wanted} if fast else None
+        frames = decode(_thinned(demux(container, stream), stream, wanted_pts), stream)
         for counted in count():
             if not pending:
                 return
             before = bisect_right(index.keys, pending[0])
             if fast and before and (key := index.keys[before - 1]) > max(here, sought) + SEEK_GAIN:
-                frames, sought, last = _seek(container, stream, index.packets[key]), key, -1
+                packets = _seek(container, stream, index.packets[key])
+                frames, sought, last = decode(_thinned(packets, stream, wanted_pts), stream), key, -1
             if (frame := next(frames, None)) is None:
                 return
             number = index.number_of.get(frame.pts) if index.packets else counted
@@ -451,8 +459,17 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Itera
                     yield here, frame
 
 
-def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> Iterator["VideoFrame"]:
-    """The frames from a keyframe on; none where the container cannot get there."""
+def _thinned(packets: _Packets, stream: "VideoStream", wanted: set[int] | None) -> _Packets:
+    """The packets, the decoder told to drop those frames that are not wanted and that no other frame needs."""
+    for packet in packets:
+        if wanted is not None:
+            spare = packet is not None and packet.pts is not None and packet.pts not in wanted
+            stream.codec_context.skip_frame = "NONREF" if spare else "DEFAULT"
+        yield packet
+
+
+def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> _Packets:
+    """The packets from a keyframe on; none where the container cannot get there."""
     from av.error import FFmpegError
 
     for target in (key.pts, key.dts):  # MP4 and Matroska seek by pts, MPEG-TS by dts
@@ -463,13 +480,11 @@ def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> I
             packets = demux(container, stream)
             first = next(packets)
             if first and first.is_keyframe and first.pts is not None and first.pts <= key.pts:
-                return decode(chain([first], packets), stream)
+                return chain([first], packets)
     return iter(())
 
 
-def _shown(
-    packets: Iterator["Packet[VideoStream] | None"], stream: "VideoStream"
-) -> Iterator[_Packet | None]:
+def _shown(packets: _Packets, stream: "VideoStream") -> Iterator[_Packet | None]:
     """One entry for each frame to display, None where it has no pts."""
     vp8 = stream.codec_context.name == "vp8"
     for packet in packets:
