@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tsm_triton.video import read_clip
 from tsm_triton.video.datasets import (
+    EmptyBatchError,
     Listing,
     Sample,
     Unreadable,
@@ -352,8 +353,11 @@ def test_what_cannot_be_read_is_fatal_or_reported_once_left_out_and_counted(film
 @pytest.mark.filterwarnings("ignore:left out")
 def test_what_a_worker_cannot_read_is_counted_outside(film, tmp_path):
     dataset = dataset_of(film, listing=damaged(film, tmp_path), on_error="skip")
-    loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=collate)
-    assert [labels.tolist() for _, labels in loader] == [[0]]
+    loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate, sampler=[1, 2, 3, 0])
+    batches = iter(loader)
+    with pytest.raises(EmptyBatchError, match="at least one video that can be read"):
+        next(batches)
+    assert next(batches)[1].tolist() == [0]
     assert len(dataset.unreadable) == dataset.num_unreadable == 3
 
 

@@ -11,12 +11,13 @@ transform -> `collate`. What cannot be read is never replaced by something else.
 from .dataset import UNLABELLED, VideoDataset
 from .flips import find_flips
 from .listing import read_listing
-from .reading import Unreadable, collate
+from .reading import EmptyBatchError, Unreadable, collate
 from .samples import Listing, Sample
 from .shards import ShardDataset, read_shards
 
 __all__ = [
     "UNLABELLED",
+    "EmptyBatchError",
     "Listing",
     "Sample",
     "ShardDataset",

@@ -13,7 +13,7 @@ from ..decoding import read_clip
 from ..pictures import read_frame_folder
 from ..sampling import Strategy, sample_frames
 
-__all__ = ["OnError", "Sampling", "Unreadable", "collate", "read_errors"]
+__all__ = ["EmptyBatchError", "OnError", "Sampling", "Unreadable", "check_on_error", "collate", "read_errors"]
 
 OnError = Literal["raise", "skip"]
 
@@ -62,6 +62,10 @@ class Unreadable:
         warnings.warn(f"left out {self.path!r}, which cannot be read: {self.reason}", stacklevel=2)
 
 
+class EmptyBatchError(ValueError):
+    """None of a batch's videos can be read."""
+
+
 def check_on_error(on_error: str) -> None:
     if on_error not in get_args(OnError):
         raise ValueError(
@@ -88,7 +92,8 @@ def collate(batch: Sequence[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, T
         `[N, ...]`, the clips, and int64 `[N]`, their labels; N may be less than the items.
 
     Raises:
-        ValueError: no item could be read, or their clips differ in shape.
+        EmptyBatchError: no item could be read. A loop may catch it and go on with the next batch of the loader.
+        ValueError: the clips differ in shape.
 
     Example:
         >>> import torch
@@ -99,7 +104,7 @@ def collate(batch: Sequence[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, T
     kept = [item for item in batch if not isinstance(item, Unreadable)]
     if not kept:
         lost = [f"{item.path!r} ({item.reason})" for item in batch if isinstance(item, Unreadable)]
-        raise ValueError(
+        raise EmptyBatchError(
             f"expected a batch with at least one video that can be read, got {len(batch)} that cannot: "
             f"{'; '.join(lost[:3])}. Leave them out of the list, or use larger batches."
         )
