@@ -54,7 +54,7 @@ def run(device: str, quick: bool) -> dict[str, Any]:
 
 
 def row(path: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of one video as it is trained on, a new clip each time, and what was decoded for it."""
+    """Processor seconds of one video as it is trained on, a new clip each time, and what was decoded for it."""
     if path.is_file():
         _check(path)
     transform = train_transform(SIZE, flip=False)
@@ -64,9 +64,9 @@ def row(path: Path, repeats: int) -> dict[str, Any]:
     with _counted() as decoded:
         for epoch in range(repeats):
             dataset.set_epoch(epoch)
-            started = time.perf_counter()
+            started = time.process_time()
             dataset[0]
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.process_time() - started)
     timing = summary(seconds)
     count = len(decoded) if path.is_file() else repeats * NUM_SEGMENTS
     return {

@@ -181,6 +181,8 @@ def test_missing_videos_are_named_or_left_out_with_a_warning(tmp_path):
     (tmp_path / "list.csv").write_text("a.mp4,0\nother/b.mp4,1\nc.mp4,1\n")
     with pytest.raises(ValueError, match=r"got 1 of 3 without 'other/b.mp4', 'c.mp4'"):
         read_listing(tmp_path / "list.csv")
+    with pytest.raises(ValueError, match="the folder that .* starts from, got root='absent'"):
+        read_listing(tmp_path / "list.csv", root="absent")
     with pytest.warns(UserWarning, match="left out 2 of the 3 videos .*'other/b.mp4', 'c.mp4'") as seen:
         listing = read_listing(tmp_path / "list.csv", missing="skip")
     assert [str(w.filename) for w in seen] == [__file__]
@@ -212,8 +214,9 @@ def test_numbers_are_looked_up_by_name_where_the_classes_are_numbers(tmp_path):
         read_listing(tmp_path / "list.csv", classes=["3", "5"])
 
 
-def test_a_name_that_two_videos_have_is_refused(tmp_path):
-    touch(tmp_path, "x/y/a.mp4", "x/z/a.mp4")
+@pytest.mark.parametrize("folder", ["x", "."])
+def test_a_name_that_two_videos_have_is_refused(tmp_path, folder):
+    touch(tmp_path / folder, "y/a.mp4", "z/a.mp4")
     (tmp_path / "list.csv").write_text("a.mp4,0\n")
     with pytest.raises(ValueError, match="expected one video 'a.mp4' below"):
         read_listing(tmp_path / "list.csv")
@@ -239,6 +242,15 @@ def test_frames_in_a_folder_come_in_natural_order_as_those_of_a_file(tmp_path, f
         assert numbers(read_frame_folder(str(folder), 8, strategy)) == expected
     assert frame_files(str(folder))[9:11] == ["9.jpg", "10.jpg"]
     assert read_frame_folder(str(folder), 3, size=32).shape == (1, 3, 3, 32, 80)
+
+
+def test_photographs_come_upright(tmp_path):
+    picture = Image.fromarray(barcode(9)).rotate(90, expand=True)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned clockwise to be upright
+    picture.save(tmp_path / "1.jpg", exif=exif, quality=95)
+    frames = read_frame_folder(str(tmp_path), 1, size=32)
+    assert (frames.shape, numbers(frames)) == ((1, 1, 3, 32, 80), [9])
 
 
 def test_flow_beside_frames_is_left_out_and_a_second_video_refused(tmp_path):

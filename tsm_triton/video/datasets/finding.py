@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ..pictures import PICTURES, natural
 
-__all__ = ["VIDEOS", "Finder", "is_frame_folder", "videos_below"]
+__all__ = ["VIDEOS", "Finder", "is_frame_folder", "subfolders", "videos_below"]
 
 # fmt: off
 VIDEOS = (
@@ -15,6 +15,9 @@ VIDEOS = (
     ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 )
 # fmt: on
+
+
+MAX_BASES = 8
 
 
 class Finder:
@@ -29,34 +32,34 @@ class Finder:
         Raises:
             ValueError: several have this name.
         """
-        for base in self.bases:
-            path = os.path.join(base, name)
-            if os.path.exists(path):
-                return path
-        wanted = os.path.normpath(name)
-        ends = [
-            path
-            for path in self.by_stem.get(_stem(os.path.basename(wanted)), ())
-            if f"{os.sep}{path}".endswith(f"{os.sep}{wanted}")
-            or f"{os.sep}{_stem(path)}".endswith(f"{os.sep}{wanted}")
-        ]
-        if len(ends) > 1:
+        path = os.path.join(self.root, name)
+        if os.path.exists(path):
+            return path
+        found = [path for base in self.bases if os.path.exists(path := os.path.join(base, name))]
+        if not found:
+            wanted = f"{os.sep}{os.path.normpath(name)}"
+            found = [
+                path
+                for path in self.by_stem.get(_stem(os.path.basename(wanted)), ())
+                if path.endswith(wanted) or _stem(path).endswith(wanted)
+            ]
+        if len(found) > 1:
             raise ValueError(
-                f"expected one video {name!r} below {self.root!r}, got {', '.join(map(repr, ends[:3]))}: write the "
+                f"expected one video {name!r} below {self.root!r}, got {', '.join(map(repr, found[:3]))}: write the "
                 "whole path into the list"
             )
-        return os.path.join(self.root, ends[0]) if ends else None
+        return found[0] if found else None
 
     @cached_property
     def bases(self) -> list[str]:
-        """The root and the folders in it, so that not each of their folders of frames must be looked into."""
-        return [self.root, *(os.path.join(self.root, name) for name in _folders(self.root))]
+        """The folders in the root, if few: they may hold a folder of frames for each video, too many to look into."""
+        names = subfolders(self.root)
+        return [os.path.join(self.root, name) for name in names] if len(names) <= MAX_BASES else []
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
         found = defaultdict(list)
         for path in videos_below(self.root):
-            path = os.path.relpath(path, self.root)
             found[_stem(os.path.basename(path))].append(path)
         return found
 
@@ -86,7 +89,8 @@ def is_frame_folder(folder: str) -> bool:
     return any(name.endswith(PICTURES) for name in names) and not any(name.endswith(VIDEOS) for name in names)
 
 
-def _folders(folder: str) -> list[str]:
+def subfolders(folder: str) -> list[str]:
+    """Their names in natural order, without hidden ones."""
     with os.scandir(folder) as scanned:
         names = [entry.name for entry in scanned if entry.is_dir() and entry.name[0] != "."]
     return sorted(names, key=natural)

@@ -2,8 +2,7 @@
 
 import os
 
-from ..pictures import natural
-from .finding import VIDEOS, is_frame_folder, videos_below
+from .finding import VIDEOS, is_frame_folder, subfolders, videos_below
 from .lists import SPLITS
 
 __all__ = ["class_folders", "labelled_by_folder", "split_folder", "split_folders"]
@@ -20,7 +19,7 @@ def split_folder(folder: str, split: str) -> str | None:
 def split_folders(folder: str) -> list[str]:
     """The splits that a folder holds, where it holds nothing but them."""
     known = {name: split for split, names in SPLITS.items() for name in names}
-    names = _folders(folder)
+    names = subfolders(folder)
     return [known[name] for name in names] if names and all(name in known for name in names) else []
 
 
@@ -34,7 +33,7 @@ def class_folders(folder: str) -> list[str]:
     Raises:
         ValueError: it holds both.
     """
-    folders = _folders(folder)
+    folders = subfolders(folder)
     videos = [name for name in folders if is_frame_folder(os.path.join(folder, name))]
     with os.scandir(folder) as scanned:
         videos += [entry.name for entry in scanned if entry.name.lower().endswith(VIDEOS) and entry.is_file()]
@@ -45,9 +44,3 @@ def class_folders(folder: str) -> list[str]:
             f"video {videos[0]!r}. Leave videos only in folders of their class."
         )
     return [] if videos else others
-
-
-def _folders(folder: str) -> list[str]:
-    with os.scandir(folder) as scanned:
-        names = [entry.name for entry in scanned if entry.is_dir() and entry.name[0] != "."]
-    return sorted(names, key=natural)

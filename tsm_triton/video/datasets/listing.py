@@ -98,7 +98,12 @@ def _from_list(
     if classes is None:
         classes = _classes_beside(path)
     labels, classes = number_labels([entry.label for entry in entries], classes, repr(str(path)))
-    finder = Finder(os.fspath(root) if root is not None else str(path.parent))
+    root = os.fspath(root) if root is not None else str(path.parent)
+    if not os.path.isdir(root):
+        raise ValueError(
+            f"expected the folder that {str(path)!r} starts from, got root={root!r}: check the path"
+        )
+    finder = Finder(root)
     samples, lost = list[Sample](), list[str]()
     for entry, label in zip(entries, labels, strict=True):
         found = finder.find(entry.name)

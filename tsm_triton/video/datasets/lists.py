@@ -17,7 +17,10 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 # what a column, or a key, may be called
-PATHS = ("path", "file", "filename", "file_name", "filepath", "video_path", "video", "video_id", "id", "name")
+PATHS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "video", "video_path", "video_name"),
+    *("video_id", "clip", "id", "name"),
+)
 LABELS = ("template", "label", "class", "class_id", "label_id", "class_name", "category", "action", "target")
 SUBSETS = ("split", "subset")
 

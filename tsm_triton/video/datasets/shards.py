@@ -74,28 +74,28 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
         """How many videos and tar files could not be read so far, in whatever worker; each time counts."""
         return int(self._unreadable.sum())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        import webdataset
+    def __iter__(self) -> Iterator[Any]:
+        from webdataset import filters, shardlists
 
         urls, epoch = list(self.urls), int(self._epoch)
         if self.sampling.train:
             random.Random(seed_of(self.seed, epoch, "shards")).shuffle(urls)
-        urls = list(webdataset.split_by_worker(webdataset.split_by_node(urls)))
-        videos = (video for url in urls for video in self._videos(url))
+        urls = list(shardlists.split_by_worker(shardlists.split_by_node(urls)))
+        videos: Iterator[Any] = (video for url in urls for video in self._videos(url))
         if self.sampling.train and self.shuffle > 1:
             order = random.Random(seed_of(self.seed, epoch, *urls))
-            videos = webdataset.shuffle(self.shuffle, rng=order)(videos)
+            videos = filters.shuffle(self.shuffle, rng=order)(videos)
         for video in videos:
             yield video if isinstance(video, Unreadable) else self._item(video, epoch)
 
     def _videos(self, url: str) -> Iterator[Any]:
         """The videos of a tar file as webdataset groups its members: by their names up to the first dot."""
-        import webdataset
+        from webdataset.gopen import gopen
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
         try:
-            with webdataset.gopen(url) as stream:
-                members = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}])
-                yield from webdataset.tariterators.group_by_keys(members)
+            with gopen(url) as stream:
+                yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
         except GeneratorExit:
             raise
         except Exception as error:  # tarfile's, zlib's, the system's and webdataset's own
@@ -209,7 +209,7 @@ def _expanded(urls: AnyPath | Sequence[AnyPath]) -> list[str]:
 
     given = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
     found = []
-    for url in map(os.fspath, given):
+    for url in [os.fspath(url) for url in given]:
         if os.path.isdir(url):
             names = [name for name in os.listdir(url) if name.lower().endswith((".tar", ".tar.gz", ".tgz"))]
             found += [os.path.join(url, name) for name in sorted(names, key=natural)]
