@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 import tsm_triton
-from tsm_triton.video import decoding, read_frames
+from tsm_triton.video import decoding, pictures, read_frames
 from tsm_triton.video.datasets import Listing, Sample, VideoDataset
 from tsm_triton.video.transforms import train_transform
 
@@ -68,11 +68,10 @@ def row(path: Path, repeats: int) -> dict[str, Any]:
             dataset[0]
             seconds.append(time.process_time() - started)
     timing = summary(seconds)
-    count = len(decoded) if path.is_file() else repeats * NUM_SEGMENTS
     return {
         "videos_per_second": 1 / timing.median,
         "spread": timing.spread,
-        "decoded_per_used": count / (repeats * NUM_SEGMENTS),
+        "decoded_per_used": len(decoded) / (repeats * NUM_SEGMENTS),
     }
 
 
@@ -112,19 +111,23 @@ def _check(path: Path) -> None:
 
 @contextmanager
 def _counted() -> Iterator[list[int | None]]:
-    """The frames that the decoder gives meanwhile."""
-    seen, decode = [], decoding.decode
+    """The frames that decoders give meanwhile."""
+    seen, decode, picture = [], decoding.decode, pictures._picture
 
     def counting(packets: Any, stream: Any) -> Any:
         for frame in decode(packets, stream):
             seen.append(frame.pts)
             yield frame
 
-    decoding.decode = counting
+    def counting_picture(*arguments: Any) -> Any:
+        seen.append(None)
+        return picture(*arguments)
+
+    decoding.decode, pictures._picture = counting, counting_picture
     try:
         yield seen
     finally:
-        decoding.decode = decode
+        decoding.decode, pictures._picture = decode, picture
 
 
 @contextmanager

@@ -8,7 +8,7 @@ EXTRAS = {
     "av": "av>=14.1",
     "matplotlib": "matplotlib>=3.8",
     "hypothesis": "hypothesis>=6.100",
-    "webdataset": "webdataset>=1.0",
+    "webdataset": "webdataset>=0.2.100",
 }
 
 
