@@ -28,6 +28,9 @@ from tsm_triton.video.transforms import ViewCrops, eval_transform, train_transfo
 
 from .video_files import HEIGHT, WIDTH, barcode, numbers, write_video
 
+# of Python 3.12 and 3.13, wherever a DataLoader starts workers beside threads
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
@@ -89,6 +92,7 @@ def test_videos_and_frame_folders_without_classes_have_no_labels(tmp_path):
         write_frames(tmp_path / "folders" / name, 1)
     assert listed(read_listing(tmp_path / "folders"), tmp_path) == [("folders/9", None), ("folders/10", None)]
     assert listed(read_listing(tmp_path / "folders" / "9"), tmp_path) == [("folders/9", None)]
+    assert listed(read_listing(tmp_path / "videos" / "2.mp4"), tmp_path) == [("videos/2.mp4", None)]
     touch(tmp_path / "both", "a.mp4", "run/b.mp4")
     with pytest.raises(ValueError, match="got both: the folder 'run' and the video 'a.mp4'"):
         read_listing(tmp_path / "both")
@@ -387,7 +391,7 @@ SIDES = (
 
 
 def test_mirrored_clips_take_the_label_of_the_other_side(film):
-    listing = Listing(tuple(Sample(str(film), label) for label in range(4) for _ in range(16)), SIDES)
+    listing = Listing(tuple(Sample(str(film), label) for label in range(4) for _ in range(8)), SIDES)
     dataset = dataset_of(film, listing=listing, training=True, flip_pairs="names", num_segments=2)
     plain = dataset_of(film, listing=listing, training=True, num_segments=2)
     mirrored = [0] * 4
@@ -398,7 +402,7 @@ def test_mirrored_clips_take_the_label_of_the_other_side(film):
         assert flipped or torch.equal(clip, straight)
         assert label == ({0: 1, 1: 0, 3: 3}[same] if flipped else same)
         mirrored[same] += flipped
-    assert all(3 < mirrored[label] < 13 for label in (0, 1, 3))
+    assert all(0 < mirrored[label] < 8 for label in (0, 1, 3))
     assert mirrored[2] == 0
     test = dataset_of(film, listing=listing, flip_pairs="names", num_segments=2)
     assert torch.equal(test[0][0], read_clip(film, 2))

@@ -14,6 +14,9 @@ from tsm_triton.video.transforms import train_transform
 
 from .video_files import write_video
 
+# of Python 3.12 and 3.13, wherever a DataLoader starts workers beside threads
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):

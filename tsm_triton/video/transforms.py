@@ -153,7 +153,8 @@ def train_transform(
     Args:
         size: the side of the output in pixels.
         mean, std: of the channels R, G, B, on a scale from 0 to 1.
-        flip: False where left and right change the label, as in Something-Something.
+        flip: False where left and right change the label, as in Something-Something; the `flip_pairs` of a
+            `VideoDataset` mirror those with their labels.
 
     Returns:
         A transform from uint8 `[..., T, 3, H, W]` to float32 `[..., T, 3, size, size]`.

@@ -34,7 +34,7 @@ def read_listing(
 
             - a folder with a folder for each class, of videos or of folders of frames, at any depth
             - a folder `train`, `val`, `test` of those, or of videos with a list (below) beside them
-            - a folder of videos, or of folders of frames (`00001.jpg`, ...): they have no labels
+            - a folder of videos, or of folders of frames (`00001.jpg`, ...), or one of those: they have no labels
             - a list: CSV, TSV or text of `path,label`, with a header or without; the authors' `path frames label`; JSON
               of `{path: label}`, of pairs, or of objects with `path` and `label`
             - a list of Kinetics (`youtube_id`, `time_start`, `time_end`; CSV or JSON), of Something-Something or of
@@ -67,6 +67,8 @@ def read_listing(
     if missing not in ("raise", "skip"):
         raise ValueError(f"missing must be 'raise' or 'skip', got {missing!r}")
     path = os.fspath(data)
+    if os.path.isfile(path) and path.lower().endswith(VIDEOS):
+        return Listing((Sample(path),), tuple(classes or ()))
     if os.path.isfile(path):
         return _from_list(Path(path), split, root, classes, missing)
     if not os.path.isdir(path):
