@@ -8,7 +8,7 @@ import torch
 
 from tsm_triton.commands.common import say
 
-from . import charts, fused, models, overhead, report, shift, streaming, traffic, training
+from . import charts, fused, loading, models, overhead, report, shift, streaming, traffic, training
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         "environment": environment,
         "quick": args.quick,
     }
-    for section in (shift, fused, overhead, models, streaming, training):
+    for section in (shift, fused, overhead, models, streaming, training, loading):
         name = section.__name__.rpartition(".")[2]
         say(f"Measuring {name}")
         results[name] = section.run(args.device, args.quick)

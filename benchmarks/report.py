@@ -148,10 +148,35 @@ def markdown(results: dict[str, Any]) -> str:
             for row in results["training"]
         ],
     )
+    lines += _loading(results["loading"])
     lines += _traffic(results["traffic"])
     lines += ["", "## Goals", ""]
     lines += _table(["metric", "goal", "measured"], [list(row) for row in goals.table(results)])
     return "\n".join(lines) + "\n"
+
+
+def _loading(loading: dict[str, Any]) -> list[str]:
+    lines = ["", "## Loading: a video is 8 frames at 224 pixels, as trained on", ""]
+    lines += _table(
+        ["ten seconds of H.264", "videos/s a core", "spread", "decoded frames per used frame"],
+        [
+            [
+                row["source"],
+                f"{row['videos_per_second']:.1f}",
+                f"{row['spread']:.0%}",
+                f"{row['decoded_per_used']:.1f}",
+            ]
+            for row in loading["loader"]
+        ],
+    )
+    lines += [""]
+    return lines + _table(
+        ["model, eager", "form", "videos/s", "spread"],
+        [
+            [row["model"], row["form"], f"{row['videos_per_second']:.1f}", f"{row['spread']:.0%}"]
+            for row in loading["model"]
+        ],
+    )
 
 
 def _traffic(traffic: dict[str, Any]) -> list[str]:

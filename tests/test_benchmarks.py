@@ -9,9 +9,22 @@ import torch
 from conftest import HAS_CUDA
 
 import tsm_triton
-from benchmarks import charts, forms, fused, goals, models, report, shift, streaming, traffic, training
+from benchmarks import (
+    charts,
+    forms,
+    fused,
+    goals,
+    loading,
+    models,
+    report,
+    shift,
+    streaming,
+    traffic,
+    training,
+)
 from benchmarks.baselines import flat, with_open_branches
 from tsm_triton.functional import shift_conv1x1
+from tsm_triton.video import read_frames
 
 TINY = "test_resnet"
 
@@ -38,6 +51,7 @@ def results() -> dict[str, Any]:
         "models": [],
         "streaming": [],
         "training": [],
+        "loading": {"loader": [], "model": []},
         "traffic": {"how": "", "layers": [], "networks": []},
     }
 
@@ -90,6 +104,18 @@ class _Stateless:
 
     def reset(self) -> None:
         pass
+
+
+def test_loading_counts_what_is_decoded_and_refuses_wrong_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "NUM_FRAMES", 40)
+    path = loading._write(tmp_path / "a.mp4", 64, 48, 250)
+    row = loading.row(path, 3)
+    assert row["videos_per_second"] > 0
+    assert 1 < row["decoded_per_used"] <= 41 / 8
+    assert loading.row(loading._as_pictures(path), 2)["decoded_per_used"] == 1
+    monkeypatch.setattr(loading, "read_frames", lambda path, wanted: read_frames(path, [0] * len(wanted)))
+    with pytest.raises(RuntimeError, match="frames of a.mp4 .* no time is reported"):
+        loading.row(path, 2)
 
 
 def test_a_training_step_runs_and_refuses_wrong_gradients(monkeypatch):

@@ -4,7 +4,12 @@ from importlib.util import find_spec
 
 __all__ = ["check_installed", "requirements"]
 
-EXTRAS = {"av": "av>=14.1", "matplotlib": "matplotlib>=3.8", "hypothesis": "hypothesis>=6.100"}
+EXTRAS = {
+    "av": "av>=14.1",
+    "matplotlib": "matplotlib>=3.8",
+    "hypothesis": "hypothesis>=6.100",
+    "webdataset": "webdataset>=0.2.100",
+}
 
 
 def requirements(*modules: str) -> str:

@@ -13,7 +13,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..arguments import as_ints
-from .containers import Upright, check_joined, check_pages, decode, demux, open_video
+from ..arguments import as_count, as_ints
+from .containers import MAX_PIXELS, Upright, check_joined, check_pages, decode, demux, open_video
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ LEAP = 10
 HOLE = 1
 FPS = 25.0  # where a file does not tell
 
+_Packets: TypeAlias = 'Iterator["Packet[VideoStream] | None"]'
 AnyPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 
@@ -95,15 +96,20 @@ def probe(path: AnyPath) -> VideoInfo:
     return _index(path).info
 
 
-def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
+def read_frames(
+    path: AnyPath, indices: Iterable[int] | Tensor, *, size: int | None = None, strict: bool = False
+) -> Tensor:
     """Decode chosen frames of a video file.
 
     A frame that cannot be decoded is replaced by the nearest earlier one that can (or by the first that can,
-    if none is earlier), with one `UserWarning` for the file.
+    if none is earlier), with one `UserWarning` for the file; `strict` refuses.
 
     Args:
         path: a local file in any format that FFmpeg reads.
         indices: 0-based frame numbers in display order; any order, repeats allowed.
+        size: what the short side is scaled to in pixels, larger or smaller, by FFmpeg while it converts to RGB:
+            bilinear, antialiased, to the size that torchvision's `resize` gives; None for the video's own.
+        strict: raise for a frame that cannot be decoded, or that FFmpeg had to mend.
 
     Returns:
         uint8 `[len(indices), 3, H, W]` on the CPU, RGB, turned upright.
@@ -111,7 +117,8 @@ def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
     Raises:
         IndexError: a number outside `[0, num_frames)`.
         TypeError: a number that is not an integer, or a tensor of more than one axis.
-        FileNotFoundError, ImportError, ValueError: as for `probe`.
+        FileNotFoundError, ImportError, ValueError: as for `probe`; a size that makes frames of more than
+            `MAX_PIXELS`; with `strict`, a wanted frame that cannot be decoded whole.
 
     Example:
         >>> import tempfile, PIL.Image
@@ -125,7 +132,7 @@ def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
         raise TypeError(
             f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}: flatten it first"
         )
-    return _read(_index(path), as_ints(indices, "indices"))
+    return _read(_sized(_index(path), size), as_ints(indices, "indices"), strict)
 
 
 def read_clip(
@@ -135,15 +142,20 @@ def read_clip(
     *,
     train: bool = False,
     generator: torch.Generator | None = None,
+    num_clips: int | None = None,
+    size: int | None = None,
+    strict: bool = False,
 ) -> Tensor:
     """Sample frames of a video file and decode them: `probe`, `sample_frames`, `read_frames` in one call.
 
     Args:
         path: a local file in any format that FFmpeg reads.
         num_segments: T, the frames of a clip.
-        strategy: `"uniform"`, `"dense"` or `"twice"`, see `sample_frames`.
+        strategy: `"uniform"`, `"dense"`, `"twice"` or `"authors"`, see `sample_frames`.
         train: draw one clip at random.
         generator: where the random numbers come from; the default generator if None.
+        num_clips: see `sample_frames`.
+        size, strict: see `read_frames`.
 
     Returns:
         uint8 `[num_clips, T, 3, H, W]` on the CPU, RGB, turned upright.
@@ -159,9 +171,11 @@ def read_clip(
         ...     read_clip(f"{folder}/red.gif", num_segments=4).shape
         torch.Size([1, 4, 3, 48, 64])
     """
-    index = _index(path)
-    frames = sample_frames(index.info.num_frames, num_segments, strategy, train=train, generator=generator)
-    return _read(index, frames.flatten().tolist()).unflatten(0, tuple(frames.shape))
+    index = _sized(_index(path), size)
+    frames = sample_frames(
+        index.info.num_frames, num_segments, strategy, train=train, generator=generator, num_clips=num_clips
+    )
+    return _read(index, frames.flatten().tolist(), strict).unflatten(0, tuple(frames.shape))
 
 
 class _Packet(NamedTuple):
@@ -257,6 +271,19 @@ def _times(
     return (times, duration, fps) if len(times) == num_frames else ([], 0.0, fps)
 
 
+def _sized(index: _Index, size: int | None) -> _Index:
+    """The same with frames of another short side."""
+    if size is None:
+        return index
+    upright = index.upright.scaled(as_count(size, "size"))
+    if upright.width * upright.height > MAX_PIXELS:
+        raise ValueError(
+            f"expected frames of at most MAX_PIXELS = {MAX_PIXELS} pixels, got {upright.width} x {upright.height} "
+            f"for size={size} from {index.path!r}: pass a smaller size"
+        )
+    return replace(index, upright=upright)
+
+
 def _in_display_order(shown: list[_Packet | None], first: "VideoFrame | None") -> list[_Packet]:
     """The packets sorted by pts; none unless each has its own.
 
@@ -340,7 +367,7 @@ def _play(index: _Index) -> Iterator[tuple[Tensor, float]]:
             yield index.upright.picture(frame), at
 
 
-def _read(index: _Index, indices: list[int]) -> Tensor:
+def _read(index: _Index, indices: list[int], strict: bool = False) -> Tensor:
     for number in indices:
         if not 0 <= number < index.info.num_frames:
             raise IndexError(
@@ -348,29 +375,48 @@ def _read(index: _Index, indices: list[int]) -> Tensor:
                 "sample from the num_frames that probe() reports"
             )
     try:
-        return _filled(index, indices)
+        return _filled(index, indices, strict)
     except _OutOfOrderError:
-        return _filled(replace(index, packets=[]), indices)
+        return _filled(replace(index, packets=[]), indices, strict)
 
 
-def _filled(index: _Index, indices: list[int]) -> Tensor:
-    info = index.info
+def _filled(index: _Index, indices: list[int], strict: bool) -> Tensor:
+    info, (width, height) = index.info, index.upright.size
     rows: dict[int, list[int]] = {}  # frame number -> where it goes; those still to be read
     for row, number in enumerate(indices):
         rows.setdefault(number, []).append(row)
-    out = torch.empty((len(indices), 3, info.height, info.width), dtype=torch.uint8)
+    out = torch.empty((len(indices), 3, height, width), dtype=torch.uint8)
 
     def put(number: int, frame: "VideoFrame") -> None:
         out[rows.pop(number)] = index.upright.picture(frame)
 
-    for number, frame in _walk(index, sorted(rows), fast=True):
+    for number, frame in _walk(index, sorted(rows), fast=True, sound=strict):
         if number in rows:
             put(number, frame)
 
-    missing, stood_in = deque(sorted(rows)), list[int]()
-    earlier = None
+    if rows and (stood_in := _fill_up(index, deque(sorted(rows)), put, strict)):
+        lost = (
+            f"{len(stood_in)} wanted frames cannot be decoded, the first of them frame "
+            f"{stood_in[0]} of {info.num_frames}"
+        )
+        if strict:
+            raise ValueError(
+                f"expected a video that can be decoded, got {index.path!r}, of which {lost}: copy or encode it again"
+            )
+        warnings.warn(
+            f"{index.path}: {lost}; the nearest earlier frame stands in for each",
+            stacklevel=4,
+        )
+    return out
+
+
+def _fill_up(
+    index: _Index, missing: deque[int], put: Callable[[int, "VideoFrame"], None], strict: bool
+) -> list[int]:
+    """Read the frames that seeking did not deliver from the start; the numbers of those that another stands in for."""
+    stood_in, earlier = list[int](), None
     # to the end: only then it is sure that none comes late
-    for number, frame in _walk(index, [*missing, info.num_frames - 1] if missing else [], fast=False):
+    for number, frame in _walk(index, [*missing, index.info.num_frames - 1], fast=False, sound=strict):
         while missing and missing[0] <= number:
             wanted = missing.popleft()
             if wanted < number:
@@ -385,17 +431,13 @@ def _filled(index: _Index, indices: list[int]) -> Tensor:
             )
         stood_in.append(wanted)
         put(wanted, earlier)
-    if stood_in:
-        warnings.warn(
-            f"{index.path}: {len(stood_in)} wanted frames cannot be decoded, the first of them frame "
-            f"{stood_in[0]} of {info.num_frames}; the nearest earlier frame stands in for each",
-            stacklevel=4,
-        )
-    return out
+    return stood_in
 
 
-def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int, "VideoFrame"]]:
-    """Decode up to the last of the wanted frames (ascending); `fast` seeks over what lies between them.
+def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Iterator[tuple[int, "VideoFrame"]]:
+    """Decode up to the last of the wanted frames (ascending).
+
+    `fast` seeks over what lies between them; `sound` leaves out frames that FFmpeg mended.
 
     Raises:
         _OutOfOrderError: the frames prove that timestamps do not number them.
@@ -403,13 +445,15 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int
     fast = fast and bool(index.packets)
     pending, here, sought, last = deque(wanted), -1, -1, -1
     with open_video(index.path, index.track, threads=fast) as (container, stream):
-        frames = decode(demux(container, stream), stream)
+        wanted_pts = {index.packets[number].pts for number in wanted} if fast else None
+        frames = decode(_thinned(demux(container, stream), stream, wanted_pts), stream)
         for counted in count():
             if not pending:
                 return
             before = bisect_right(index.keys, pending[0])
             if fast and before and (key := index.keys[before - 1]) > max(here, sought) + SEEK_GAIN:
-                frames, sought, last = _seek(container, stream, index.packets[key]), key, -1
+                packets = _seek(container, stream, index.packets[key])
+                frames, sought, last = decode(_thinned(packets, stream, wanted_pts), stream), key, -1
             if (frame := next(frames, None)) is None:
                 return
             number = index.number_of.get(frame.pts) if index.packets else counted
@@ -422,11 +466,21 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int
                 here = number
                 while pending and pending[0] <= here:
                     pending.popleft()
-                yield here, frame
+                if not (sound and frame.is_corrupt):
+                    yield here, frame
 
 
-def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> Iterator["VideoFrame"]:
-    """The frames from a keyframe on; none where the container cannot get there."""
+def _thinned(packets: _Packets, stream: "VideoStream", wanted: set[int] | None) -> _Packets:
+    """The packets, the decoder told to drop those frames that are not wanted and that no other frame needs."""
+    for packet in packets:
+        if wanted is not None:
+            spare = packet is not None and packet.pts is not None and packet.pts not in wanted
+            stream.codec_context.skip_frame = "NONREF" if spare else "DEFAULT"
+        yield packet
+
+
+def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> _Packets:
+    """The packets from a keyframe on; none where the container cannot get there."""
     from av.error import FFmpegError
 
     for target in (key.pts, key.dts):  # MP4 and Matroska seek by pts, MPEG-TS by dts
@@ -437,13 +491,11 @@ def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> I
             packets = demux(container, stream)
             first = next(packets)
             if first and first.is_keyframe and first.pts is not None and first.pts <= key.pts:
-                return decode(chain([first], packets), stream)
+                return chain([first], packets)
     return iter(())
 
 
-def _shown(
-    packets: Iterator["Packet[VideoStream] | None"], stream: "VideoStream"
-) -> Iterator[_Packet | None]:
+def _shown(packets: _Packets, stream: "VideoStream") -> Iterator[_Packet | None]:
     """One entry for each frame to display, None where it has no pts."""
     vp8 = stream.codec_context.name == "vp8"
     for packet in packets:

@@ -1,0 +1,170 @@
+"""Videos a second that one core reads and prepares for training, beside those that the model takes.
+
+A video gives 8 frames at 224 pixels. Decoded frames per used frame are counted: the frames that the decoder gave for
+the eight that were used.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+import tsm_triton
+from tsm_triton.video import decoding, pictures, read_frames
+from tsm_triton.video.datasets import Listing, Sample, VideoDataset
+from tsm_triton.video.transforms import train_transform
+
+from .gate import require_close
+from .timing import measure, summary
+
+NUM_SEGMENTS, SIZE, SHORT_SIDE = 8, 224, 256
+NUM_FRAMES, FPS = 300, 30
+MODEL = "resnet50"
+# width, height; how many frames from one keyframe to the next, x264's own 250 or a second
+SOURCES = {
+    "340x256, a keyframe every 250": (340, 256, 250),
+    "340x256, a keyframe every 30": (340, 256, 30),
+    "1280x720, a keyframe every 250": (1280, 720, 250),
+}
+
+
+def run(device: str, quick: bool) -> dict[str, Any]:
+    """Rows of sources, for one core, and the model's videos a second on the device."""
+    with tempfile.TemporaryDirectory() as folder, _one_thread():
+        sources = list(SOURCES.items())[: 1 if quick else None]
+        paths = {name: _write(Path(folder, f"{at}.mp4"), *kind) for at, (name, kind) in enumerate(sources)}
+        paths["340x256, a JPEG a frame"] = _as_pictures(next(iter(paths.values())))
+        rows = [
+            {"source": name, **row(path, 8 if quick else 31)}
+            for name, path in tqdm(paths.items(), desc="loading", disable=None)
+        ]
+    return {"loader": rows, "model": model_rates(device, quick)}
+
+
+def row(path: Path, repeats: int) -> dict[str, Any]:
+    """Processor seconds of one video as it is trained on, a new clip each time, and what was decoded for it."""
+    if path.is_file():
+        _check(path)
+    transform = train_transform(SIZE, flip=False)
+    listing = Listing((Sample(str(path), 0),), ("one",))
+    dataset = VideoDataset(listing, NUM_SEGMENTS, transform=transform, training=True, size=SHORT_SIDE)
+    seconds = []
+    with _counted() as decoded:
+        for epoch in range(repeats):
+            dataset.set_epoch(epoch)
+            started = time.process_time()
+            dataset[0]
+            seconds.append(time.process_time() - started)
+    timing = summary(seconds)
+    return {
+        "videos_per_second": 1 / timing.median,
+        "spread": timing.spread,
+        "decoded_per_used": len(decoded) / (repeats * NUM_SEGMENTS),
+    }
+
+
+def model_rates(device: str, quick: bool) -> list[dict[str, Any]]:
+    """Videos a second of the patched network, in inference and on a GPU in training."""
+    clips, dtype = (1, torch.float32) if device == "cpu" else (16, torch.bfloat16)
+    model = timm.create_model(MODEL).to(device, dtype).to(memory_format=torch.channels_last)
+    model = tsm_triton.patch(model, NUM_SEGMENTS)
+    shape = (clips * NUM_SEGMENTS, 3, SIZE, SIZE)
+    x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    calls = {"inference": torch.inference_mode()(model.eval().forward)}
+    rows = _rates(calls, x, clips, 3 if quick else 11)
+    if device != "cpu":
+        model.train()
+        rows += _rates({"training": lambda x: _step(model, x)}, x, clips, 3 if quick else 11)
+    return rows
+
+
+def _rates(calls: dict[str, Any], x: torch.Tensor, clips: int, repeats: int) -> list[dict[str, Any]]:
+    return [
+        {"model": MODEL, "form": form, "videos_per_second": clips / timing.median, "spread": timing.spread}
+        for form, timing in measure(calls, [x], repeats).items()
+    ]
+
+
+def _step(model: nn.Module, x: torch.Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    model(x).float().square().mean().backward()
+
+
+def _check(path: Path) -> None:
+    """The frames that are read by their number are those of a decoding from the start."""
+    wanted = list(range(7, NUM_FRAMES, NUM_FRAMES // NUM_SEGMENTS))
+    kept = [frame for number, (frame, _) in enumerate(decoding.play(path)[1]) if number in set(wanted)]
+    require_close(f"frames of {path.name}", read_frames(path, wanted).float(), torch.stack(kept).float(), 0)
+
+
+@contextmanager
+def _counted() -> Iterator[list[int | None]]:
+    """The frames that decoders give meanwhile."""
+    seen, decode, picture = [], decoding.decode, pictures._picture
+
+    def counting(packets: Any, stream: Any) -> Any:
+        for frame in decode(packets, stream):
+            seen.append(frame.pts)
+            yield frame
+
+    def counting_picture(*arguments: Any) -> Any:
+        seen.append(None)
+        return picture(*arguments)
+
+    decoding.decode, pictures._picture = counting, counting_picture
+    try:
+        yield seen
+    finally:
+        decoding.decode, pictures._picture = decode, picture
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a DataLoader's workers have it; the decoder follows
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write(path: Path, width: int, height: int, gop: int) -> Path:
+    """Ten seconds of a texture under a camera that pans, with a grain of its own in each frame."""
+    rng = np.random.default_rng(0)
+    margin = height // 4
+    coarse = torch.from_numpy(rng.integers(0, 256, (1, 3, 24, 32))).float()
+    picture = interpolate(coarse, (height + 2 * margin, width + 2 * margin), mode="bicubic")
+    picture = picture.clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"g": str(gop), "preset": "fast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(NUM_FRAMES):
+            x = int(margin * (1 + np.sin(number / 25)))
+            y = int(margin * (1 + np.cos(number / 31)))
+            grain = rng.integers(-8, 9, (height, width, 1))
+            pixels = (picture[y : y + height, x : x + width] + grain).clip(0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels)
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _as_pictures(path: Path) -> Path:
+    folder = path.with_suffix("")
+    folder.mkdir()
+    for number, (frame, _) in enumerate(decoding.play(path)[1], 1):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.jpg")
+    return folder

@@ -1,0 +1,102 @@
+"""The files that a list means: by their path, or by their name anywhere below a folder."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+
+from ..pictures import PICTURES, natural
+
+__all__ = ["VIDEOS", "Finder", "is_frame_folder", "subfolders", "videos_below"]
+
+# fmt: off
+VIDEOS = (
+    ".3gp", ".asf", ".avi", ".avif", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+)
+# fmt: on
+
+
+MAX_BASES = 8
+
+
+class Finder:
+    """Find videos below a folder by the name that a list gives them, which may lack folders and the suffix."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def find(self, name: str) -> str | None:
+        """The path; None if there is no such video.
+
+        Raises:
+            ValueError: several have this name.
+        """
+        path = os.path.join(self.root, name)
+        if os.path.exists(path):
+            return path
+        found = [path for base in self.bases if os.path.exists(path := os.path.join(base, name))]
+        if not found:
+            wanted = f"{os.sep}{os.path.normpath(name)}"
+            found = [
+                path
+                for path in self.by_stem.get(_stem(os.path.basename(wanted)), ())
+                if path.endswith(wanted) or _stem(path).endswith(wanted)
+            ]
+        if len(found) > 1:
+            raise ValueError(
+                f"expected one video {name!r} below {self.root!r}, got {', '.join(map(repr, found[:3]))}: write the "
+                "whole path into the list"
+            )
+        return found[0] if found else None
+
+    @cached_property
+    def bases(self) -> list[str]:
+        """The folders in the root, if few: they may hold a folder of frames for each video, too many to look into."""
+        names = subfolders(self.root)
+        return [os.path.join(self.root, name) for name in names] if len(names) <= MAX_BASES else []
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for path in videos_below(self.root):
+            found[_stem(os.path.basename(path))].append(path)
+        return found
+
+
+def videos_below(folder: str, _seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The video files and the folders of frames below a folder, in natural order; links are followed, circles not."""
+    real = os.path.realpath(folder)
+    if real in _seen:
+        return
+    with os.scandir(folder) as scanned:
+        inside = sorted((entry.name for entry in scanned if entry.name[0] != "."), key=natural)
+    for name in inside:
+        path = os.path.join(folder, name)
+        if name.lower().endswith(VIDEOS) and os.path.isfile(path):
+            yield path
+        elif os.path.isdir(path):
+            if is_frame_folder(path):
+                yield path
+            else:
+                yield from videos_below(path, _seen | {real})
+
+
+def is_frame_folder(folder: str) -> bool:
+    """Whether pictures lie in a folder, and no videos."""
+    with os.scandir(folder) as scanned:
+        names = [entry.name.lower() for entry in scanned if entry.name[0] != "."]
+    return any(name.endswith(PICTURES) for name in names) and not any(name.endswith(VIDEOS) for name in names)
+
+
+def subfolders(folder: str) -> list[str]:
+    """Their names in natural order, without hidden ones."""
+    with os.scandir(folder) as scanned:
+        names = [entry.name for entry in scanned if entry.is_dir() and entry.name[0] != "."]
+    return sorted(names, key=natural)
+
+
+def _stem(path: str) -> str:
+    """Without the suffix of a video; other dots belong to the name."""
+    stem, suffix = os.path.splitext(path)
+    return stem if suffix.lower() in VIDEOS else path
