@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from ..dataflow.kinds import VIEWS
 from ..dataflow.merges import Merge, place_of
-from ..dataflow.tracing import BATCH, Call, Trace, Value
+from ..dataflow.tracing import Call, Trace, Value
 from ..sites import ShiftSite
 
 __all__ = ["verify_shifts"]
@@ -41,9 +41,10 @@ def verify_shifts(
             channels = value.shape[value.arguments[-1]]
             if channels != expected.get(value.call.name, channels):
                 return f"expected {expected[value.call.name]} channels at {value.call.name!r}, got {channels}"
-            if value.call.name not in folded and value.shape[0] != BATCH:
+            frames = value.arguments[0]  # one clip, the whole batch
+            if value.call.name not in folded and value.shape[0] != frames:
                 return (
-                    f"the first axis at {value.call.name!r} holds {value.shape[0]} rows for {BATCH} frames: "
+                    f"the first axis at {value.call.name!r} holds {value.shape[0]} rows for {frames} frames: "
                     "give frames_from, the name of a module around it whose input has a row for each frame"
                 )
             shifted[value.call] = value.index
