@@ -539,6 +539,8 @@ def trained(*parts):
                 nn.init.uniform_(module.weight, 0.3, 0.6)
                 nn.init.normal_(module.bias, std=0.1)
                 module.momentum = 1.0
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.05)
                 nn.init.normal_(module.bias, std=0.05)

@@ -32,7 +32,15 @@ def read(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # a damaged pickle fails in any way
         reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
         raise ValueError(
-            f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} ({reason}). {_advice(path)}"
+            f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} ({reason}). "
+            + (
+                "Write Paddle's arrays anew, where Paddle is: safetensors.numpy.save_file({key: value.numpy() for key, "
+                "value in paddle.load(path).items() if hasattr(value, 'numpy')}, 'weights.safetensors')."
+                if path.suffix == ".pdparams"
+                else "Save a plain model.state_dict(), or use tsm_triton.save_checkpoint. Of a file that needs code to "
+                "be run, and that you trust, write the weights anew: torch.save(torch.load(path, "
+                "weights_only=False)['state_dict'], 'weights.pth')."
+            )
         ) from error
 
 
@@ -46,20 +54,6 @@ def write(held: dict[str, Any], path: str | os.PathLike[str]) -> None:
             save_file(held["state_dict"], temporary, {METADATA: json.dumps(about)})
         else:
             torch.save(held, temporary)
-
-
-def _advice(path: Path) -> str:
-    """How to make of a file that cannot be read, or may not, one that can."""
-    if path.suffix == ".pdparams":
-        return (
-            "Write Paddle's arrays anew, where Paddle is: safetensors.numpy.save_file({key: value.numpy() for key, "
-            "value in paddle.load(path).items() if hasattr(value, 'numpy')}, 'weights.safetensors')."
-        )
-    return (
-        "Save a plain model.state_dict(), or use tsm_triton.save_checkpoint. Of a file that needs code to be run, and "
-        "that you trust, write the weights anew: torch.save(torch.load(path, weights_only=False)['state_dict'], "
-        "'weights.pth')."
-    )
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -128,24 +128,24 @@ def fit(
             for what, keys in wrong.items()
             if keys
         )
+        classes = _other_head(wrong, given)
+        here = None if classes is None else len(expected[classes][1])
         raise ValueError(
             f"expected the state dict of {type(model).__name__}, got one with keys {listed} in {source}. "
-            f"{_advice(wrong, expected, given) or f'Make the model as that one was made{advice}.'}"
+            + (
+                f"Pass new_head={here} to leave the model's own head, of {here} classes, as it is."
+                if here
+                else f"Make the model as that one was made{advice}."
+            )
         )
     return {key: given[name] for name, (key, _) in expected.items()}
 
 
-def _advice(wrong: Mapping[str, list[str]], expected: Mapping[str, Any], given: Mapping[str, Tensor]) -> str:
-    """What to do where a head of another number of classes is all that differs."""
+def _other_head(wrong: Mapping[str, list[str]], given: Mapping[str, Tensor]) -> str | None:
+    """A key of the head, where one of another number of classes is all that differs."""
     keys = [item.partition(" ")[0] for item in wrong["of another shape"]]
-    heads = {key.rpartition(".")[0] for key in keys}
-    if wrong["missing"] or wrong["unexpected"] or len(heads) != 1 or given[keys[0]].dim() > 2:
-        return ""
-    there, here = len(given[keys[0]]), len(expected[keys[0]][1])
-    return (
-        f"It is of {there} classes, the model of {here}: pass new_head={here} to leave the model's own head as it "
-        "is."
-    )
+    one = len({key.rpartition(".")[0] for key in keys}) == 1 and all(0 < given[key].dim() < 3 for key in keys)
+    return keys[0] if one and not wrong["missing"] and not wrong["unexpected"] else None
 
 
 def _stripped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
