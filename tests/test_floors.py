@@ -23,6 +23,7 @@ FLOORS = (
     {"backbones", "fusion"},
     {"streaming"},
     {"checkpoints"},
+    {"models"},
     {"video"},
     {"commands"},
     {"cli"},

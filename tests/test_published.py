@@ -1,5 +1,9 @@
 """Published checkpoints: each layout's keys give the logits of a network written from its key table alone."""
 
+import hashlib
+import pickle
+
+import huggingface_hub
 import pytest
 import torch
 from published_networks import (
@@ -16,10 +20,14 @@ from published_networks import (
     shift_resnet,
     trained,
 )
+from safetensors.torch import save_file
+from servers import http_server, send
 from torch import nn
 
 import tsm_triton
 from tsm_triton import load_checkpoint
+from tsm_triton.cli import main
+from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.patching.hooks import shift_hooks
 from tsm_triton.preparation import preparation_of
 
@@ -341,3 +349,119 @@ def test_options_are_for_published_weights(tmp_path):
     again = load_checkpoint(tmp_path / "a.pt", num_segments=2, new_head=6)
     assert {hook.num_segments for hook in shift_hooks(again)} == {2}
     assert again(FRAMES).shape == (2 * T, 6)
+
+
+def inspected(capsys, *argv):
+    """The rows that the command prints, by their first words."""
+    assert main(["inspect", *map(str, argv)]) == 0
+    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_inspect_says_what_a_file_is_and_how_it_is_loaded(tmp_path, capsys):
+    path = save(tmp_path, "TSM_kinetics_RGB_resnet18_shift8_blockres_avg_segment4_e50.pth", authors()[0])
+    rows = inspected(capsys, path)
+    assert rows["layout"] == "authors (mit-han-lab/temporal-shift-module)"
+    assert rows["network"].startswith("resnet18 or torchvision/resnet18, 5 classes")
+    assert rows["num_segments"] == "4, from the file's name"
+    assert rows["place"] == "'blockres', from the keys"
+    assert rows["direction"] == "'bidirectional', as the released ones"
+    assert rows["load"] == f"tsm_triton.load_checkpoint({str(path)!r})"
+    load_checkpoint(path)
+
+
+def test_inspect_says_what_is_to_be_said(tmp_path, capsys):
+    path = save(tmp_path, "weights.pth", paddle_version_2()[0])
+    rows = inspected(capsys, path)
+    assert rows["num_segments"] == "to be said: its configurations have 8 and 16"
+    assert rows["load"].endswith(", num_segments=...)")
+    rows = inspected(capsys, path, "--num-segments", 8)
+    assert (rows["shift_div"], rows["sites"]) == ("8, as many as num_segments", "stages.2")
+    assert rows["load"].endswith(", num_segments=8)")
+
+
+def test_inspect_knows_our_own_files_and_tells_others(tmp_path, capsys):
+    tsm_triton.save_checkpoint(
+        tsm_triton.create_model("test_resnet", 4, 3), tmp_path / "a.pt", ["a", "b", "c"]
+    )
+    rows = inspected(capsys, tmp_path / "a.pt")
+    assert (rows["layout"], rows["num_segments"], rows["labels"]) == ("tsm_triton", "4", "a, b, c")
+    assert rows["network"].startswith("test_resnet, num_classes=3")
+    rows = inspected(capsys, save(tmp_path, "b.pt", {"a.weight": torch.zeros(3)}))
+    assert rows["layout"].startswith("none that is known: tsm_triton, authors, ")
+    assert rows["keys"] == "a.weight"
+    assert main(["inspect", str(tmp_path / "nowhere.pt")]) == 2
+    assert "which does not exist" in capsys.readouterr().err
+
+
+class Served:
+    """A file over HTTP, and torch.hub's cache in an empty folder."""
+
+    def __init__(self, data, monkeypatch, tmp_path):
+        self.data = data
+        monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+
+    def __call__(self, request, _):
+        send(request, self.data, len(self.data))
+
+
+def test_weights_behind_an_address_are_downloaded_once_and_checked(tmp_path, monkeypatch):
+    state, expected = authors()
+    data = save(tmp_path, "a.pth", state).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    served, asked = Served(data, monkeypatch, tmp_path), []
+    with http_server(lambda request, number: (asked.append(number), served(request, number))) as address:
+        url = f"{address}/TSM_kinetics_RGB_resnet18_shift8_blockres_avg_segment4.pth"
+        with pytest.raises(ValueError, match="invalid hash value.*Check the address"):
+            load_checkpoint(url, checksum="0" * 64)
+        for _ in range(2):
+            model = load_checkpoint(url, checksum=digest)
+        with pytest.raises(ValueError, match="got RuntimeError .*invalid hash value"):
+            load_checkpoint(f"{address}/a-0123456789.pth")
+        with pytest.raises(ValueError, match=f"begins with 00000000, got {digest}"):
+            load_checkpoint(url, checksum="00000000")
+    assert len(asked) == 3
+    assert {hook.num_segments for hook in shift_hooks(model)} == {4}
+    with torch.no_grad():
+        torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="expected to download 'http://127.0.0.1:1/a.pth', got URLError"):
+        load_checkpoint("http://127.0.0.1:1/a.pth")
+
+
+def test_weights_of_the_hub_are_found_by_timms_names(tmp_path, monkeypatch):
+    state, _ = authors()
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repository, file, revision=None):
+        asked.append((repository, file, revision))
+        if file != "model.safetensors":
+            raise OSError("no such file")
+        return tmp_path / file
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    load_checkpoint("hf-hub:somebody/tsm@v1", num_segments=T)
+    assert asked == [("somebody/tsm", "model.safetensors", "v1")]
+    with pytest.raises(ValueError, match="weights at 'hf-hub:somebody/tsm:b.pth', got OSError"):
+        load_checkpoint("hf-hub:somebody/tsm:b.pth")
+    with pytest.raises(ValueError, match="expected hf-hub:owner/name"):
+        load_checkpoint("hf-hub:somebody")
+
+
+def test_a_pickle_of_paddles_is_refused_with_the_way_round(tmp_path):
+    with (tmp_path / "a.pdparams").open("wb") as file:
+        pickle.dump({"backbone.conv1_1._conv.weight": FRAMES.numpy()}, file, protocol=2)
+    with pytest.raises(
+        ValueError, match="Write Paddle's arrays anew, where Paddle is: safetensors.numpy.save_file"
+    ):
+        load_checkpoint(tmp_path / "a.pdparams")
+
+
+def test_the_online_demos_weights_are_streamed_by_the_command_and_no_others(tmp_path):
+    state, expected = online()
+    weights = load_trained(save(tmp_path, "mobilenetv2_jester_online.pth.tar", state), None)
+    assert (weights.name, weights.classes[0]) == ("torchvision/mobilenet_v2", "Doing other things")
+    stream = tsm_triton.Streaming(weights.model)
+    rows = torch.cat([stream(FRAMES[number : number + 1]) for number in range(T)])
+    torch.testing.assert_close(rows, expected[:T], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="got bidirectional ones of authors in .*a stream has no next frame"):
+        load_trained(save(tmp_path, "a.pth", authors()[0]), None)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
-__all__ = ["check_sum", "is_remote", "local_file"]
+__all__ = ["HUB_FILES", "check_sum", "is_remote", "local_file"]
 
 HUB = "hf-hub:"
 # in the order that timm looks for them

@@ -131,9 +131,15 @@ def load_checkpoint(
 
 
 def open_checkpoint(
-    source: Source, checksum: str | None = None, options: Mapping[str, Any] | None = None
+    source: Source,
+    checksum: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    asks: bool = True,
 ) -> tuple[Checkpoint, "Published | None"]:
     """What a file holds, and what it is where others published it.
+
+    With `asks=False` settings that nobody says are None, and no error.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `load_checkpoint`.
@@ -141,13 +147,15 @@ def open_checkpoint(
     checkpoint, name = _read(source, checksum)
     if checkpoint.ours:
         return checkpoint, None
-    return checkpoint, _published(checkpoint, name, options or {})
+    return checkpoint, _published(checkpoint, name, options or {}, asks)
 
 
-def _published(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> "Published | None":
+def _published(
+    checkpoint: Checkpoint, name: str, options: Mapping[str, Any], asks: bool = True
+) -> "Published | None":
     from .published import Given, read_published
 
-    return read_published(checkpoint.state, Given(checkpoint.source, name, options))
+    return read_published(checkpoint.state, Given(checkpoint.source, name, options, asks))
 
 
 def _read(source: Source, checksum: str | None) -> tuple[Checkpoint, str]:

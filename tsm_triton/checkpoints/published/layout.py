@@ -27,11 +27,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of weights beside their keys: the name of their file, and what the caller says."""
+    """What is known of weights beside their keys: the name of their file, and what the caller says.
+
+    Attributes:
+        source: where from, for messages.
+        name: of the file.
+        options: what the caller says.
+        asks: whether a setting that nobody says is an error; else its value is None.
+    """
 
     source: str = "the given dictionary"
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    asks: bool = True
 
     def choose(
         self,
@@ -70,6 +78,8 @@ class Given:
         if found is not None:
             text = found[1].replace("-", "_")
             return Choice(int(text) if text.isdecimal() else text, "from the file's name")
+        if default is None and not self.asks:
+            return Choice(None, f"to be said: {why}")
         if default is None:
             raise ValueError(
                 f"expected {option}, which decides the numbers and which neither keys nor name of {self.source} say, "
