@@ -126,9 +126,9 @@ def test_what_knows_nothing_of_whole_clips_refuses_them(use):
 
 
 def test_one_graph_serves_clips_of_every_length():
-    model = create_model("resnet18", T, 5, temporal_pool=True).eval()
-    add_non_local(model, T // 2, "embedded_gaussian", {"layer2": [1]})
-    nn.init.ones_(model.layer2.stage[1].non_local.norm.weight)
+    model = create_model("test_resnet", T, 5, temporal_pool=True).eval()
+    add_non_local(model, T // 2, "embedded_gaussian", {"layer2": [0]})
+    nn.init.ones_(model.layer2.stage[0].non_local.norm.weight)
     classifier = VideoClassifier(model)
     graph = torch.compile(classifier, backend="eager", fullgraph=True)
     with torch.no_grad():

@@ -224,7 +224,7 @@ def _check_head(model: nn.Module, classes: int) -> None:
         )
 
 
-def _give_head(model: nn.Module, classes: int) -> None:
+def _give_head(model: Any, classes: int) -> None:
     """A head for other classes, new."""
     name = head_of(model)
     parent: Any = model.get_submodule(name.rpartition(".")[0])

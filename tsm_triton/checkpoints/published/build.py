@@ -16,7 +16,7 @@ from ..keys import fit
 from ..patches import check_same_patch, patch_of
 from .layout import Published
 
-__all__ = ["build_published", "describe_shift", "load_published", "sites_of"]
+__all__ = ["build_published", "full_name", "load_published", "sites_of"]
 
 
 def build_published(published: Published, source: str, into: str | None = None) -> nn.Module:
@@ -37,9 +37,8 @@ def build_published(published: Published, source: str, into: str | None = None) 
             f"trained with, got {into!r}: choose one"
         )
     name, options = published.networks[library]
-    full_name = name if library == "timm" else f"{library}/{name}"
     try:
-        model = _network(published, full_name, options)
+        model = _network(published, full_name(library, name), options)
     except ValueError as error:
         raise ValueError(
             f"expected a {library} that has {name!r}, which {source} is of, got one that has not ({error}). Use a "
@@ -93,20 +92,20 @@ def sites_of(published: Published, library: str) -> list[str]:
     return [_placed(key(name), published) for name in published.sites]
 
 
-def describe_shift(published: Published) -> str:
-    """The options of `patch` in words, each with who says so."""
-    return ", ".join(f"{key}={choice.value!r} ({choice.why})" for key, choice in published.shifts.items())
+def full_name(library: str, name: str) -> str:
+    """As `create_model` and the commands take it."""
+    return name if library == "timm" else f"{library}/{name}"
 
 
-def _network(published: Published, full_name: str, options: dict[str, Any]) -> nn.Module:
-    if full_name.startswith("torchvision/"):
-        model = create_backbone(full_name, **options)
+def _network(published: Published, name: str, options: dict[str, Any]) -> nn.Module:
+    if name.startswith("torchvision/"):
+        model = create_backbone(name, **options)
         set_head(model, published.classes, published.dropout)
         return model
-    return create_backbone(full_name, num_classes=published.classes, drop_rate=published.dropout, **options)
+    return create_backbone(name, num_classes=published.classes, drop_rate=published.dropout, **options)
 
 
-def _put_recurrent(model: nn.Module, published: Published, num_segments: int, library: str) -> None:
+def _put_recurrent(model: Any, published: Published, num_segments: int, library: str) -> None:
     assert published.recurrent is not None
     name = _key(published, library)(published.head)
     linear: Any = model.get_submodule(name)
@@ -184,7 +183,7 @@ def _check_layers(model: nn.Module, published: Published, library: str, source: 
             )
     name, options = published.networks[library]
     with torch.device("meta"):
-        twin = create_backbone(name if library == "timm" else f"{library}/{name}", **options)
+        twin = create_backbone(full_name(library, name), **options)
     if _activations(model) != _activations(twin):
         raise ValueError(
             f"expected a model of {', '.join(_activations(twin))}, as {source} was trained with, got one of "

@@ -12,7 +12,7 @@ __all__ = ["STAGES", "classes_of", "every_block", "flat", "published_resnet", "r
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 # blocks in each stage, and convolutions in a block
-DEPTHS = {
+DEPTHS: dict[tuple[int, ...], str] = {
     (2, 2, 2, 2, 2): "resnet18",
     (3, 4, 6, 3, 2): "resnet34",
     (3, 4, 6, 3, 3): "resnet50",

@@ -30,7 +30,7 @@ from .wrapped import unwrapped_keys
 __all__ = ["SPOT", "read_spotter"]
 
 # channels of RegNet-Y's four stages
-REGNETS = {(24, 56, 152, 368): "regnety_002", (64, 128, 320, 768): "regnety_008"}
+REGNETS: dict[tuple[int, ...], str] = {(24, 56, 152, 368): "regnety_002", (64, 128, 320, 768): "regnety_008"}
 
 
 def _recognises(state: Mapping[str, Tensor]) -> bool:

@@ -11,7 +11,7 @@ from ...checkpoints.download import is_remote
 from ...checkpoints.load import open_checkpoint
 from ...checkpoints.native import Checkpoint
 from ...checkpoints.published import LAYOUTS, Published
-from ...checkpoints.published.build import sites_of
+from ...checkpoints.published.build import full_name, sites_of
 from ...checkpoints.published.layout import Choice
 from ...preparation import Preparation
 
@@ -39,10 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_published(published: Published, file: str, options: dict[str, Any]) -> list[tuple[str, str]]:
     where = next(layout.where for layout in LAYOUTS if layout.name == published.layout)
-    networks = [
-        name if library == "timm" else f"{library}/{name}"
-        for library, (name, _) in published.networks.items()
-    ]
+    networks = [full_name(library, name) for library, (name, _) in published.networks.items()]
     rows = [
         ("layout", f"{published.layout} ({where})"),
         ("network", f"{' or '.join(networks)}, {published.classes} classes, {_weights(published.state)}"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from ...checkpoints.load import open_checkpoint
 from ...checkpoints.native import Checkpoint, built, load_into
 from ...checkpoints.patches import apply_patch
 from ...checkpoints.published import Published
-from ...checkpoints.published.build import build_published
+from ...checkpoints.published.build import build_published, full_name
 from ...patching.patch import patch
 from ...video.transforms import transform_for
 from ..common import create_model
@@ -65,16 +66,14 @@ def _of_published(checkpoint: Checkpoint, published: Published, name: str | None
     if direction != "causal":
         raise ValueError(
             f"expected causal weights, which read the past only, got {direction} ones of {published.layout} in "
-            f"{checkpoint.source}: a stream has no next frame. Use those of the authors' online demo, or train a causal "
-            "model."
+            f"{checkpoint.source}: a stream has no next frame. Use those of the authors' online demo, or train a "
+            "causal model."
         )
-    libraries = {
-        known if library == "timm" else f"{library}/{known}": library
-        for library, (known, _) in published.networks.items()
-    }
+    libraries = {full_name(library, known): library for library, (known, _) in published.networks.items()}
     if name not in (None, *libraries):
         raise ValueError(
-            f"expected weights of {name!r}, got weights of {' or '.join(libraries)} in {checkpoint.source}: drop --model"
+            f"expected weights of {name!r}, got weights of {' or '.join(libraries)} in {checkpoint.source}: drop "
+            "--model"
         )
     name = next(iter(libraries)) if name is None else name
     model = build_published(published, checkpoint.source, libraries[name])
@@ -121,7 +120,7 @@ def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | No
     return Trained(model.eval(), name, None)
 
 
-def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
+def _head(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """`num_classes` of the weights, where the last linear layer tells it."""
     with torch.device("meta"):
         model = create_model(name)
