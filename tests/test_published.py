@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -26,6 +27,7 @@ from torch import nn
 
 import tsm_triton
 from tsm_triton import load_checkpoint
+from tsm_triton.checkpoints.published import LAYOUTS
 from tsm_triton.cli import main
 from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.patching.hooks import shift_hooks
@@ -465,3 +467,10 @@ def test_the_online_demos_weights_are_streamed_by_the_command_and_no_others(tmp_
     torch.testing.assert_close(rows, expected[:T], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="got bidirectional ones of authors in .*a stream has no next frame"):
         load_trained(save(tmp_path, "a.pth", authors()[0]), None)
+
+
+def test_the_table_of_layouts_names_them_all():
+    table = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
+    for layout in LAYOUTS:
+        assert table.count(f"{layout.name}") > 1
+        assert f"| {layout.name} | {layout.where}" in table
