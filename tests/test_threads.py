@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tsm_triton import Streaming, VideoClassifier, packed_clips, patch
+from tsm_triton.modules import TemporalPool
 from tsm_triton.testing import assert_same_bits
 from tsm_triton.video import read_clip
 
@@ -54,8 +55,11 @@ def test_threads_share_a_model(name):
             assert_same_bits(output, alone)
 
 
-def test_threads_share_a_model_with_clips_of_other_lengths():
+@pytest.mark.parametrize("pooled", [False, True], ids=["shifts", "and a layer of clips"])
+def test_threads_share_a_model_with_clips_of_other_lengths(pooled):
     model = small()
+    if pooled:
+        model.layer2 = torch.nn.Sequential(TemporalPool(2), model.layer2)
     classifier = VideoClassifier(model)
     videos = [torch.randn(2, length, 3, 64, 64) for length in (2, 4, 8)]
     expected = [classifier(video) for video in videos]

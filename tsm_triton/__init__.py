@@ -7,6 +7,7 @@ from . import late
 from .version import __version__
 
 if TYPE_CHECKING or "torch" in sys.modules:
+    from .backbones import create_model
     from .checkpoints import load_checkpoint, save_checkpoint
     from .functional import temporal_shift
     from .fusion.fuse import fuse
@@ -24,6 +25,7 @@ __all__ = [
     "Streaming",
     "VideoClassifier",
     "__version__",
+    "create_model",
     "find_sites",
     "fuse",
     "is_patched",

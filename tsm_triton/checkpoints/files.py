@@ -33,7 +33,14 @@ def read(path: str | os.PathLike[str]) -> Any:
         reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
         raise ValueError(
             f"expected weights that torch.load(weights_only=True) reads, got {str(path)!r} ({reason}). "
-            "Save a plain model.state_dict(), or use tsm_triton.save_checkpoint."
+            + (
+                "Write Paddle's arrays anew, where Paddle is: safetensors.numpy.save_file({key: value.numpy() for key, "
+                "value in paddle.load(path).items() if hasattr(value, 'numpy')}, 'weights.safetensors')."
+                if path.suffix == ".pdparams"
+                else "Save a plain model.state_dict(), or use tsm_triton.save_checkpoint. Of a file that needs code to "
+                "be run, and that you trust, write the weights anew: torch.save(torch.load(path, "
+                "weights_only=False)['state_dict'], 'weights.pth')."
+            )
         ) from error
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..files import printable
 from ..torch_private import CHECKPOINTED, COMPILED, COMPILED_CLASS, SHARDED
 
-__all__ = ["fit", "own_name", "state_in", "unwrapped"]
+__all__ = ["fit", "fits", "own_name", "state_in", "unwrapped"]
 
 NAMED = 6  # keys in an error
 # where others keep a state dict; averaged weights first, as timm takes them
@@ -82,7 +82,15 @@ def state_in(held: Any, source: str) -> dict[str, Tensor]:
     )
 
 
-def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str = "") -> dict[str, Tensor]:
+def fits(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether a model's own keys are all there, behind a prefix or not."""
+    expected = {own_name(key) for key in model.state_dict()}
+    return any(expected <= keys.keys() for keys in _stripped({own_name(key): state[key] for key in state}))
+
+
+def fit(
+    state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str = "", keep: str | None = None
+) -> dict[str, Tensor]:
     """The weights under the model's own keys.
 
     A prefix that all keys share is taken off where exactly the model's keys are left, and only there: a model may
@@ -97,6 +105,9 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str 
     if counter is not None and not counter.dim() and "n_averaged" not in expected:  # of AveragedModel
         del given["n_averaged"]
     given = max(_stripped(given), key=lambda keys: len(keys.keys() & expected.keys()))
+    if keep is not None:  # a layer whose weights stay the model's
+        given = {key: value for key, value in given.items() if not key.startswith(f"{keep}.")}
+        given |= {key: value for key, (_, value) in expected.items() if key.startswith(f"{keep}.")}
     if any(value.is_meta for _, value in expected.values()):
         raise ValueError(
             f"expected a model with memory to load weights into, got {type(model).__name__} on the meta device. Call "
@@ -117,11 +128,24 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, source: str, advice: str 
             for what, keys in wrong.items()
             if keys
         )
+        classes = _other_head(wrong, given)
+        here = None if classes is None else len(expected[classes][1])
         raise ValueError(
             f"expected the state dict of {type(model).__name__}, got one with keys {listed} in {source}. "
-            f"Make the model as that one was made{advice}."
+            + (
+                f"Pass new_head={here} to leave the model's own head, of {here} classes, as it is."
+                if here
+                else f"Make the model as that one was made{advice}."
+            )
         )
     return {key: given[name] for name, (key, _) in expected.items()}
+
+
+def _other_head(wrong: Mapping[str, list[str]], given: Mapping[str, Tensor]) -> str | None:
+    """A key of the head, where one of another number of classes is all that differs."""
+    keys = [item.partition(" ")[0] for item in wrong["of another shape"]]
+    one = len({key.rpartition(".")[0] for key in keys}) == 1 and all(0 < given[key].dim() < 3 for key in keys)
+    return keys[0] if one and not wrong["missing"] and not wrong["unexpected"] else None
 
 
 def _stripped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:

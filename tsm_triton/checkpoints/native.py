@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ from .files import read, write
 from .keys import fit, own_name, state_in, unwrapped
 from .patches import apply_patch, check_same_patch, patch_of
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "built", "load_into", "read_checkpoint", "save_checkpoint"]
 
 FORMAT, VERSION = "tsm_triton", 1
 MAX_SIZE = 4096  # of a picture's side
@@ -73,7 +73,7 @@ class Checkpoint:
 def save_checkpoint(
     model: nn.Module, path: str | os.PathLike[str], labels: Sequence[str] | None = None
 ) -> None:
-    """Write a model's weights with all that is needed to use them, for `load_checkpoint`.
+    """Write a model's weights with all that is needed to use them, for `tsm_triton.load_checkpoint`.
 
     That is how they are shifted, whose they are, and how frames are prepared (`transform_for`). What wraps the model
     and holds no weights (a VideoClassifier, DDP, a compiled module, averaged weights) is left out. A model of timm's
@@ -94,7 +94,7 @@ def save_checkpoint(
         >>> model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=2), direction="causal")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_checkpoint(model, f"{folder}/best.pt", labels=["left", "right"])
-        ...     again = load_checkpoint(f"{folder}/best.pt")
+        ...     again = tsm_triton.load_checkpoint(f"{folder}/best.pt")
         >>> again(torch.zeros(8, 3, 64, 64)).shape
         torch.Size([8, 2])
     """
@@ -135,55 +135,6 @@ def save_checkpoint(
     )
 
 
-@overload
-def load_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], /) -> nn.Module: ...
-@overload
-def load_checkpoint(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], /) -> nn.Module: ...
-
-
-def load_checkpoint(*arguments: Any) -> Any:
-    """`load_checkpoint(source)` builds the model that `save_checkpoint` saved; `load_checkpoint(model, source)` loads
-    weights into one.
-
-    No code of the file is run. Loading is strict. What others wrap around a state dict is recognised: dictionaries
-    with `state_dict` or `model`, averaged weights (`state_dict_ema`, `model_ema`), which come first as in timm, and
-    prefixes (`module.`, `model.`, `_orig_mod.`, any other) that leave exactly the model's keys.
-
-    Args:
-        model: patched as the weights were, but for `num_segments`, which stays the model's own: no weight knows it.
-            A bare state dict does not say how it was shifted: it goes into any patched model.
-        source: a file of `save_checkpoint`, of `torch.save` or of safetensors; or what was read from one.
-
-    Returns:
-        The model: patched as it was when it was saved and in evaluation mode, or the very one that was given.
-        `transform_for(model)` prepares frames as for the one that was saved.
-
-    Raises:
-        FileNotFoundError: no such file.
-        TypeError: other arguments.
-        RuntimeError: weights with a shift, and a model without.
-        ValueError: no weights, keys or shapes that differ, another shift, a file that names no model that can be
-            built, or is of a later version. The model is as it was before.
-
-    Example:
-        >>> import timm, torch, tsm_triton
-        >>> model = tsm_triton.patch(timm.create_model("test_resnet"))
-        >>> state = torch.nn.DataParallel(model).state_dict()
-        >>> load_checkpoint(model, {"epoch": 3, "state_dict": state}) is model
-        True
-    """
-    if len(arguments) == 1 and not isinstance(arguments[0], nn.Module):
-        return built(read_checkpoint(arguments[0]))
-    if len(arguments) == 2:
-        model, source = arguments
-        load_into(model, read_checkpoint(source))
-        return model
-    raise TypeError(
-        f"expected load_checkpoint(source) or load_checkpoint(model, source), got "
-        f"{', '.join(type(argument).__name__ for argument in arguments) or 'nothing'}: pass a path or a state dict last"
-    )
-
-
 def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
     """What a file, or what was read from one, holds.
 
@@ -204,7 +155,10 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Check
 def built(checkpoint: Checkpoint) -> nn.Module:
     """The model that was saved, in evaluation mode."""
     if checkpoint.origin is None:
-        why_not = checkpoint.why_not or "a state dict says nothing of its model"
+        why_not = (
+            checkpoint.why_not
+            or "a state dict says nothing of its model, and no published layout has these keys"
+        )
         raise ValueError(
             f"expected a checkpoint whose model can be built, got {checkpoint.source}: {why_not}. Make the model as it "
             "was made, patch it, and call tsm_triton.load_checkpoint(model, ...)."
@@ -223,8 +177,10 @@ def built(checkpoint: Checkpoint) -> nn.Module:
     return model.eval()
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint, advice: str = "") -> None:
-    """Load weights, once it is sure that they are of this very model."""
+def load_into(
+    model: nn.Module, checkpoint: Checkpoint, advice: str = "", *, own_head: str | None = None
+) -> None:
+    """Load weights, once it is sure that they are of this very model; but for a layer of that name, where one is."""
     inner = unwrapped(module_of(model))
     if isinstance(inner, FusedModel):
         raise TypeError(
@@ -235,14 +191,14 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, advice: str = "") -> Non
         check_same_patch(inner, checkpoint.patch, checkpoint.source)
     else:
         shift_hooks(inner)
-    inner.load_state_dict(fit(checkpoint.state, inner, checkpoint.source, advice))
+    inner.load_state_dict(fit(checkpoint.state, inner, checkpoint.source, advice, keep=own_head))
     if checkpoint.preparation is not None and _frames_of(inner) != _frames(
         checkpoint.preparation, checkpoint.besides or {}
     ):
         set_preparation(inner, checkpoint.preparation)
         config: Any = inner.pretrained_cfg
         config.update(checkpoint.besides or {})
-    if checkpoint.labels is not None:
+    if checkpoint.labels is not None and own_head is None:
         config: Any = dict(getattr(inner, "pretrained_cfg", None) or {})
         config["label_names"] = list(checkpoint.labels)
         inner.pretrained_cfg = config

@@ -1,41 +1,14 @@
 """What several commands share: models by name, devices, and files that appear whole or not at all."""
 
-import difflib
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
+from ..backbones import create_backbone as create_model
 from ..files import printable, read_text, replacing
 
 __all__ = ["create_model", "make_folder", "pick_device", "printable", "read_labels", "replacing", "say"]
-
-
-def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """A model without pretrained weights; nothing is downloaded.
-
-    Args:
-        name: a timm name, or `torchvision/` and a name of torchvision's classifiers.
-        kwargs: passed on to the library, `num_classes` for instance.
-
-    Raises:
-        ValueError: an unknown name; the message lists close ones.
-    """
-    library, _, rest = name.rpartition("/")
-    if library == "torchvision":
-        from torchvision import models
-
-        _check_name(name, rest, models.list_models(module=models), "torchvision")
-        return models.get_model(rest, weights=None, **kwargs)
-    import timm
-
-    if not timm.is_model(name):
-        _check_name(name, name, timm.list_models(), "timm")
-    elif "." in name:
-        _check_name(name, name, timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True), "timm")
-    return timm.create_model(name, pretrained=False, **kwargs)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -93,15 +66,3 @@ def read_labels(path: Path) -> list[str]:
     """
     lines = (line.strip("\ufeff \t\f\v\xa0") for line in read_text(path, "labels").split("\n"))
     return [printable(line) for line in lines if line]
-
-
-def _check_name(given: str, name: str, known: list[str], library: str) -> None:
-    if name in known:
-        return
-    prefix = "torchvision/" if library == "torchvision" else ""
-    close = [prefix + match for match in difflib.get_close_matches(name, known, n=4)]
-    raise ValueError(
-        f"expected the name of a {library} model, got {given!r}. "
-        + (f"Did you mean {', '.join(close)}? " if close else "")
-        + "Pass a name of timm's, or torchvision/NAME."
-    )

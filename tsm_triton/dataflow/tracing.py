@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules.clip_layer import ClipLayer
 from ..torch_private import (
     CHECKPOINTED,
     TorchDispatchMode,
@@ -154,11 +155,15 @@ def trace(
     """
     try:
         twin = meta_twin(model).float()  # one dtype: that of the input
+        frames = num_segments or shape[0]  # to clip layers the batch is one clip
         for module in twin.modules():
             for hook in pre_hooks(module).values():
                 if hasattr(hook, "num_segments"):
-                    hook.num_segments = num_segments or hook.num_segments  # type: ignore[attr-defined]
+                    hook.num_segments = frames if num_segments else hook.num_segments  # type: ignore[attr-defined]
                     hook.enabled = hook.enabled and shifted  # type: ignore[attr-defined]
+            if isinstance(module, ClipLayer):
+                module.num_segments = frames
+                frames = -(-frames // module.pools)
         recorder = _Recorder(twin)
         output = _run(recorder, shape)
     except Exception as error:

@@ -15,7 +15,7 @@ from torch.fx.graph import CodeGen
 
 from ..dataflow.tracing import copied, input_shape, meta_twin
 from ..patching.finding import check_model
-from ..patching.hooks import shift_hooks
+from ..patching.hooks import check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
 from ..preparation import preparation_of
 from ..torch_private import (
@@ -266,6 +266,7 @@ def check_fusible(model: nn.Module) -> None:
         )
     hooks = shift_hooks(model)
     check_whole(model)
+    check_no_clip_layers(model, "fuse")
     if any(module.training for module in model.modules()):
         raise RuntimeError(
             f"expected a model in eval mode, got {type(model).__name__} in training mode. Call model.eval() "

@@ -25,7 +25,8 @@ SILENT = {
 }
 # nothing in evaluation mode
 NOTHING = {"DropPath", "Dropout", "Dropout1d", "Dropout2d", "Identity", "StochasticDepth"}
-SYNCHRONISED = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d"}
+# another class of the same function in evaluation mode
+ALIKE = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d", "DropoutLinear": "Linear"}
 # torchvision's arguments that a model keeps under their names
 KEPT_ARGUMENTS = ("image_size", "transform_input", "aux_logits")
 
@@ -239,7 +240,7 @@ def _structure_of(model: nn.Module) -> _Structure:
 
 def _kind(module: nn.Module) -> str:
     name = type(module).__name__
-    return SYNCHRONISED.get(name, name)
+    return ALIKE.get(name, name)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

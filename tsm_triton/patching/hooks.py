@@ -13,6 +13,8 @@ from torch.fx import GraphModule, Proxy
 from .. import ops
 from ..arguments import as_count
 from ..functional import clip_boundaries, fold_counts, temporal_shift
+from ..modules.clip_layer import ClipLayer
+from ..threads import OfThread
 from ..torch_private import in_backward, pre_hooks
 from .hook_guards import guard_hooks
 
@@ -20,6 +22,9 @@ __all__ = [
     "FrameCounter",
     "ShiftHook",
     "Unscripted",
+    "check_no_clip_layers",
+    "clip_lengths_in",
+    "frames_out",
     "is_patched",
     "packed_clips",
     "set_num_segments",
@@ -30,16 +35,6 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 
 guard_hooks()
-
-
-class _OfThread(threading.local):
-    """A value of each thread, None at first, which a copy or a pickle begins anew."""
-
-    def __init__(self) -> None:
-        self.value: Any = None  # on the instance: torch.compile does not guard what a class has too
-
-    def __reduce__(self) -> tuple[type["_OfThread"], tuple[()]]:
-        return _OfThread, ()
 
 
 class _OfHooks:
@@ -100,8 +95,8 @@ class ShiftHook(Unscripted):
         self.counter = counter
         self.fold_order = fold_order
         self.enabled = True
-        self._step = _OfThread()
-        self._own_length = _OfThread()
+        self._step = OfThread()
+        self._own_length = OfThread()
 
     @property
     def step(self) -> Callable[[Tensor], Tensor] | None:
@@ -259,7 +254,7 @@ class FrameCounter(Unscripted):
     removed = False
 
     def __init__(self) -> None:
-        self._eager = _OfThread()
+        self._eager = OfThread()
         self._latest = 1
         self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
 
@@ -307,7 +302,7 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
 
     Raises:
         RuntimeError: the model is not patched.
-        TypeError, ValueError: not a positive int.
+        TypeError, ValueError: not a positive int; an odd one before a TemporalPool.
 
     Example:
         >>> import timm, torch
@@ -317,9 +312,51 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
         torch.Size([4, 1000])
     """
     num_segments = as_count(num_segments, "num_segments")
-    for hook in shift_hooks(model):
-        hook.num_segments = num_segments
+    shift_hooks(model)
+    for holder, frames in clip_lengths_in(model, num_segments):
+        holder.num_segments = frames
     return model
+
+
+def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook | ClipLayer, int]]:
+    """Each shift and clip layer of a model with the frames that a clip of `num_segments` has where it stands.
+
+    Behind a `TemporalPool` these are half as many; what is behind it is told by the order of the model's modules.
+
+    Raises:
+        ValueError: a pool that would receive an odd number.
+    """
+    found: list[tuple[ShiftHook | ClipLayer, int]] = []
+    frames = num_segments
+    for module in model.modules():
+        found += [(hook, frames) for hook in _hooks_of(module)]
+        if isinstance(module, ClipLayer):
+            if frames % module.pools:
+                raise ValueError(
+                    f"expected clips whose frames {type(module).__name__} can halve, got {frames} where it stands, of "
+                    f"num_segments={num_segments}. Pass a multiple of twice as many."
+                )
+            found.append((module, frames))
+            frames //= module.pools
+    return found
+
+
+def frames_out(model: nn.Module, num_segments: int) -> int:
+    """The rows that a model gives for a clip: fewer than its frames where it pools them."""
+    for module in model.modules():
+        if isinstance(module, ClipLayer):
+            num_segments //= module.pools
+    return num_segments
+
+
+def check_no_clip_layers(model: nn.Module, what: str) -> None:
+    """Raise where a model mixes the frames of a clip in other ways than the shift, of which `what` knows nothing."""
+    layer = next(((name, m) for name, m in model.named_modules() if isinstance(m, ClipLayer)), None)
+    if layer is not None:
+        raise RuntimeError(
+            f"{what}: expected a model whose frames meet in shifts alone, got {type(layer[1]).__name__} at "
+            f"{layer[0]!r}, which needs whole clips of one length. Call the model, or VideoClassifier, with such clips."
+        )
 
 
 @contextmanager
@@ -361,7 +398,8 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
         clip_lengths: how many frames each clip has; they add up to the frames the model is called with.
 
     Raises:
-        RuntimeError: the model is not patched, or another thread is inside.
+        RuntimeError: the model is not patched, or holds a TemporalPool, a NonLocal or a RecurrentHead; or another
+            thread is inside.
         TypeError, ValueError: lengths that are not non-negative integers, or (in the model's forward) do not
             add up to its frames.
 
@@ -374,6 +412,7 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
         torch.Size([8, 1000])
     """
     hooks = shift_hooks(model)
+    check_no_clip_layers(model, "packed_clips")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     boundaries = clip_boundaries(clip_lengths, device=device)
     if any(hook.packed_elsewhere for hook in hooks):
@@ -393,11 +432,15 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
 
 def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
     for module in model.modules():
-        for hook in pre_hooks(module).values():
+        yield from _hooks_of(module)
+
+
+def _hooks_of(module: nn.Module) -> Iterator[ShiftHook]:
+    for hook in pre_hooks(module).values():
+        if isinstance(hook, ShiftHook):
+            yield hook
+    if isinstance(module, GraphModule):
+        for node in module.graph.nodes:
+            hook = getattr(node.target, "__self__", None)
             if isinstance(hook, ShiftHook):
                 yield hook
-        if isinstance(module, GraphModule):
-            for node in module.graph.nodes:
-                hook = getattr(node.target, "__self__", None)
-                if isinstance(hook, ShiftHook):
-                    yield hook

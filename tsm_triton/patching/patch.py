@@ -126,6 +126,7 @@ def patch(
                 f"with each shortcut unshifted, got a difference: {difference}. The patch is taken back. Leave "
                 "the site out with filter_fn, or shift by hand with tsm_triton.temporal_shift."
             )
+        set_num_segments(model, num_segments)  # fewer behind a pool
     except BaseException:
         remove_hooks(model)
         raise

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from ..dataflow.kinds import VIEWS
 from ..dataflow.merges import Merge, place_of
-from ..dataflow.tracing import BATCH, Call, Trace, Value
+from ..dataflow.tracing import Call, Trace, Value
 from ..sites import ShiftSite
 
 __all__ = ["verify_shifts"]
@@ -72,9 +72,10 @@ def _wrong_shift(value: Value, shifted: dict[Call, int], sites: Sequence[ShiftSi
     channels = value.shape[value.arguments[-1]]
     if site is not None and channels != site.channels:
         return f"expected {site.channels} channels at {name!r}, got {channels}"
-    if (site is None or site.frames_from is None) and value.shape[0] != BATCH:
+    frames = value.arguments[0]  # one clip, the whole batch
+    if (site is None or site.frames_from is None) and value.shape[0] != frames:
         return (
-            f"the first axis at {name!r} holds {value.shape[0]} rows for {BATCH} frames: "
+            f"the first axis at {name!r} holds {value.shape[0]} rows for {frames} frames: "
             "give frames_from, the name of a module around it whose input has a row for each frame"
         )
     return None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
-from ..patching.hooks import ShiftHook, shift_hooks
+from ..patching.hooks import ShiftHook, check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
 from ..torch_private import COMPILED, pre_hooks
 from .state import check_caches
@@ -66,6 +66,7 @@ class StreamStep(nn.Module):
         super().__init__()
         shift_hooks(model)
         check_whole(model)
+        check_no_clip_layers(model, "Streaming")
         if features and not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
             raise TypeError(
                 f"features=True: expected a timm model, with forward_features and forward_head, got "

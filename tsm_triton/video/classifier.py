@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
-from ..patching.hooks import is_patched, packed_clips, shift_hooks
+from ..patching.hooks import check_no_clip_layers, frames_out, is_patched, packed_clips, shift_hooks
 from ..torch_private import assert_async
 from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length
 
@@ -29,7 +29,8 @@ class VideoClassifier(nn.Module):
             or of `"softmax"` (mmaction2's).
 
     Shapes:
-        `[N, T, 3, H, W]` -> `[N, num_classes]`, any T; `[N, T, num_classes]` with `"identity"`.
+        `[N, T, 3, H, W]` -> `[N, num_classes]`, any T; `[N, T, num_classes]` with `"identity"`, or half as many behind
+        a `TemporalPool`.
         `[N, V, T, 3, H, W]`, V views (crops, clips) of each video -> the same, averaged over V.
         `[N*T, 3, H, W]`, already folded -> the same, with T = `num_segments`.
         `[T1 + T2 + ..., 3, H, W]` with `clip_lengths=[T1, T2, ...]`, clips of different lengths packed
@@ -94,7 +95,8 @@ class VideoClassifier(nn.Module):
 
     def _scores(self, video: Tensor) -> Tensor:
         with clips_of_length(self.model, video.shape[1]):
-            logits = self.model(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+            logits = self.model(video.flatten(0, 1))
+        logits = logits.unflatten(0, (video.shape[0], frames_out(self.model, video.shape[1])))
         return logits.mean(1) if self.consensus == "avg" else logits
 
     def _packed_scores(self, video: Tensor, clip_lengths: list[int]) -> Tensor:
@@ -104,6 +106,7 @@ class VideoClassifier(nn.Module):
                 f"got {tuple(video.shape)} for {clip_lengths}, together {sum(clip_lengths)}. "
                 "Pass the lengths the frames were joined with."
             )
+        check_no_clip_layers(self.model, "clip_lengths")
         check_fixed_length(self.model, clip_lengths)
         with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():
             logits = self.model(video)
@@ -123,6 +126,7 @@ class VideoClassifier(nn.Module):
                 "expected clip_lengths as a list of ints for a fused model, whose clip length is fixed, got a "
                 "tensor in a traced call. Pass clip_lengths.tolist()."
             )
+        check_no_clip_layers(self.model, "clip_lengths")
         boundaries = clip_boundaries(clip_lengths, len(video), video.device)
         hooks = shift_hooks(self.model) if is_patched(self.model) else []
         try:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
-from ..patching.hooks import is_patched, set_num_segments, shift_hooks
+from ..modules.clip_layer import ClipLayer
+from ..patching.hooks import clip_lengths_in, is_patched
 
 __all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length"]
 
@@ -40,29 +41,30 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
     Other threads may call it with other lengths at the same time. A patched one stays set to the last one, but for
     a call that is being traced: its graph takes any length.
     """
-    if not is_patched(model):
+    if not is_patched(model) and not any(isinstance(module, ClipLayer) for module in model.modules()):
         check_fixed_length(model, [num_segments])
         yield
     elif torch.compiler.is_compiling():
-        hooks = shift_hooks(model)
+        lengths = clip_lengths_in(model, num_segments)
         try:
-            for hook in hooks:
-                hook.length = num_segments
+            for holder, frames in lengths:
+                holder.length = frames
             yield
         finally:
-            for hook in hooks:
-                hook.length = None
+            for holder, _ in lengths:
+                holder.length = None
     else:
-        hooks = shift_hooks(model)
-        if any(hook.num_segments != num_segments for hook in hooks):
-            set_num_segments(model, num_segments)
+        lengths = clip_lengths_in(model, num_segments)
+        for holder, frames in lengths:
+            if holder.num_segments != frames:
+                holder.num_segments = frames
         try:
-            for hook in hooks:
-                hook.set_own_length(num_segments)
+            for holder, frames in lengths:
+                holder.set_own_length(frames)
             yield
         finally:
-            for hook in hooks:
-                hook.set_own_length(None)
+            for holder, _ in lengths:
+                holder.set_own_length(None)
 
 
 def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:

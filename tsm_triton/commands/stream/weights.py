@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ...checkpoints.native import Checkpoint, built, load_into, read_checkpoint
+from ...checkpoints.load import open_checkpoint
+from ...checkpoints.native import Checkpoint, built, load_into
 from ...checkpoints.patches import apply_patch
+from ...checkpoints.published import Published
+from ...checkpoints.published.build import build_published, full_name
 from ...patching.patch import patch
 from ...video.transforms import transform_for
 from ..common import create_model
@@ -39,7 +43,8 @@ def load_trained(path: Path, name: str | None, direction: str | None = None) -> 
     """Build a model and load causal weights into it, strictly; no code in the file is run.
 
     Args:
-        path: what `save_checkpoint` wrote, or a state dict, on its own or inside of what others wrap around it.
+        path: what `save_checkpoint` wrote; causal weights of a published layout; or a state dict, on its own or inside
+            of what others wrap around it.
         name: of the model; may be None where the file names it.
         direction: how a bare state dict was trained, which it does not say; `"causal"`.
 
@@ -48,8 +53,31 @@ def load_trained(path: Path, name: str | None, direction: str | None = None) -> 
         ValueError: no weights; weights of another model, or without a shift, or with one that reads the next frame;
             no model named; a bare state dict of which nobody said that it is causal.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint, published = open_checkpoint(
+        path, options={} if direction is None else {"direction": direction}
+    )
+    if published is not None:
+        return _of_published(checkpoint, published, name)
     return _of_ours(checkpoint, name) if checkpoint.ours else _of_state_dict(checkpoint, name, direction)
+
+
+def _of_published(checkpoint: Checkpoint, published: Published, name: str | None) -> Trained:
+    direction = published.shifts["direction"].value if published.sites else "unshifted"
+    if direction != "causal":
+        raise ValueError(
+            f"expected causal weights, which read the past only, got {direction} ones of {published.layout} in "
+            f"{checkpoint.source}: a stream has no next frame. Use those of the authors' online demo, or train a "
+            "causal model."
+        )
+    libraries = {full_name(library, known): library for library, (known, _) in published.networks.items()}
+    if name not in (None, *libraries):
+        raise ValueError(
+            f"expected weights of {name!r}, got weights of {' or '.join(libraries)} in {checkpoint.source}: drop "
+            "--model"
+        )
+    name = next(iter(libraries)) if name is None else name
+    model = build_published(published, checkpoint.source, libraries[name])
+    return Trained(model, name, published.labels)
 
 
 def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
@@ -92,7 +120,7 @@ def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | No
     return Trained(model.eval(), name, None)
 
 
-def _head(name: str, state: dict[str, Tensor]) -> dict[str, int]:
+def _head(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """`num_classes` of the weights, where the last linear layer tells it."""
     with torch.device("meta"):
         model = create_model(name)

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from .arguments import as_int
-from .functional import check_shift, temporal_shift
+from ..arguments import as_int
+from ..functional import check_shift, temporal_shift
 
 __all__ = ["TemporalShift"]
 

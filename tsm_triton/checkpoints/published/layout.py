@@ -1,0 +1,162 @@
+"""What a published file is found to be, and what its layout, its name and the caller say of the rest."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...choices import DIRECTIONS, PLACES
+from ...modules.non_local import MODES
+from ...preparation import Preparation
+
+__all__ = ["Choice", "Given", "Layout", "Published", "Recurrent"]
+
+KNOWN = {"place": PLACES, "direction": DIRECTIONS, "non_local": MODES}
+KINETICS = re.compile(r"kinetics|k400", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting, and who says so."""
+
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of weights beside their keys: the name of their file, and what the caller says.
+
+    Attributes:
+        source: where from, for messages.
+        name: of the file.
+        options: what the caller says.
+        asks: whether a setting that nobody says is an error; else its value is None.
+    """
+
+    source: str = "the given dictionary"
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    asks: bool = True
+
+    def choose(
+        self,
+        option: str,
+        *,
+        always: Any = None,
+        pattern: str | None = None,
+        default: Any = None,
+        why: str = "",
+    ) -> Choice:
+        """A setting that `always` holds, or that the caller, the file's name or the layout says, in this order.
+
+        Args:
+            option: its name, as `load_checkpoint` takes it.
+            always: what the keys show, or all files of this layout have; the caller cannot say otherwise.
+            pattern: finds it in the file's name, as its first group.
+            default: of the layout; without one the caller is asked.
+            why: of `always` or `default`.
+
+        Raises:
+            ValueError: the caller says otherwise, or nobody says it.
+        """
+        said = self.options.get(option)
+        if said is not None and option in KNOWN and said not in KNOWN[option]:
+            known = ", ".join(map(repr, KNOWN[option]))
+            raise ValueError(f"{option} must be one of {known}, got {said!r}: choose one")
+        if always is not None:
+            if said not in (None, always):
+                raise ValueError(
+                    f"expected {option}={always!r}, {why} ({self.source}), got {option}={said!r}: drop {option}"
+                )
+            return Choice(always, why)
+        if said is not None:
+            return Choice(said, "as was said")
+        found = re.search(pattern, self.name) if pattern else None
+        if found is not None:
+            text = found[1].replace("-", "_")
+            return Choice(int(text) if text.isdecimal() else text, "from the file's name")
+        if default is None and not self.asks:
+            return Choice(None, f"to be said: {why}")
+        if default is None:
+            raise ValueError(
+                f"expected {option}, which decides the numbers and which neither keys nor name of {self.source} say, "
+                f"got none ({why}). Pass {option}=..."
+            )
+        return Choice(default, why)
+
+    def labels(self, classes: int) -> list[str] | None:
+        """Of Kinetics-400, where the file's name says that it is that; torchvision has them in the same order."""
+        if classes != 400 or not KINETICS.search(self.name):
+            return None
+        from torchvision.models.video import R3D_18_Weights
+
+        return list(R3D_18_Weights.DEFAULT.meta["categories"])
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The GRU of a `RecurrentHead`."""
+
+    hidden: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights of others under the keys of one library's model, with what is needed to use them.
+
+    Attributes:
+        layout: the name of their layout.
+        networks: the model by library, its name and the options that it is built with.
+        state: the weights by the keys of the first of these libraries; a block's non-local ones as `BLOCK.non_local`.
+        keys: by library, the key there of one of the first's.
+        head: the first library's name of the layer that gives the logits.
+        classes: how many it gives.
+        shifts: the choices of num_segments, place, shift_div, direction and fold_order.
+        sites: the first library's names of the modules whose input is shifted; none of an unshifted network.
+        pooled: whether a `TemporalPool` stands before `layer2`.
+        non_local: the blocks that a `NonLocal` stands behind.
+        mode: of these.
+        recurrent: of the head, None of a linear one.
+        preparation: of frames.
+        labels: of the classes, where known.
+        dropout: before the head, as it was trained.
+        notes: what else is worth to know.
+    """
+
+    layout: str
+    networks: dict[str, tuple[str, dict[str, Any]]]
+    state: dict[str, Tensor]
+    head: str
+    classes: int
+    shifts: dict[str, Choice]
+    sites: tuple[str, ...]
+    keys: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    pooled: bool = False
+    non_local: tuple[str, ...] = ()
+    mode: Choice | None = None
+    recurrent: Recurrent | None = None
+    preparation: Preparation = field(default_factory=Preparation)
+    labels: list[str] | None = None
+    dropout: float = 0.5
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A published way to name weights.
+
+    Attributes:
+        name: for `tsm-triton inspect`.
+        where: the repository that publishes it.
+        recognises: whether these keys are of it.
+        read: the weights, made ours. Raises ValueError for what is of the layout and cannot be used.
+    """
+
+    name: str
+    where: str
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    read: Callable[[dict[str, Tensor], Given], Published]

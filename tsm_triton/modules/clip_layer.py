@@ -1,0 +1,51 @@
+"""A layer that mixes the frames of a clip in other ways than the shift, and so must know how many there are."""
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import as_count
+from ..threads import OfThread
+
+__all__ = ["ClipLayer"]
+
+
+class ClipLayer(nn.Module):
+    """The base of layers of folded clips, `[N*T, ...]`: they hold T, which `set_num_segments` and the wrappers over
+    clips set with that of the shifts.
+
+    Attributes:
+        num_segments: T, the frames of a clip where this layer stands.
+        pools: how many frames become one in it, 1 of most.
+        length: T in a call that is being traced, a symbol; None else.
+    """
+
+    pools = 1
+    length: int | None = None
+
+    def __init__(self, num_segments: int) -> None:
+        super().__init__()
+        self.num_segments = as_count(num_segments, "num_segments")
+        self._own_length = OfThread()
+
+    def set_own_length(self, length: int | None) -> None:
+        """T in the calls of this thread alone, None for the model's."""
+        self._own_length.value = length
+
+    def clips(self, x: Tensor) -> Tensor:
+        """`[N*T, ...]` as `[N, T, ...]`.
+
+        Raises:
+            ValueError: no whole number of clips.
+        """
+        frames = self.num_segments if self.length is None else self.length
+        if not torch.compiler.is_dynamo_compiling() and self._own_length.value is not None:
+            frames = self._own_length.value
+        if x.shape[0] % frames:
+            raise ValueError(
+                f"x must hold whole clips: expected a first axis divisible by num_segments={frames}, got "
+                f"{x.shape[0]} frames. Pass whole clips, or call tsm_triton.set_num_segments(model, T)."
+            )
+        return x.unflatten(0, (x.shape[0] // frames, frames))
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}"
