@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch._dynamo import config as dynamo_config
     from torch._dynamo import maybe_mark_dynamic
     from torch._functorch import config as autograd_config
+    from torch._higher_order_ops.wrap import uid as checkpointed_regions
     from torch._inductor import config as inductor_config
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
@@ -79,6 +80,7 @@ __all__ = [
     "assert_async",
     "autograd_config",
     "buffers_of",
+    "checkpointed_regions",
     "compile_fx",
     "count_dispatch_modes",
     "count_function_modes",
@@ -125,6 +127,9 @@ _LATER = {
     # (test_sizes_are_marked_dynamic_where_they_can_be)
     "dynamo_config": "torch._dynamo.config",
     "maybe_mark_dynamic": "torch._dynamo:maybe_mark_dynamic",
+    # numbers of regions that a compiled training step computes again, in their order
+    # (test_a_node_can_ask_to_be_computed_again)
+    "checkpointed_regions": "torch._higher_order_ops.wrap:uid",
     # the end of our backend, and the options of its modes (test_inductor_compiles_a_graph)
     "compile_fx": "torch._inductor.compile_fx:compile_fx",
     "list_mode_options": "torch._inductor:list_mode_options",
