@@ -20,6 +20,9 @@ from torch._C import _get_tracing_state as tracing_state
 from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
 from torch._C import _len_torch_function_stack as count_function_modes
 
+# What autograd's nodes save: told to keep something else instead (test_a_saved_tensor_can_be_kept_another_way).
+from torch._C._autograd import SavedTensor
+
 # Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
@@ -63,6 +66,7 @@ __all__ = [
     "DYNAMO_CONFIG",
     "MODULES",
     "PRE_HOOKS",
+    "RAW_SAVED",
     "REPLICA",
     "SHARDED",
     "TRANSFORMS_KEY",
@@ -73,6 +77,7 @@ __all__ = [
     "HigherOrderOperator",
     "NopKernelSchedulerNode",
     "OpOverload",
+    "SavedTensor",
     "Scheduler",
     "TensorBox",
     "TorchDispatchMode",
@@ -111,12 +116,15 @@ __all__ = [
     "register_module_module_registration_hook",
     "schema_of",
     "select_decomp_table",
+    "sequence_number",
     "skip_hook_guards",
     "statically_known_true",
     "storage_key",
     "tag_to_layout_constraint",
+    "take_forward_hook",
     "take_pre_hook",
     "tracing_state",
+    "version_of",
 ]
 
 # name -> where it comes from when it is first asked for
@@ -238,6 +246,12 @@ def take_pre_hook(module: nn.Module, key: int) -> None:
     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def take_forward_hook(module: nn.Module, key: int) -> None:
+    """The same of a forward hook."""
+    del module._forward_hooks[key]
+    module._forward_hooks_with_kwargs.pop(key, None)
+
+
 def modules_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """A module's own modules by name, its own dictionary, past what a wrapper answers for what it wraps."""
     return module._modules
@@ -251,6 +265,21 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The same of its buffers."""
     return module._buffers
+
+
+# How the attributes of a node of autograd begin that are its saved tensors, one or a tuple
+# (test_a_saved_tensor_can_be_kept_another_way).
+RAW_SAVED = "_raw_saved_"
+
+
+def sequence_number(node: torch.autograd.graph.Node) -> int:
+    """Larger for each node that a thread makes, largest for those of parameters (test_nodes_are_numbered)."""
+    return node._sequence_nr()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor or a view of it was written in place (test_a_write_shows)."""
+    return tensor._version
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -1,5 +1,6 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from ..arguments import as_count
 from ..functional import clip_boundaries, fold_counts, temporal_shift
 from ..torch_private import pre_hooks
 from .hook_guards import guard_hooks
+from .unshifted import keeps_unshifted, remember_unshifted
 
 __all__ = [
     "FrameCounter",
@@ -157,11 +159,19 @@ class ShiftHook:
             hooks = (hook for part in module.modules() for hook in pre_hooks(part).values())
             if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
                 return None
-            return (self.shift(args[0]), *args[1:])
+            return (self._shift_for(module, args[0]), *args[1:])
         if args:
-            return (self.shift(args[0]), *args[1:]), kwargs
+            return (self._shift_for(module, args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
-        return args, {**kwargs, name: self.shift(kwargs[name])}
+        return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
+
+    def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or self.step is not None or not keeps_unshifted(module, x):
+            return self.shift(x)
+        shift = self._as_of_now()
+        shifted = shift(x)
+        remember_unshifted(x, shifted, shift)
+        return shifted
 
     def shift(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
@@ -170,7 +180,7 @@ class ShiftHook:
             return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
         if self.step is not None:
             return self.step(x)
-        return self._shift_rows(x, None if self.counter is None else self.counter.frames)
+        return self._as_of_now()(x)
 
     def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
         """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
@@ -181,30 +191,25 @@ class ShiftHook:
         """
         if not self.enabled:
             return x
-        return self.shift(x) if frames is None or self.step is not None else self._shift_rows(x, frames)
+        return self.shift(x) if frames is None or self.step is not None else self._as_of_now(frames)(x)
 
-    def _shift_rows(self, x: Tensor, frames: int | None) -> Tensor:
-        if frames is None:
-            return self._shift(x, self.channel_dim)
-        # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
-        rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
-        channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
-        if rows.dim() > 4:  # no axis that could be taken for frames
-            rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
-        return self._shift(rows, channel_dim).reshape(x.shape)
-
-    def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
+    def _as_of_now(self, frames: int | None = None) -> Callable[[Tensor], Tensor]:
+        """The shift itself, of numbers: a backward may shift again when the hook has been told others."""
+        if frames is None and self.counter is not None:
+            frames = self.counter.frames
+        how: dict[str, Any] = {
+            "shift_div": self.shift_div,
+            "direction": self.direction,
+            "fold_order": self.fold_order,
+        }
         if self.boundaries is not None:
-            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction, self.fold_order)
-            return ops.temporal_shift_packed(x, self.boundaries, *counts, channel_dim)
-        return temporal_shift(
-            x,
-            self.num_segments if self.length is None else self.length,
-            shift_div=self.shift_div,
-            direction=self.direction,
-            channel_dim=channel_dim,
-            fold_order=self.fold_order,
-        )
+            shift: Callable[..., Tensor] = functools.partial(_shift_packed, boundaries=self.boundaries, **how)
+        else:
+            length = self.num_segments if self.length is None else self.length
+            shift = functools.partial(temporal_shift, num_segments=length, **how)
+        if frames is None:
+            return functools.partial(shift, channel_dim=self.channel_dim)
+        return functools.partial(_shift_rows, shift=shift, frames=frames, channel_dim=self.channel_dim)
 
     def __repr__(self) -> str:
         order = "" if self.fold_order == "future_first" else f"fold_order={self.fold_order!r}, "
@@ -212,6 +217,22 @@ class ShiftHook:
             f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
             f"direction={self.direction!r}, channel_dim={self.channel_dim}, {order}enabled={self.enabled})"
         )
+
+
+def _shift_packed(
+    x: Tensor, *, boundaries: Tensor, shift_div: int, direction: str, fold_order: str, channel_dim: int
+) -> Tensor:
+    counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
+    return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
+
+
+def _shift_rows(x: Tensor, *, shift: Callable[..., Tensor], frames: int, channel_dim: int) -> Tensor:
+    # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
+    rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
+    channel_dim = channel_dim if channel_dim < 0 else channel_dim + 1
+    if rows.dim() > 4:  # no axis that could be taken for frames
+        rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
+    return shift(rows, channel_dim=channel_dim).reshape(x.shape)
 
 
 class FrameCounter:
