@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from torch._inductor import config as inductor_config
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.custom_graph_pass import CustomGraphPass
     from torch._inductor.decomposition import decompositions, select_decomp_table
     from torch._inductor.ir import ExternKernel, TensorBox
     from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
@@ -71,6 +72,7 @@ __all__ = [
     "SHARDED",
     "TRANSFORMS_KEY",
     "BelowAutograd",
+    "CustomGraphPass",
     "ExternKernel",
     "FakeTensor",
     "FakeTensorMode",
@@ -141,6 +143,8 @@ _LATER = {
     # the end of our backend, and the options of its modes (test_inductor_compiles_a_graph)
     "compile_fx": "torch._inductor.compile_fx:compile_fx",
     "list_mode_options": "torch._inductor:list_mode_options",
+    # a pass over the graph of a forward and its backward (test_a_joint_graph_can_be_rewritten)
+    "CustomGraphPass": "torch._inductor.custom_graph_pass:CustomGraphPass",
     # the tables of forms in torch's own operators: the second is a copy of the first, cached at the first compilation;
     # and how Inductor calls an op that stands in them (test_inductor_looks_its_forms_up_in_two_tables)
     "decompositions": "torch._inductor.decomposition:decompositions",
