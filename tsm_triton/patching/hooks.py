@@ -1,6 +1,5 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
-import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -194,22 +193,29 @@ class ShiftHook:
         return self.shift(x) if frames is None or self.step is not None else self._as_of_now(frames)(x)
 
     def _as_of_now(self, frames: int | None = None) -> Callable[[Tensor], Tensor]:
-        """The shift itself, of numbers: a backward may shift again when the hook has been told others."""
+        """The shift itself, of values: a backward may shift again when the hook has been told others."""
         if frames is None and self.counter is not None:
             frames = self.counter.frames
-        how: dict[str, Any] = {
-            "shift_div": self.shift_div,
-            "direction": self.direction,
-            "fold_order": self.fold_order,
-        }
-        if self.boundaries is not None:
-            shift: Callable[..., Tensor] = functools.partial(_shift_packed, boundaries=self.boundaries, **how)
-        else:
+        shift_div, direction, fold_order = self.shift_div, self.direction, self.fold_order
+        channel_dim, boundaries = self.channel_dim, self.boundaries
+        length = None
+        if boundaries is None:
             length = self.num_segments if self.length is None else self.length
-            shift = functools.partial(temporal_shift, num_segments=length, **how)
-        if frames is None:
-            return functools.partial(shift, channel_dim=self.channel_dim)
-        return functools.partial(_shift_rows, shift=shift, frames=frames, channel_dim=self.channel_dim)
+
+        def shift(x: Tensor, channel_dim: int) -> Tensor:
+            if boundaries is not None:
+                counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
+                return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
+            return temporal_shift(
+                x,
+                length,
+                shift_div=shift_div,
+                direction=direction,
+                channel_dim=channel_dim,
+                fold_order=fold_order,
+            )
+
+        return lambda x: shift(x, channel_dim) if frames is None else _by_rows(x, frames, channel_dim, shift)
 
     def __repr__(self) -> str:
         order = "" if self.fold_order == "future_first" else f"fold_order={self.fold_order!r}, "
@@ -219,20 +225,13 @@ class ShiftHook:
         )
 
 
-def _shift_packed(
-    x: Tensor, *, boundaries: Tensor, shift_div: int, direction: str, fold_order: str, channel_dim: int
-) -> Tensor:
-    counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
-    return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
-
-
-def _shift_rows(x: Tensor, *, shift: Callable[..., Tensor], frames: int, channel_dim: int) -> Tensor:
+def _by_rows(x: Tensor, frames: int, channel_dim: int, shift: Callable[[Tensor, int], Tensor]) -> Tensor:
     # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
     rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
     channel_dim = channel_dim if channel_dim < 0 else channel_dim + 1
     if rows.dim() > 4:  # no axis that could be taken for frames
         rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
-    return shift(rows, channel_dim=channel_dim).reshape(x.shape)
+    return shift(rows, channel_dim).reshape(x.shape)
 
 
 class FrameCounter:
