@@ -52,10 +52,9 @@ class _Unshifted(NamedTuple):
     def shifted(self) -> Tensor:
         if version_of(self.x) != self.version:
             raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"expected the input {list(self.x.shape)} of a shifted module at version {self.version}, got version "
-                f"{version_of(self.x)}. The network without a shift needs it unmodified, too: replace the inplace "
-                "operation behind it."
+                f"{version_of(self.x)}: it is needed for gradient computation and has been modified by an inplace "
+                "operation. Write that operation out of place; the model without shifts needs it so, too."
             )
         with torch.no_grad():
             return self.shift(self.x)
