@@ -19,10 +19,10 @@ from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 from torch.autograd.graph import save_on_cpu
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock
 
+from benchmarks.training import kept_bytes
 from tsm_triton import packed_clips, patch, set_num_segments, shift_disabled, unpatch
 from tsm_triton.functional import shift_conv1x1
 from tsm_triton.fusion import recomputing
@@ -37,15 +37,6 @@ from tsm_triton.sites import ShiftSite
 AT_MOST = 1.02
 # and what a shifted copy at each site brings it to
 WITH_COPIES = {"resnet18": 1.13, "resnet50": 1.26, "regnety_002": 1.16, "mobilenetv2_100": 1.0}
-
-
-def kept_bytes(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """What a forward allocates and does not free, while its output lives."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        out = call(x)
-    kept = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
-    assert out.requires_grad
-    return kept
 
 
 def keeping_copies(model: nn.Module) -> nn.Module:
