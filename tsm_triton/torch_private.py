@@ -20,9 +20,6 @@ from torch._C import _get_tracing_state as tracing_state
 from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
 from torch._C import _len_torch_function_stack as count_function_modes
 
-# What autograd's nodes save: told to keep something else instead (test_a_saved_tensor_can_be_kept_another_way).
-from torch._C._autograd import SavedTensor
-
 # Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
@@ -79,7 +76,6 @@ __all__ = [
     "HigherOrderOperator",
     "NopKernelSchedulerNode",
     "OpOverload",
-    "SavedTensor",
     "Scheduler",
     "TensorBox",
     "TorchDispatchMode",
@@ -271,8 +267,8 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     return module._buffers
 
 
-# How the attributes of a node of autograd begin that are its saved tensors, one or a tuple
-# (test_a_saved_tensor_can_be_kept_another_way).
+# How the attributes of a node of autograd begin that are its saved tensors, one or a tuple: `data`, the hook that is
+# there, and `register_hooks`, which has it keep something else (test_a_saved_tensor_can_be_kept_another_way).
 RAW_SAVED = "_raw_saved_"
 
 

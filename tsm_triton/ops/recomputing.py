@@ -34,6 +34,7 @@ def made_again(noted: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return noted(*arguments)
         finally:
-            del meta[_POLICY], meta[_REGION]
+            for key in (_POLICY, _REGION):
+                meta.pop(key, None)
 
     return tagged

@@ -17,7 +17,6 @@ from torch.autograd.graph import Node
 from ..torch_private import (
     DUAL_LEVEL,
     RAW_SAVED,
-    SavedTensor,
     dual_numbers,
     forward_hooks,
     peek_interpreter_stack,
@@ -99,8 +98,8 @@ def keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None
     if unshifted is None or version_of(shifted) != unshifted.shifted_version:
         return
     for saved in _saved_behind(output, shifted.grad_fn):
-        value = saved.data
-        if saved.unpack_hook is None and isinstance(value, Tensor) and _shares(value, shifted):
+        value = saved.data if saved.unpack_hook is None else None
+        if isinstance(value, Tensor) and _shares(value, shifted):
             layout = (value.shape, value.stride(), value.storage_offset())
             saved.register_hooks(lambda _: unshifted, functools.partial(_in_layout, *layout))
 
@@ -136,7 +135,7 @@ def _shares(value: Tensor, shifted: Tensor) -> bool:
     )
 
 
-def _saved_behind(output: Any, shift: Node | None) -> Iterator[SavedTensor]:
+def _saved_behind(output: Any, shift: Node | None) -> Iterator[Any]:
     """What is saved by the nodes of autograd's graph between a shift and an output: those that are newer."""
     since = -1 if shift is None else sequence_number(shift)
     outputs = output if isinstance(output, (tuple, list)) else (output,)
