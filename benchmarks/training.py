@@ -71,7 +71,7 @@ def rows(
 def kept_bytes(network: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """What a forward allocates and does not free while its output lives: what it keeps for the backward."""
     # recorded, and not asked for before and behind: a CPU's allocator keeps no count
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         out = network(x)
     events = profiler.key_averages()
     kept = sum(e.self_device_memory_usage if x.is_cuda else e.self_cpu_memory_usage for e in events)

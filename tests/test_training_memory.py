@@ -263,6 +263,19 @@ def test_a_forward_that_raises_leaves_nothing_behind(error):
     require_equal(gradients(model, model, x), gradients(plain, plain, x))
 
 
+def test_a_module_may_have_gone_backwards_itself():
+    class Sensitive(nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            return y + torch.autograd.grad(y.sum(), x)[0]
+
+    model = nn.Sequential(Sensitive(16, 16, 1))
+    patch(model, T, sites=[ShiftSite("0", model[0], 16, 1)], verify=False)
+    out = model(torch.randn(2 * T, 16, 4, 4, requires_grad=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        out.sum().backward()
+
+
 def test_threads_train_one_model_side_by_side():
     model = small()
     plain, inputs = keeping_copies(model), [torch.randn(n * T, 3, 8, 8) for n in (1, 2, 3)]
@@ -410,6 +423,7 @@ def test_compiled_checkpointing_trains_as_eager(backend):
 
 def test_the_fused_convolution_keeps_what_it_was_given():
     x, weight = torch.randn(2 * T, 16, 8, 8).requires_grad_(), torch.randn(8, 16, 1, 1).requires_grad_()
-    node = shift_conv1x1(x, weight, T).grad_fn
+    out = shift_conv1x1(x, weight, T)
+    node = out.grad_fn
     assert node is not None
     assert [saved.data for saved in node._raw_saved_tensors if saved.data is not None] == [x, weight]

@@ -147,7 +147,10 @@ def _saved_behind(output: Any, shift: Node | None) -> Iterator[Any]:
             continue
         seen.add(node)
         for name in _names_of_saved(type(node)):
-            saved = getattr(node, name)
+            try:
+                saved = getattr(node, name)
+            except RuntimeError:  # freed: the module has gone backwards itself
+                continue
             yield from saved if isinstance(saved, tuple) else (saved,)
         nodes += [before for before, _ in node.next_functions]
 
