@@ -136,13 +136,14 @@ def markdown(results: dict[str, Any]) -> str:
     )
     lines += [""]
     lines += _table(
-        ["model", "train step", "time / unshifted", "spread", "peak MB"],
+        ["model", "train step", "time / unshifted", "spread", "kept MB", "peak MB"],
         [
             [
                 row["model"],
                 row["form"],
                 f"{row['over_unshifted']:.2f}",
                 f"{row['spread']:.0%}",
+                f"{row['kept_bytes'] / 1e6:.0f}",
                 f"{(row['peak_bytes'] or 0) / 1e6:.0f}",
             ]
             for row in results["training"]

@@ -11,9 +11,12 @@ from unittest.mock import patch as replaced
 import pytest
 import torch
 import triton
+from functorch.compile import aot_function, default_partition, nop
 from torch import nn
 from torch.autograd import forward_ad
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.fx import traceback
+from torch.utils.checkpoint import CheckpointPolicy
 
 from tsm_triton import ops, torch_private
 from tsm_triton.kernels import triton_private
@@ -359,6 +362,10 @@ def test_a_module_is_dictionaries():
     behind = model.register_forward_hook(print)
     assert list(torch_private.pre_hooks(model)) == [first.id, second.id]
     assert list(torch_private.forward_hooks(model)) == [behind.id]
+    named = model.register_forward_hook(print, with_kwargs=True)
+    torch_private.take_forward_hook(model, named.id)
+    assert list(torch_private.forward_hooks(model)) == [behind.id]
+    assert not model._forward_hooks_with_kwargs
     torch_private.take_pre_hook(model, second.id)
     assert list(torch_private.pre_hooks(model)) == [first.id]
     assert not model._forward_pre_hooks_with_kwargs
@@ -376,6 +383,55 @@ def test_views_share_a_storage_key():
     x, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
     assert torch_private.storage_key(x) == torch_private.storage_key(x[2:])
     assert torch_private.storage_key(x) != torch_private.storage_key(other)
+
+
+def test_a_write_shows():
+    x = torch.zeros(4)
+    view = x[2:]
+    assert torch_private.version_of(x) == 0
+    view.add_(1)
+    assert torch_private.version_of(x) == torch_private.version_of(x.detach()) == 1
+
+
+def test_nodes_are_numbered():
+    weight = torch.ones(2, requires_grad=True)
+    first = (weight * 2).grad_fn
+    second = (weight * 3).grad_fn
+    assert first is not None
+    assert second is not None
+    (parameter, _), *_ = second.next_functions
+    numbers = [torch_private.sequence_number(node) for node in (first, second, parameter)]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_saved_tensor_can_be_kept_another_way():
+    class Squared(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            (x,) = ctx.saved_tensors
+            return 2 * x * grads[0]
+
+    weight = torch.ones(2, requires_grad=True)
+    x = weight * 3
+    for out in (x.square(), Squared.apply(x)):
+        node = out.grad_fn
+        (name,) = [name for name in dir(type(node)) if name.startswith(torch_private.RAW_SAVED)]
+        saved = getattr(node, name)
+        (saved,) = saved if isinstance(saved, tuple) else (saved,)
+        assert saved.data is x
+        assert saved.unpack_hook is None
+        saved.register_hooks(lambda _: "kept", lambda kept: torch.full((2,), 5.0))
+        assert saved.unpack_hook is not None
+        assert torch.autograd.grad(out.sum(), x)[0].tolist() == [10, 10]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert x.square().grad_fn._raw_saved_self.unpack_hook is not None
+    # what is written by its own node shows no value of another's
+    assert x.exp().grad_fn._raw_saved_result.data is not x
 
 
 def test_an_op_says_its_schema():
@@ -466,6 +522,48 @@ def test_a_plan_of_inductor_can_be_counted(compiled_or_not):
     ):
         torch.compile(lambda x: x + 1)(torch.ones(1000))
     assert counts == [2 * 4 * 1000]
+
+
+def test_a_node_can_ask_to_be_computed_again(compiled_or_not):
+    first, second = (next(torch_private.checkpointed_regions) for _ in range(2))
+    assert first < second
+    told = []
+
+    @torch.library.custom_op("torch_private_test::told", mutates_args=())
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+    op.register_fake(torch.empty_like)
+    op.register_autograd(lambda ctx, grad: grad)
+
+    def calls(x):
+        assert traceback.has_preserved_node_meta()
+        traceback.get_current_meta()["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+        return op(x)
+
+    def partition(joint, *args, **named):
+        told.extend(n.meta.get("recompute") for n in joint.graph.nodes if "told" in str(n.target))
+        return default_partition(joint, *args, **named)
+
+    x = torch.ones(2, requires_grad=True)
+    with traceback.preserve_node_meta():
+        aot_function(calls, nop, nop, partition_fn=partition)(x).sum().backward()
+    assert told == [CheckpointPolicy.MUST_RECOMPUTE]
+
+
+def test_a_joint_graph_can_be_rewritten(compiled_or_not):
+    seen = []
+
+    class Looking(torch_private.CustomGraphPass):
+        def __call__(self, graph):
+            seen.extend(str(node.target) for node in graph.find_nodes(op="placeholder"))
+
+        def uuid(self):
+            return "torch_private_test"
+
+    compiled = torch.compile(lambda x: x.sin().sum(), options={"joint_custom_pre_pass": Looking()})
+    compiled(torch.ones(3, requires_grad=True)).backward()
+    assert [name.rpartition("_")[0] for name in seen] == ["primals", "tangents"]
 
 
 def test_a_graph_is_traced_ahead_of_autograd():

@@ -46,9 +46,11 @@ if TYPE_CHECKING:
     from torch._dynamo import config as dynamo_config
     from torch._dynamo import maybe_mark_dynamic
     from torch._functorch import config as autograd_config
+    from torch._higher_order_ops.wrap import uid as checkpointed_regions
     from torch._inductor import config as inductor_config
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.custom_graph_pass import CustomGraphPass
     from torch._inductor.decomposition import decompositions, select_decomp_table
     from torch._inductor.ir import ExternKernel, TensorBox
     from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
@@ -65,10 +67,12 @@ __all__ = [
     "DYNAMO_CONFIG",
     "MODULES",
     "PRE_HOOKS",
+    "RAW_SAVED",
     "REPLICA",
     "SHARDED",
     "TRANSFORMS_KEY",
     "BelowAutograd",
+    "CustomGraphPass",
     "ExternKernel",
     "FakeTensor",
     "FakeTensorMode",
@@ -82,6 +86,7 @@ __all__ = [
     "assert_async",
     "autograd_config",
     "buffers_of",
+    "checkpointed_regions",
     "compile_fx",
     "count_dispatch_modes",
     "count_function_modes",
@@ -113,12 +118,15 @@ __all__ = [
     "register_module_module_registration_hook",
     "schema_of",
     "select_decomp_table",
+    "sequence_number",
     "skip_hook_guards",
     "statically_known_true",
     "storage_key",
     "tag_to_layout_constraint",
+    "take_forward_hook",
     "take_pre_hook",
     "tracing_state",
+    "version_of",
 ]
 
 # name -> where it comes from when it is first asked for
@@ -129,9 +137,14 @@ _LATER = {
     # (test_sizes_are_marked_dynamic_where_they_can_be)
     "dynamo_config": "torch._dynamo.config",
     "maybe_mark_dynamic": "torch._dynamo:maybe_mark_dynamic",
+    # numbers of regions that a compiled training step computes again, in their order
+    # (test_a_node_can_ask_to_be_computed_again)
+    "checkpointed_regions": "torch._higher_order_ops.wrap:uid",
     # the end of our backend, and the options of its modes (test_inductor_compiles_a_graph)
     "compile_fx": "torch._inductor.compile_fx:compile_fx",
     "list_mode_options": "torch._inductor:list_mode_options",
+    # a pass over the graph of a forward and its backward (test_a_joint_graph_can_be_rewritten)
+    "CustomGraphPass": "torch._inductor.custom_graph_pass:CustomGraphPass",
     # the tables of forms in torch's own operators: the second is a copy of the first, cached at the first compilation;
     # and how Inductor calls an op that stands in them (test_inductor_looks_its_forms_up_in_two_tables)
     "decompositions": "torch._inductor.decomposition:decompositions",
@@ -242,6 +255,12 @@ def take_pre_hook(module: nn.Module, key: int) -> None:
     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def take_forward_hook(module: nn.Module, key: int) -> None:
+    """The same of a forward hook."""
+    del module._forward_hooks[key]
+    module._forward_hooks_with_kwargs.pop(key, None)
+
+
 def modules_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """A module's own modules by name, its own dictionary, past what a wrapper answers for what it wraps."""
     return module._modules
@@ -255,6 +274,21 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The same of its buffers."""
     return module._buffers
+
+
+# How the attributes of a node of autograd begin that are its saved tensors, one or a tuple: `data`, the hook that is
+# there, and `register_hooks`, which has it keep something else (test_a_saved_tensor_can_be_kept_another_way).
+RAW_SAVED = "_raw_saved_"
+
+
+def sequence_number(node: torch.autograd.graph.Node) -> int:
+    """Larger for each node that a thread makes, largest for those of parameters (test_nodes_are_numbered)."""
+    return node._sequence_nr()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor or a view of it was written in place (test_a_write_shows)."""
+    return tensor._version
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -18,6 +18,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from .. import ops
 from ..torch_private import AUTOCAST_AND_GRAD_CALLS, FakeTensor, HigherOrderOperator
+from .recomputing import joint_pass
 from .report import FusionReport
 from .rewriting import rewrite
 
@@ -50,12 +51,14 @@ def compile_graph(
     from ..torch_private import compile_fx, list_mode_options
 
     found = rewritten(module)
+    passes: dict[str, Any] = {}
     if found is not None:
         module, report = found
+        passes["joint_custom_pre_pass"] = joint_pass()
         logger.info("%s", report)
         # AOTAutograd copies the table before it meets the ops of this graph
         ops.let_inductor_decompose()
-    patches = {**(list_mode_options(mode) if mode else {}), **(options or {})}
+    patches = {**passes, **(list_mode_options(mode) if mode else {}), **(options or {})}
     compiled: Any = compile_fx(module, example_inputs, config_patches=patches or None)
     return compiled
 

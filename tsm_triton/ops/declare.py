@@ -47,6 +47,7 @@ def declare(
     formula: type[torch.autograd.Function] | Callable[..., Any] | None = None,
     transformed: Callable[..., Any] | None = None,
     layout: str = "exact",
+    cheap: bool = False,
 ) -> OpOverload:
     """Register an op of `torch.ops.tsm_triton` and return it.
 
@@ -63,6 +64,7 @@ def declare(
         formula: the derivatives, see `derivatives.differentiate`.
         transformed: what `torch.func`'s transforms run, where `formula` does not say it.
         layout: of `TAGS`: how tensors lie that a compiler feeds the op with.
+        cheap: whether a compiled training step computes the result again in the backward rather than keep it.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=TAGS[layout])
@@ -83,7 +85,7 @@ def declare(
     library.impl(name, _checked(check, on_cpu_or_interpreted), "CPU")
     library.impl(name, _checked(check, on_cuda), "CUDA")
     if formula is not None:
-        transformed = differentiate(library, op, formula)
+        transformed = differentiate(library, op, formula, cheap)
     if transformed is not None:
         transform(library, op, transformed)
     if aten is not None:

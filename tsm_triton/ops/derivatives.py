@@ -16,6 +16,7 @@ from ..torch_private import (
     functionalization,
     peek_interpreter_stack,
 )
+from .recomputing import made_again
 
 __all__ = ["batch_first", "differentiate", "of_inference", "one_by_one", "transform"]
 
@@ -24,6 +25,7 @@ def differentiate(
     library: torch.library.Library,
     op: OpOverload,
     formula: type[torch.autograd.Function] | Callable[..., Any],
+    cheap: bool = False,
 ) -> Callable[..., Any]:
     """Register what serves the calls that autograd must note; return what serves those of a transform.
 
@@ -36,6 +38,7 @@ def differentiate(
         op: what is differentiated.
         formula: a `torch.autograd.Function` with `setup_context`, `backward`, `jvp` and `vmap` but no `forward`, which
             is the op; or a composition of ops that have one each.
+        cheap: whether a compiled training step computes the result again in the backward rather than keep it.
     """
 
     def below(*arguments: Any) -> Any:
@@ -45,6 +48,8 @@ def differentiate(
     noted = apply = formula
     if isinstance(formula, type):
         noted, apply = _eager(formula, below), _transformable(formula, below)
+    if cheap:
+        noted = made_again(noted)
 
     def noted_or_below(*arguments: Any) -> Any:
         tracked = torch.is_grad_enabled() and any(

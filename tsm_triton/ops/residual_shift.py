@@ -17,6 +17,7 @@ from ..activations import ACTIVATIONS, activate, activate_, activation_backward,
 from .checks import check_clips, check_floats, check_frames, check_like
 from .declare import declare
 from .derivatives import batch_first, one_by_one
+from .recomputing import made_again
 from .temporal_shift import shift_by_copies, temporal_shift
 from .tensors import MAX_FRAME, laid_out_like, wide
 
@@ -105,7 +106,11 @@ def _aten(
     *counts, activation = shift
     y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
     y = laid_out_like(y, branch)
-    return y, temporal_shift(y, *counts, 1)
+    return y, _shift_again(y, *counts, 1)
+
+
+# below autograd, where the shift does not say so by itself
+_shift_again = made_again(temporal_shift)
 
 
 def _normalised_sum(branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor) -> Tensor:

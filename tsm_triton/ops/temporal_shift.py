@@ -141,5 +141,6 @@ temporal_shift = declare(
     on_cuda=_kernel,
     aten=_aten,
     formula=_TemporalShift,
+    cheap=True,
 )
 library.impl("temporal_shift", _quantised, "QuantizedCPU")

@@ -17,6 +17,7 @@ from ..modules.clip_layer import ClipLayer
 from ..threads import OfThread
 from ..torch_private import in_backward, pre_hooks
 from .hook_guards import guard_hooks
+from .unshifted import keeps_unshifted, remember_unshifted
 
 __all__ = [
     "FrameCounter",
@@ -186,11 +187,19 @@ class ShiftHook(Unscripted):
             hooks = (hook for part in module.modules() for hook in pre_hooks(part).values())
             if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
                 return None
-            return (self.shift(args[0]), *args[1:])
+            return (self._shift_for(module, args[0]), *args[1:])
         if args:
-            return (self.shift(args[0]), *args[1:]), kwargs
+            return (self._shift_for(module, args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
-        return args, {**kwargs, name: self.shift(kwargs[name])}
+        return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
+
+    def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or self.step is not None or not keeps_unshifted(module, x):
+            return self.shift(x)
+        shift = self._as_of_now()
+        shifted = shift(x)
+        remember_unshifted(x, shifted, shift)
+        return shifted
 
     def shift(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
@@ -199,7 +208,7 @@ class ShiftHook(Unscripted):
             return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
         if self.step is not None:
             return self.step(x)
-        return self._shift_rows(x, None if self.counter is None else self.counter.frames)
+        return self._as_of_now()(x)
 
     def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
         """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
@@ -210,30 +219,32 @@ class ShiftHook(Unscripted):
         """
         if not self.enabled:
             return x
-        return self.shift(x) if frames is None or self.step is not None else self._shift_rows(x, frames)
+        return self.shift(x) if frames is None or self.step is not None else self._as_of_now(frames)(x)
 
-    def _shift_rows(self, x: Tensor, frames: int | None) -> Tensor:
-        if frames is None:
-            return self._shift(x, self.channel_dim)
-        # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
-        rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
-        channel_dim = self.channel_dim if self.channel_dim < 0 else self.channel_dim + 1
-        if rows.dim() > 4:  # no axis that could be taken for frames
-            rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
-        return self._shift(rows, channel_dim).reshape(x.shape)
+    def _as_of_now(self, frames: int | None = None) -> Callable[[Tensor], Tensor]:
+        """The shift itself, of values: a backward may shift again when the hook has been told others."""
+        if frames is None and self.counter is not None:
+            frames = self.counter.frames
+        shift_div, direction, fold_order = self.shift_div, self.direction, self.fold_order
+        channel_dim, boundaries = self.channel_dim, self.boundaries
+        length = None
+        if boundaries is None:
+            length = self.num_segments if self.length is None else self.length
 
-    def _shift(self, x: Tensor, channel_dim: int) -> Tensor:
-        if self.boundaries is not None:
-            counts = fold_counts(x.shape[channel_dim], self.shift_div, self.direction, self.fold_order)
-            return ops.temporal_shift_packed(x, self.boundaries, *counts, channel_dim)
-        return temporal_shift(
-            x,
-            self.num_segments if self.length is None else self.length,
-            shift_div=self.shift_div,
-            direction=self.direction,
-            channel_dim=channel_dim,
-            fold_order=self.fold_order,
-        )
+        def shift(x: Tensor, channel_dim: int) -> Tensor:
+            if boundaries is not None:
+                counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
+                return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
+            return temporal_shift(
+                x,
+                length,
+                shift_div=shift_div,
+                direction=direction,
+                channel_dim=channel_dim,
+                fold_order=fold_order,
+            )
+
+        return lambda x: shift(x, channel_dim) if frames is None else _by_rows(x, frames, channel_dim, shift)
 
     def __repr__(self) -> str:
         order = "" if self.fold_order == "future_first" else f"fold_order={self.fold_order!r}, "
@@ -241,6 +252,15 @@ class ShiftHook(Unscripted):
             f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
             f"direction={self.direction!r}, channel_dim={self.channel_dim}, {order}enabled={self.enabled})"
         )
+
+
+def _by_rows(x: Tensor, frames: int, channel_dim: int, shift: Callable[[Tensor, int], Tensor]) -> Tensor:
+    # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
+    rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
+    channel_dim = channel_dim if channel_dim < 0 else channel_dim + 1
+    if rows.dim() > 4:  # no axis that could be taken for frames
+        rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
+    return shift(rows, channel_dim).reshape(x.shape)
 
 
 class FrameCounter(Unscripted):
