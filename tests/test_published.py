@@ -179,7 +179,9 @@ def test_the_shift_in_place_is_that_of_blocks_and_no_other():
         ValueError, match="expected place='block', as every file of E2E-Spot .*got place='blockres'"
     ):
         load_checkpoint(state, num_segments=T, place="blockres")
-    model = load_checkpoint(state, num_segments=T)
+    model = load_checkpoint(state, num_segments=T, into="torchvision")
+    with torch.no_grad():
+        assert torch.equal(model(FRAMES), expected)
     tsm_triton.patch(tsm_triton.unpatch(model), T)
     with torch.no_grad():
         assert (model(FRAMES) - expected).abs().max() > 1e-2
@@ -474,3 +476,21 @@ def test_the_table_of_layouts_names_them_all():
     for layout in LAYOUTS:
         assert table.count(f"{layout.name}") > 1
         assert f"| {layout.name} | {layout.where}" in table
+
+
+def test_pp_tsm_is_saved_and_built_again(tmp_path):
+    model = load_checkpoint(paddle(tweaked=True)[0], num_segments=T)
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt")
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / "a.pt")(FRAMES), model(FRAMES))
+
+
+def test_a_pooled_networks_weights_go_into_one_that_is_made_alike(tmp_path):
+    model = load_checkpoint(authors(pooled=True)[0], num_segments=T, into="torchvision")
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="ResNet differs from torchvision/resnet18 at layer2"):
+        load_checkpoint(tmp_path / "a.pt")
+    other = tsm_triton.create_model("torchvision/resnet18", T, CLASSES, temporal_pool=True).eval()
+    load_checkpoint(other, tmp_path / "a.pt")
+    with torch.no_grad():
+        assert torch.equal(other(FRAMES), model(FRAMES))
