@@ -350,6 +350,10 @@ def test_options_are_for_published_weights(tmp_path):
         load_checkpoint(tmp_path / "a.pt", place="block")
     with pytest.raises(TypeError, match="got palce: drop it"):
         load_checkpoint(tmp_path / "a.pt", palce="block")
+    with pytest.raises(ValueError, match="whose SHA-256 begins with 0123abcd, got "):
+        load_checkpoint(tmp_path / "a.pt", checksum="0123abcd")
+    with pytest.raises(TypeError, match="checksum: expected a file or an address"):
+        load_checkpoint({}, checksum="0123abcd")
     again = load_checkpoint(tmp_path / "a.pt", num_segments=2, new_head=6)
     assert {hook.num_segments for hook in shift_hooks(again)} == {2}
     assert again(FRAMES).shape == (2 * T, 6)
