@@ -470,7 +470,8 @@ def test_the_online_demos_weights_are_streamed_by_the_command_and_no_others(tmp_
     assert (weights.name, weights.classes[0]) == ("torchvision/mobilenet_v2", "Doing other things")
     stream = tsm_triton.Streaming(weights.model)
     rows = torch.cat([stream(FRAMES[number : number + 1]) for number in range(T)])
-    torch.testing.assert_close(rows, expected[:T], rtol=1e-5, atol=1e-5)
+    # convolutions of one frame round in another way than those of eight
+    torch.testing.assert_close(rows, expected[:T], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="got bidirectional ones of authors in .*a stream has no next frame"):
         load_trained(save(tmp_path, "a.pth", authors()[0]), None)
 
