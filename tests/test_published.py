@@ -179,7 +179,9 @@ def test_the_shift_in_place_is_that_of_blocks_and_no_other():
         ValueError, match="expected place='block', as every file of E2E-Spot .*got place='blockres'"
     ):
         load_checkpoint(state, num_segments=T, place="blockres")
-    model = load_checkpoint(state, num_segments=T)
+    model = load_checkpoint(state, num_segments=T, into="torchvision")
+    with torch.no_grad():
+        assert torch.equal(model(FRAMES), expected)
     tsm_triton.patch(tsm_triton.unpatch(model), T)
     with torch.no_grad():
         assert (model(FRAMES) - expected).abs().max() > 1e-2
@@ -348,6 +350,10 @@ def test_options_are_for_published_weights(tmp_path):
         load_checkpoint(tmp_path / "a.pt", place="block")
     with pytest.raises(TypeError, match="got palce: drop it"):
         load_checkpoint(tmp_path / "a.pt", palce="block")
+    with pytest.raises(ValueError, match="whose SHA-256 begins with 0123abcd, got "):
+        load_checkpoint(tmp_path / "a.pt", checksum="0123abcd")
+    with pytest.raises(TypeError, match="checksum: expected a file or an address"):
+        load_checkpoint({}, checksum="0123abcd")
     again = load_checkpoint(tmp_path / "a.pt", num_segments=2, new_head=6)
     assert {hook.num_segments for hook in shift_hooks(again)} == {2}
     assert again(FRAMES).shape == (2 * T, 6)
@@ -464,7 +470,8 @@ def test_the_online_demos_weights_are_streamed_by_the_command_and_no_others(tmp_
     assert (weights.name, weights.classes[0]) == ("torchvision/mobilenet_v2", "Doing other things")
     stream = tsm_triton.Streaming(weights.model)
     rows = torch.cat([stream(FRAMES[number : number + 1]) for number in range(T)])
-    torch.testing.assert_close(rows, expected[:T], rtol=1e-5, atol=1e-5)
+    # convolutions of one frame round in another way than those of eight
+    torch.testing.assert_close(rows, expected[:T], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="got bidirectional ones of authors in .*a stream has no next frame"):
         load_trained(save(tmp_path, "a.pth", authors()[0]), None)
 
@@ -474,3 +481,21 @@ def test_the_table_of_layouts_names_them_all():
     for layout in LAYOUTS:
         assert table.count(f"{layout.name}") > 1
         assert f"| {layout.name} | {layout.where}" in table
+
+
+def test_pp_tsm_is_saved_and_built_again(tmp_path):
+    model = load_checkpoint(paddle(tweaked=True)[0], num_segments=T)
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt")
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / "a.pt")(FRAMES), model(FRAMES))
+
+
+def test_a_pooled_networks_weights_go_into_one_that_is_made_alike(tmp_path):
+    model = load_checkpoint(authors(pooled=True)[0], num_segments=T, into="torchvision")
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="ResNet differs from torchvision/resnet18 at layer2"):
+        load_checkpoint(tmp_path / "a.pt")
+    other = tsm_triton.create_model("torchvision/resnet18", T, CLASSES, temporal_pool=True).eval()
+    load_checkpoint(other, tmp_path / "a.pt")
+    with torch.no_grad():
+        assert torch.equal(other(FRAMES), model(FRAMES))

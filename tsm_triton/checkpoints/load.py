@@ -161,15 +161,18 @@ def _published(
 def _read(source: Source, checksum: str | None) -> tuple[Checkpoint, str]:
     """What is read, and the file's name."""
     if isinstance(source, Mapping):
+        if checksum is not None:
+            raise TypeError(
+                "checksum: expected a file or an address with it, got a dictionary: drop checksum"
+            )
         return read_checkpoint(source), ""
     if isinstance(source, str) and is_remote(source):
         path, name = local_file(source, checksum), source.rpartition("/")[2]
         return read_checkpoint(path), printable(name)
+    if checksum is not None and isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+        check_sum(Path(source), checksum)  # before anything of it is read
     checkpoint = read_checkpoint(source)
-    path = Path(source)
-    if checksum is not None:
-        check_sum(path, checksum)
-    return checkpoint, printable(path.name)
+    return checkpoint, printable(Path(source).name)
 
 
 def _build(

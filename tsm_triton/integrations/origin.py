@@ -27,6 +27,8 @@ SILENT = {
 NOTHING = {"DropPath", "Dropout", "Dropout1d", "Dropout2d", "Identity", "StochasticDepth"}
 # another class of the same function in evaluation mode
 ALIKE = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d", "DropoutLinear": "Linear"}
+# timm's names of activations that published weights were trained with in the place of others
+ACTIVATIONS = {"LeakyReLU": "leaky_relu"}
 # torchvision's arguments that a model keeps under their names
 KEPT_ARGUMENTS = ("image_size", "transform_input", "aux_logits")
 
@@ -146,6 +148,8 @@ def _origin_in_timm(model: Any) -> tuple[Origin | None, str]:
             "global_pool": (_pool(own), _pool(twin)),
         }
         options |= {key: value for key, (value, usual) in said.items() if value not in (None, usual)}
+        others = _kinds(own) - _kinds(twin)
+        options |= next(({"act_layer": name} for kind, name in ACTIVATIONS.items() if kind in others), {})
         twin = _twin("timm", name, tuple(options.items()))
     return _proven(model, own, twin, Origin("timm", name, options))
 
@@ -255,6 +259,10 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _kinds(structure: _Structure) -> set[str]:
+    return {kind for kind, _ in structure.modules.values()}
 
 
 def _pool(structure: _Structure) -> str | None:

@@ -1,5 +1,5 @@
-"""Layers over the frames of clips, for networks that are written rather than patched: no one of them is needed to
-patch a model.
+"""Layers over the frames of clips: the shift for networks that are written rather than patched, and what the authors
+and E2E-Spot put beside it.
 
 clip_layer is what knows T; temporal_shift, temporal_pool, non_local and recurrent are a layer each, dropout a head.
 """

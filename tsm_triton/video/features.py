@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..arguments import as_count
+from ..patching.hooks import frames_out
 from .clips import check_frame_model, check_video, clips_of_length
 
 __all__ = ["VideoFeatures"]
@@ -65,6 +66,11 @@ class VideoFeatures(nn.Module):
             )
         with clips_of_length(self.model, video.shape[1]):
             maps = self.model(video.flatten(0, 1))
+        if frames_out(self.model, video.shape[1]) != video.shape[1]:
+            raise ValueError(
+                f"expected a backbone that keeps its frames, got {type(self.model).__name__} with a TemporalPool. Call "
+                "the model itself, or create it without."
+            )
         if isinstance(maps, Mapping):
             maps = list(maps.values())
         if not isinstance(maps, Sequence):
