@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsm_triton.video.sampling import sample_dense, sample_frames, sample_uniform
+from tsm_triton.video.sampling import CLIPS, sample_authors, sample_dense, sample_frames, sample_uniform
 
 frames = st.integers(1, 5000)
 segments = st.integers(1, 64)
 seeds = st.integers(0, 2**32 - 1)
-strategies = st.sampled_from(["uniform", "dense", "twice"])
+strategies = st.sampled_from(list(CLIPS))
 
 
 def seeded(seed):
@@ -79,15 +79,29 @@ def test_dense_wraps_around_a_short_video():
 def test_the_front_door_gives_clips_of_frames_inside_the_video(n, t, strategy, train, seed):
     clips = sample_frames(n, t, strategy, train=train, generator=seeded(seed))
     assert clips.dtype == torch.int64
-    assert clips.shape == (1 if train else {"uniform": 1, "dense": 10, "twice": 2}[strategy], t)
+    assert clips.shape == (1 if train else CLIPS[strategy], t)
     assert 0 <= int(clips.min()) <= int(clips.max()) < n
     assert torch.equal(clips, sample_frames(n, t, strategy, train=train, generator=seeded(seed)))
 
 
 @given(frames, segments)
-def test_twice_trains_as_uniform(n, t):
-    drawn = [sample_frames(n, t, s, train=True, generator=seeded(0)) for s in ("uniform", "twice")]
-    assert torch.equal(*drawn)
+def test_twice_and_authors_train_as_uniform(n, t):
+    drawn = [sample_frames(n, t, s, train=True, generator=seeded(0)) for s in ("uniform", "twice", "authors")]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@given(frames, segments)
+def test_authors_equals_the_validation_of_the_release(n, t):
+    tick = n / t
+    expected = [int(tick / 2.0 + tick * x) for x in range(t)] if n > t else [0] * t
+    assert sample_authors(n, t).tolist() == expected
+    assert sample_frames(n, t, "authors").tolist() == [expected]
+
+
+def test_dense_reads_as_many_clips_as_asked_for():
+    assert torch.equal(sample_frames(200, 8, "dense", num_clips=3), sample_dense(200, 8, num_clips=3))
+    assert sample_frames(200, 8, "dense", num_clips=3, train=True).shape == (1, 8)
 
 
 def test_a_generator_leaves_the_global_one_alone():
@@ -108,8 +122,13 @@ def test_numpy_integers_are_counts():
         (lambda: sample_frames(10, 0), ValueError, "num_segments must be at least 1, got 0"),
         (lambda: sample_frames(10, 8.0), TypeError, "num_segments must be an int, got 8.0"),  # pyright: ignore
         (lambda: sample_frames(True, 8), TypeError, "num_frames must be an int, got True"),
-        (lambda: sample_frames(10, 8, "random"), ValueError, "'uniform', 'dense', 'twice', got 'random'"),  # pyright: ignore
+        (
+            lambda: sample_frames(10, 8, "random"),
+            ValueError,
+            "'uniform', 'dense', 'twice', 'authors', got 'random'",
+        ),  # pyright: ignore
         (lambda: sample_frames(100, 65, "dense"), ValueError, "num_segments <= window=64, got 65"),
+        (lambda: sample_frames(9, 8, "twice", num_clips=3), ValueError, "num_clips=2 with 'twice', got 3"),
         (lambda: sample_dense(100, 8, num_clips=0), ValueError, "num_clips must be at least 1, got 0"),
         (
             lambda: sample_uniform(100, 8, train=True, twice=True),

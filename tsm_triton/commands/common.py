@@ -1,8 +1,6 @@
 """What several commands share: models by name, devices, and files that appear whole or not at all."""
 
-import codecs
 import difflib
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,18 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import printable, replacing
+from ..files import printable, read_text, replacing
 
 __all__ = ["create_model", "make_folder", "pick_device", "printable", "read_labels", "replacing", "say"]
-
-# UTF-32 before UTF-16, which begins as it does
-ENCODINGS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -102,26 +91,7 @@ def read_labels(path: Path) -> list[str]:
         ...     read_labels(path)
         ['swipe left', 'swipe right']
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"expected a file of labels, got {str(path)!r} ({error.strerror}): check the path"
-        ) from error
-    encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "utf-8")
-    if (
-        encoding == "utf-8" and b"\0" in data
-    ):  # UTF-16 without a mark: a line's end, if nothing else, has a zero
-        encoding = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].decode(encoding, "replace").count("\n") + 1
-        raise ValueError(
-            f"expected labels in UTF-8 or UTF-16, got line {line} of {str(path)!r}, which is not {encoding.upper()}: "
-            "save the file as UTF-8"
-        ) from error
-    lines = (line.strip("\ufeff \t\f\v\xa0") for line in re.split(r"\r\n|\r|\n", text))
+    lines = (line.strip("\ufeff \t\f\v\xa0") for line in read_text(path, "labels").split("\n"))
     return [printable(line) for line in lines if line]
 
 

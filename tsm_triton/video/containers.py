@@ -26,6 +26,7 @@ __all__ = [
     "demux",
     "open_video",
     "prepare",
+    "scaled",
     "tracks_of",
 ]
 
@@ -216,6 +217,13 @@ def decode(packets: Iterator["Packet[VideoStream] | None"], stream: "VideoStream
         yield from frames
 
 
+def scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height with the short side as asked, the long one cut to whole pixels, as torchvision's resize."""
+    short, long = sorted((width, height))
+    long = int(short_side * long / short)
+    return (short_side, long) if width <= height else (long, short_side)
+
+
 class Orientation(NamedTuple):
     """How a coded frame is turned upright: its axes exchanged first, then mirrored."""
 
@@ -262,12 +270,17 @@ class Upright(NamedTuple):
     def of(cls, first: "VideoFrame") -> "Upright":
         return cls(Orientation.of(first), first.width, first.height)
 
+    def scaled(self, short_side: int) -> "Upright":
+        """The same pictures, with this short side."""
+        width, height = scaled(self.width, self.height, short_side)
+        return self._replace(width=width, height=height)
+
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the pictures."""
         return self.orientation.size(self.width, self.height)
 
     def picture(self, frame: "VideoFrame") -> Tensor:
-        """uint8 `[3, H, W]`."""
+        """uint8 `[3, H, W]`; converted and scaled in one pass of FFmpeg's, bilinear with antialiasing."""
         rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
         return self.orientation.apply(torch.from_numpy(rgb).permute(2, 0, 1))

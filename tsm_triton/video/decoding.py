@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..arguments import as_ints
-from .containers import Upright, check_joined, check_pages, decode, demux, open_video
+from ..arguments import as_count, as_ints
+from .containers import MAX_PIXELS, Upright, check_joined, check_pages, decode, demux, open_video
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -95,15 +95,20 @@ def probe(path: AnyPath) -> VideoInfo:
     return _index(path).info
 
 
-def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
+def read_frames(
+    path: AnyPath, indices: Iterable[int] | Tensor, *, size: int | None = None, strict: bool = False
+) -> Tensor:
     """Decode chosen frames of a video file.
 
     A frame that cannot be decoded is replaced by the nearest earlier one that can (or by the first that can,
-    if none is earlier), with one `UserWarning` for the file.
+    if none is earlier), with one `UserWarning` for the file; `strict` refuses.
 
     Args:
         path: a local file in any format that FFmpeg reads.
         indices: 0-based frame numbers in display order; any order, repeats allowed.
+        size: what the short side is scaled to in pixels, larger or smaller, by FFmpeg while it converts to RGB:
+            bilinear, antialiased, to the size that torchvision's `resize` gives; None for the video's own.
+        strict: raise for a frame that cannot be decoded.
 
     Returns:
         uint8 `[len(indices), 3, H, W]` on the CPU, RGB, turned upright.
@@ -111,7 +116,8 @@ def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
     Raises:
         IndexError: a number outside `[0, num_frames)`.
         TypeError: a number that is not an integer, or a tensor of more than one axis.
-        FileNotFoundError, ImportError, ValueError: as for `probe`.
+        FileNotFoundError, ImportError, ValueError: as for `probe`; a size that makes frames of more than
+            `MAX_PIXELS`; with `strict`, a wanted frame that cannot be decoded.
 
     Example:
         >>> import tempfile, PIL.Image
@@ -125,7 +131,7 @@ def read_frames(path: AnyPath, indices: Iterable[int] | Tensor) -> Tensor:
         raise TypeError(
             f"indices must be a 1-D tensor or integers, got shape {tuple(indices.shape)}: flatten it first"
         )
-    return _read(_index(path), as_ints(indices, "indices"))
+    return _read(_sized(_index(path), size), as_ints(indices, "indices"), strict)
 
 
 def read_clip(
@@ -135,15 +141,20 @@ def read_clip(
     *,
     train: bool = False,
     generator: torch.Generator | None = None,
+    num_clips: int | None = None,
+    size: int | None = None,
+    strict: bool = False,
 ) -> Tensor:
     """Sample frames of a video file and decode them: `probe`, `sample_frames`, `read_frames` in one call.
 
     Args:
         path: a local file in any format that FFmpeg reads.
         num_segments: T, the frames of a clip.
-        strategy: `"uniform"`, `"dense"` or `"twice"`, see `sample_frames`.
+        strategy: `"uniform"`, `"dense"`, `"twice"` or `"authors"`, see `sample_frames`.
         train: draw one clip at random.
         generator: where the random numbers come from; the default generator if None.
+        num_clips: see `sample_frames`.
+        size, strict: see `read_frames`.
 
     Returns:
         uint8 `[num_clips, T, 3, H, W]` on the CPU, RGB, turned upright.
@@ -159,9 +170,11 @@ def read_clip(
         ...     read_clip(f"{folder}/red.gif", num_segments=4).shape
         torch.Size([1, 4, 3, 48, 64])
     """
-    index = _index(path)
-    frames = sample_frames(index.info.num_frames, num_segments, strategy, train=train, generator=generator)
-    return _read(index, frames.flatten().tolist()).unflatten(0, tuple(frames.shape))
+    index = _sized(_index(path), size)
+    frames = sample_frames(
+        index.info.num_frames, num_segments, strategy, train=train, generator=generator, num_clips=num_clips
+    )
+    return _read(index, frames.flatten().tolist(), strict).unflatten(0, tuple(frames.shape))
 
 
 class _Packet(NamedTuple):
@@ -244,6 +257,19 @@ def _index(path: AnyPath) -> _Index:
     duration = duration or (num_frames / fps if fps else 0.0)
     info = VideoInfo(num_frames, fps, *upright.size, duration, upright.orientation.rotation)
     return _Index(path, track, info, upright, packets, times)
+
+
+def _sized(index: _Index, size: int | None) -> _Index:
+    """The same with frames of another short side."""
+    if size is None:
+        return index
+    upright = index.upright.scaled(as_count(size, "size"))
+    if upright.width * upright.height > MAX_PIXELS:
+        raise ValueError(
+            f"expected frames of at most MAX_PIXELS = {MAX_PIXELS} pixels, got {upright.width} x {upright.height} "
+            f"for size={size} from {index.path!r}: pass a smaller size"
+        )
+    return replace(index, upright=upright)
 
 
 def _in_display_order(shown: list[_Packet | None], first: "VideoFrame | None") -> list[_Packet]:
@@ -329,7 +355,7 @@ def _play(index: _Index) -> Iterator[tuple[Tensor, float]]:
             yield index.upright.picture(frame), at
 
 
-def _read(index: _Index, indices: list[int]) -> Tensor:
+def _read(index: _Index, indices: list[int], strict: bool = False) -> Tensor:
     for number in indices:
         if not 0 <= number < index.info.num_frames:
             raise IndexError(
@@ -337,17 +363,17 @@ def _read(index: _Index, indices: list[int]) -> Tensor:
                 "sample from the num_frames that probe() reports"
             )
     try:
-        return _filled(index, indices)
+        return _filled(index, indices, strict)
     except _OutOfOrderError:
-        return _filled(replace(index, packets=[]), indices)
+        return _filled(replace(index, packets=[]), indices, strict)
 
 
-def _filled(index: _Index, indices: list[int]) -> Tensor:
-    info = index.info
+def _filled(index: _Index, indices: list[int], strict: bool) -> Tensor:
+    info, (width, height) = index.info, index.upright.size
     rows: dict[int, list[int]] = {}  # frame number -> where it goes; those still to be read
     for row, number in enumerate(indices):
         rows.setdefault(number, []).append(row)
-    out = torch.empty((len(indices), 3, info.height, info.width), dtype=torch.uint8)
+    out = torch.empty((len(indices), 3, height, width), dtype=torch.uint8)
 
     def put(number: int, frame: "VideoFrame") -> None:
         out[rows.pop(number)] = index.upright.picture(frame)
@@ -375,9 +401,16 @@ def _filled(index: _Index, indices: list[int]) -> Tensor:
         stood_in.append(wanted)
         put(wanted, earlier)
     if stood_in:
+        lost = (
+            f"{len(stood_in)} wanted frames cannot be decoded, the first of them frame "
+            f"{stood_in[0]} of {info.num_frames}"
+        )
+        if strict:
+            raise ValueError(
+                f"expected a video that can be decoded, got {index.path!r}, of which {lost}: copy or encode it again"
+            )
         warnings.warn(
-            f"{index.path}: {len(stood_in)} wanted frames cannot be decoded, the first of them frame "
-            f"{stood_in[0]} of {info.num_frames}; the nearest earlier frame stands in for each",
+            f"{index.path}: {lost}; the nearest earlier frame stands in for each",
             stacklevel=4,
         )
     return out

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ..arguments import as_count
 
-__all__ = ["Strategy", "sample_dense", "sample_frames", "sample_uniform"]
+__all__ = ["Strategy", "sample_authors", "sample_dense", "sample_frames", "sample_uniform"]
 
-Strategy = Literal["uniform", "dense", "twice"]
+Strategy = Literal["uniform", "dense", "twice", "authors"]
+# of a video in test
+CLIPS = {"uniform": 1, "dense": 10, "twice": 2, "authors": 1}
 
 
 def sample_uniform(
@@ -61,6 +63,35 @@ def sample_uniform(
         if twice
         else middles
     )
+
+
+def sample_authors(num_frames: int, num_segments: int) -> Tensor:
+    """The frames by which the authors' training loop validates: the middles, and the first alone of a short video.
+
+    Where a video has no more frames than segments, this is frame 0 throughout, even with as many frames as
+    segments, of which `sample_uniform` takes each once. It is here to compare with their logs.
+
+    Args:
+        num_frames: N, the frames of the video.
+        num_segments: T, the frames of a clip.
+
+    Returns:
+        int64 `[T]`; values in `[0, N)`, ascending.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: a count below 1.
+
+    Example:
+        >>> sample_authors(16, 8), sample_authors(8, 8)
+        (tensor([ 1,  3,  5,  7,  9, 11, 13, 15]), tensor([0, 0, 0, 0, 0, 0, 0, 0]))
+
+    Source: `TSNDataSet._get_val_indices` in the authors' release.
+    """
+    num_frames, num_segments = _counts(num_frames=num_frames, num_segments=num_segments)
+    if num_frames <= num_segments:
+        return torch.zeros(num_segments, dtype=torch.int64)
+    return sample_uniform(num_frames, num_segments)
 
 
 def sample_dense(
@@ -126,22 +157,25 @@ def sample_frames(
     *,
     train: bool = False,
     generator: torch.Generator | None = None,
+    num_clips: int | None = None,
 ) -> Tensor:
     """The frames of every clip to read under a named strategy.
 
     Args:
         num_frames: N, the frames of the video.
         num_segments: T, the frames of a clip.
-        strategy: `"uniform"`; `"dense"`, ten clips in test; or `"twice"`, two uniform clips in test.
-        train: draw one clip at random (`"twice"` then trains as `"uniform"` does).
+        strategy: `"uniform"`; `"dense"`, ten clips in test; `"twice"`, two uniform clips in test; or `"authors"`,
+            the rule of their validation, see `sample_authors`.
+        train: draw one clip at random (`"twice"` and `"authors"` then train as `"uniform"` does).
         generator: where the random numbers come from; the default generator if None.
+        num_clips: how many clips a test reads, where the strategy leaves it open: `"dense"`.
 
     Returns:
         int64 `[num_clips, T]`, always two axes; values in `[0, N)`.
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: an unknown strategy, or what the strategy itself refuses.
+        ValueError: an unknown strategy, clips that it does not have, or what the strategy itself refuses.
 
     Example:
         >>> sample_frames(300, 8, "dense").shape
@@ -153,8 +187,20 @@ def sample_frames(
         raise ValueError(
             f"strategy must be one of {', '.join(map(repr, get_args(Strategy)))}, got {strategy!r}"
         )
+    if num_clips is not None and not train and strategy != "dense" and num_clips != CLIPS[strategy]:
+        raise ValueError(
+            f"expected num_clips={CLIPS[strategy]} with {strategy!r}, got {num_clips}: leave it out, or use 'dense'"
+        )
     if strategy == "dense":
-        frames = sample_dense(num_frames, num_segments, train=train, generator=generator)
+        frames = sample_dense(
+            num_frames,
+            num_segments,
+            train=train,
+            num_clips=CLIPS["dense"] if num_clips is None else num_clips,
+            generator=generator,
+        )
+    elif strategy == "authors" and not train:
+        frames = sample_authors(num_frames, num_segments)
     else:
         twice = strategy == "twice" and not train
         frames = sample_uniform(num_frames, num_segments, train=train, generator=generator, twice=twice)

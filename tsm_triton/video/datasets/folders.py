@@ -1,0 +1,53 @@
+"""What the folders of a data set are: splits, classes, or videos."""
+
+import os
+
+from ..pictures import natural
+from .finding import VIDEOS, is_frame_folder, videos_below
+from .lists import SPLITS
+
+__all__ = ["class_folders", "labelled_by_folder", "split_folder", "split_folders"]
+
+
+def split_folder(folder: str, split: str) -> str | None:
+    """The folder of a split, under one of the names that it may have."""
+    for name in SPLITS.get(split, (split,)):
+        if os.path.isdir(path := os.path.join(folder, name)):
+            return path
+    return None
+
+
+def split_folders(folder: str) -> list[str]:
+    """The splits that a folder holds, where it holds nothing but them."""
+    known = {name: split for split, names in SPLITS.items() for name in names}
+    names = _folders(folder)
+    return [known[name] for name in names] if names and all(name in known for name in names) else []
+
+
+def labelled_by_folder(folder: str) -> bool:
+    return not is_frame_folder(folder) and bool(class_folders(folder))
+
+
+def class_folders(folder: str) -> list[str]:
+    """The names of the classes that a folder holds a folder of each for; none where it holds videos itself.
+
+    Raises:
+        ValueError: it holds both.
+    """
+    folders = _folders(folder)
+    videos = [name for name in folders if is_frame_folder(os.path.join(folder, name))]
+    with os.scandir(folder) as scanned:
+        videos += [entry.name for entry in scanned if entry.name.lower().endswith(VIDEOS) and entry.is_file()]
+    others = [name for name in folders if name not in set(videos)]
+    if videos and any(next(videos_below(os.path.join(folder, name)), None) for name in others):
+        raise ValueError(
+            f"expected a folder for each class or videos in {folder!r}, got both: the folder {others[0]!r} and the "
+            f"video {videos[0]!r}. Move one of them."
+        )
+    return [] if videos else others
+
+
+def _folders(folder: str) -> list[str]:
+    with os.scandir(folder) as scanned:
+        names = [entry.name for entry in scanned if entry.is_dir() and entry.name[0] != "."]
+    return sorted(names, key=natural)

@@ -1,0 +1,97 @@
+"""Names of classes and their numbers."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...files import read_text
+from ..pictures import natural
+
+__all__ = ["number_labels", "plain", "read_classes"]
+
+Label = str | int | None
+MAX_CLASSES = 100_000  # a larger number is no label, but an id from another column
+
+
+def plain(name: str) -> str:
+    """A name without the differences in writing between lists and folders: brackets, case, underscores."""
+    return re.sub(r"[\[\]]", "", name).replace("_", " ").strip().lower()
+
+
+def number_labels(
+    labels: Sequence[Label], classes: Sequence[str] | None, where: str
+) -> tuple[list[int | None], tuple[str, ...]]:
+    """The numbers of labels, and the names of the classes.
+
+    Args:
+        labels: names, or numbers from 0 on; None throughout where there are none.
+        classes: the names in the order of their numbers; None for those that occur, in natural order.
+        where: the labels come from, for messages.
+
+    Raises:
+        ValueError: labels for some only, labels that are not among the classes, a number that is none.
+    """
+    if all(label is None for label in labels):
+        return list(labels), tuple(classes or ())  # pyright: ignore[reportReturnType]
+    if None in labels:
+        raise ValueError(
+            f"expected a label for each video or for none, got none for number {labels.index(None)} of {where}: "
+            "add it, or leave the video out"
+        )
+    numbers = _numbers(labels)
+    if classes is None:
+        if numbers is None:
+            classes = sorted({str(label) for label in labels}, key=natural)
+        else:
+            _check_range(numbers, MAX_CLASSES, where)
+            return list(numbers), tuple(map(str, range(max(numbers) + 1)))
+    number_of = _by_name(classes)
+    found = [number_of.get(str(label), number_of.get(plain(str(label)))) for label in labels]
+    unknown = sorted({str(label) for label, number in zip(labels, found, strict=True) if number is None})
+    if unknown and numbers is not None and not all(name.isdecimal() for name in classes):
+        _check_range(numbers, len(classes), where)
+        return list(numbers), tuple(classes)
+    if unknown:
+        raise ValueError(
+            f"expected labels among the {len(classes)} classes {', '.join(map(repr, classes[:3]))} ..., got "
+            f"{len(unknown)} others in {where}: {', '.join(map(repr, unknown[:5]))}. Pass the classes of this data."
+        )
+    return found, tuple(classes)
+
+
+def read_classes(path: Path) -> list[str]:
+    """The classes of Something-Something's and Jester's `labels` files: a name on each line, or a JSON."""
+    text = read_text(path, "classes")
+    if path.suffix != ".json":
+        return [line.strip().strip('"') for line in text.split("\n") if line.strip()]
+    try:
+        names = json.loads(text)
+        return sorted(names, key=lambda name: int(names[name])) if isinstance(names, dict) else list(names)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"expected a JSON of classes, a list or names with their numbers, got {str(path)!r} ({error}): "
+            "copy it again"
+        ) from error
+
+
+def _by_name(classes: Sequence[str]) -> dict[str, int]:
+    number_of: dict[str, int] = {}
+    for number, name in enumerate(classes):  # as it is written goes before how another may be
+        number_of.setdefault(plain(name), number)
+    return number_of | {name: number for number, name in enumerate(classes)}
+
+
+def _numbers(labels: Sequence[Label]) -> list[int] | None:
+    """The labels as numbers, if all of them are."""
+    if all(isinstance(label, int) or re.fullmatch("-?[0-9]+", str(label)) for label in labels):
+        return [int(label) for label in labels if label is not None]
+    return None
+
+
+def _check_range(numbers: list[int], num_classes: int, where: str) -> None:
+    wrong = next((number for number in numbers if not 0 <= number < num_classes), None)
+    if wrong is not None:
+        raise ValueError(
+            f"expected labels from 0 to {num_classes - 1}, got {wrong} in {where}: check which column holds them"
+        )

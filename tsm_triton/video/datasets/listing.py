@@ -1,0 +1,174 @@
+"""Data sets as they lie on a disk, made one listing: lists, a folder for each class, published layouts."""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from .finding import VIDEOS, Finder, is_frame_folder, videos_below
+from .folders import class_folders, labelled_by_folder, split_folder, split_folders
+from .labels import number_labels, read_classes
+from .lists import SPLITS, read_entries
+from .samples import AnyPath, Listing, Sample
+
+__all__ = ["Missing", "read_listing"]
+
+Missing: TypeAlias = Literal["raise", "skip"]
+LISTS = (".json", ".csv", ".tsv", ".txt")
+
+
+def read_listing(
+    data: AnyPath,
+    *,
+    split: str | None = None,
+    root: AnyPath | None = None,
+    classes: Sequence[str] | None = None,
+    missing: Missing = "raise",
+) -> Listing:
+    """The videos of a data set and their classes; no video is opened.
+
+    Args:
+        data: one of
+
+            - a folder with a folder for each class, of videos or of folders of frames, at any depth
+            - a folder `train`, `val`, `test` of those, or of videos with a list (below) beside them
+            - a folder of videos, or of folders of frames (`00001.jpg`, ...): they have no labels
+            - a list: CSV, TSV or text of `path,label`, with a header or without; the authors' `path frames label`; JSON
+              of `{path: label}`, of pairs, or of objects with `path` and `label`
+            - a list of Kinetics (`youtube_id`, `time_start`, `time_end`; CSV or JSON), of Something-Something or of
+              Jester (`id;label`, or JSON with `id` and `template`), whose classes are read from the file of labels
+              that comes beside it
+        split: `"train"`, `"val"` or `"test"`, where `data` holds several.
+        root: the folder that a list's paths start from, its own if None. A name without its folders or its suffix is
+            looked for below it.
+        classes: their names in the order of their numbers, as those of the training data for a validation. Where a
+            list gives numbers, they count from 0. None for the classes that occur, in natural order.
+        missing: of videos that a list names and that are not there: `"raise"`, or `"skip"`, with one warning.
+
+    Returns:
+        The `Listing`: in the order of the list, or in natural order of the paths.
+
+    Raises:
+        ValueError: nothing there, no videos, missing ones, labels that are not among the classes, another form; a split
+            that must be named.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("left/a.mp4", "left/b.mp4", "right/c.mp4"):
+        ...         Path(folder, name).parent.mkdir(exist_ok=True)
+        ...         Path(folder, name).touch()
+        ...     listing = read_listing(folder)
+        >>> listing.classes, [sample.label for sample in listing.samples]
+        (('left', 'right'), [0, 0, 1])
+    """
+    if missing not in ("raise", "skip"):
+        raise ValueError(f"missing must be 'raise' or 'skip', got {missing!r}")
+    path = os.fspath(data)
+    if os.path.isfile(path):
+        return _from_list(Path(path), split, root, classes, missing)
+    if not os.path.isdir(path):
+        raise ValueError(f"expected a folder of videos or a list of them, got {path!r}: check the path")
+    if split is None:
+        if splits := split_folders(path):
+            raise ValueError(
+                f"expected the name of a split for {path!r}, got none: pass one of {', '.join(splits)}"
+            )
+        return _from_folder(path, classes)
+    folder = split_folder(path, split)
+    if folder is not None and labelled_by_folder(folder):
+        return _from_folder(folder, classes)
+    annotations = _annotations(path, split)
+    if annotations is not None:
+        return _from_list(annotations, split, root or path, classes, missing)
+    if folder is None:
+        raise ValueError(
+            f"expected a folder or a list of the split {split!r} in {path!r}, got neither: pass the list itself, or "
+            "make a folder of that name"
+        )
+    return _from_folder(folder, classes)
+
+
+def _from_list(
+    path: Path, split: str | None, root: AnyPath | None, classes: Sequence[str] | None, missing: Missing
+) -> Listing:
+    entries = read_entries(path, split)
+    if classes is None:
+        classes = _classes_beside(path)
+    labels, classes = number_labels([entry.label for entry in entries], classes, repr(str(path)))
+    finder = Finder(os.fspath(root) if root is not None else str(path.parent))
+    samples, lost = list[Sample](), list[str]()
+    for entry, label in zip(entries, labels, strict=True):
+        found = finder.find(entry.name)
+        if found is None:
+            lost.append(entry.name)
+        else:
+            samples.append(Sample(found, label))
+    if lost:
+        shown = ", ".join(map(repr, lost[:5])) + (", ..." if len(lost) > 5 else "")
+        if missing == "raise" or not samples:
+            raise ValueError(
+                f"expected the videos of {str(path)!r} below {finder.root!r}, got {len(samples)} of {len(entries)} "
+                f"without {shown}: check root, or pass missing='skip' to leave them out"
+            )
+        warnings.warn(
+            f"left out {len(lost)} of the {len(entries)} videos of {str(path)!r}, which are not below "
+            f"{finder.root!r}: {shown}",
+            stacklevel=3,
+        )
+    return Listing(tuple(samples), classes)
+
+
+def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:
+    if is_frame_folder(folder):
+        return Listing((Sample(folder),), tuple(classes or ()))
+    folders = class_folders(folder)
+    if not folders:
+        paths = list(videos_below(folder))
+        samples = tuple(Sample(path) for path in paths)
+        if samples:
+            return Listing(samples, tuple(classes or ()))
+    found = [(path, name) for name in folders for path in videos_below(os.path.join(folder, name))]
+    if not found:
+        raise ValueError(
+            f"expected videos ({' '.join(VIDEOS)}) or folders of frames in {folder!r}, got none: check the path"
+        )
+    if classes is None:
+        classes = folders
+    labels, classes = number_labels([name for _, name in found], classes, repr(folder))
+    return Listing(
+        tuple(Sample(path, label) for (path, _), label in zip(found, labels, strict=True)), classes
+    )
+
+
+def _annotations(folder: str, split: str) -> Path | None:
+    """The list of a split in a folder, by its name."""
+    word = re.compile(rf"(^|[^a-z])({'|'.join(SPLITS.get(split, (re.escape(split),)))})([^a-z]|$)")
+    for suffix in LISTS:
+        found = [
+            path
+            for below in (".", "annotations", "labels")
+            for path in sorted(Path(folder, below).glob(f"*{suffix}"))
+            if word.search(path.stem.lower()) and "answers" not in path.stem
+        ]
+        if len(found) > 1:
+            raise ValueError(
+                f"expected one list of the split {split!r} in {folder!r}, got "
+                f"{', '.join(repr(str(path)) for path in found)}: pass the one itself"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _classes_beside(path: Path) -> list[str] | None:
+    """The classes of Something-Something and Jester, whose file is named as the list is."""
+    words = "|".join(word for words in SPLITS.values() for word in words)
+    stem = re.sub(rf"(^|(?<=[-_.]))({words})$", "labels", path.stem.lower())
+    if stem == path.stem.lower():
+        return None
+    files = {other.name.lower(): other for other in path.parent.iterdir()}
+    other = files.get(f"{stem}{path.suffix.lower()}")
+    return None if other is None else read_classes(other)

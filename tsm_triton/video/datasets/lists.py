@@ -1,0 +1,136 @@
+"""Lists of videos as files: CSV, TSV, text and JSON, those of published data sets among them."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...files import read_text
+
+__all__ = ["SPLITS", "Entry", "read_entries"]
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "validate"),
+    "test": ("test", "testing"),
+}
+# what a column, or a key, may be called
+PATHS = ("path", "file", "filename", "file_name", "filepath", "video_path", "video", "video_id", "id", "name")
+LABELS = ("template", "label", "class", "class_id", "label_id", "class_name", "category", "action", "target")
+SUBSETS = ("split", "subset")
+
+
+class Entry(NamedTuple):
+    """A video as a list names it, and its label there."""
+
+    name: str
+    label: str | int | None = None
+
+
+def read_entries(path: Path, split: str | None = None) -> list[Entry]:
+    """The videos of a list; of one split, where the list tells them apart.
+
+    Raises:
+        ValueError: no such file, another form, or no videos.
+    """
+    text = read_text(path, "videos and their labels")
+    try:
+        rows = list(_json_rows(json.loads(text)) if path.suffix.lower() == ".json" else _text_rows(text))
+        entries = [_entry(row) for row in rows if _belongs(row, split)]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(
+            f"expected a list of videos and labels (path,label), got {str(path)!r} ({error}): write it as CSV, TSV "
+            "or JSON"
+        ) from error
+    if not entries:
+        raise ValueError(
+            f"expected videos{f' of the split {split!r}' if split else ''} in {str(path)!r}, got none: check the file"
+        )
+    return entries
+
+
+def _text_rows(text: str) -> Iterator[Mapping[str, Any]]:
+    lines = [line for line in text.split("\n") if line.strip()]
+    rows = _columns(lines)
+    if rows and (header := _header(rows[0])):
+        rows = rows[1:]
+        yield from (dict(zip(header, row, strict=True)) for row in rows)
+        return
+    for row in rows:
+        if len(row) == 3 and row[1].isdecimal():  # the authors' lists: path, number of frames, label
+            row = [row[0], row[2]]
+        if len(row) > 2:
+            raise ValueError(f"a line holds {len(row)} columns: {row}")
+        yield dict(zip(("path", "label"), row, strict=False))
+
+
+def _columns(lines: list[str]) -> list[list[str]]:
+    """Lines split where all of them can be: at tabs, at semicolons, before a number at the end, at commas."""
+    for mark in "\t;":
+        if all(mark in line for line in lines):
+            return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    if all(re.search(r"[^,\s]\s+[0-9]+\s*$", line) for line in lines):
+        framed = all(re.search(r"\s[0-9]+\s+[0-9]+\s*$", line) for line in lines)
+        return [line.strip().rsplit(None, 2 if framed else 1) for line in lines]
+    if any("," in line for line in lines):
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
+    return [[line.strip()] for line in lines]
+
+
+def _header(row: Sequence[str]) -> list[str] | None:
+    names = [cell.lower().replace(" ", "_").replace("-", "_") for cell in row]
+    named = {"youtube_id", *PATHS} & set(names)
+    return names if named and (len(names) == 1 or set(names) & {"youtube_id", *LABELS, *SUBSETS}) else None
+
+
+def _json_rows(data: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(data, Mapping):
+        data = data.get("database", data)
+        for name, value in data.items():
+            if not isinstance(value, Mapping):
+                yield {"path": name, "label": value}
+            elif "annotations" in value:  # Kinetics; ActivityNet's are lists
+                yield _kinetics(name, value)
+            else:
+                yield {"path": name, **value}
+        return
+    if not isinstance(data, Iterable) or isinstance(data, str):
+        raise ValueError(f"it holds {type(data).__name__}")
+    for row in data:
+        if isinstance(row, str):
+            yield {"path": row}
+        else:
+            yield row if isinstance(row, Mapping) else dict(zip(("path", "label"), row, strict=True))
+
+
+def _kinetics(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    annotation = value["annotations"]
+    if not isinstance(annotation, Mapping):
+        raise ValueError(f"{name} has several annotations, a clip has one")
+    start, end = annotation["segment"]
+    row = {"youtube_id": name, "time_start": start, "time_end": end, "label": annotation.get("label")}
+    return {**row, "subset": value.get("subset")}
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    label = next((row[key] for key in LABELS if row.get(key) not in (None, "")), None)
+    if isinstance(label, str) and "template" in row:
+        label = label.replace("[", "").replace("]", "")
+    if not isinstance(label, str | int | None) or isinstance(label, bool):
+        raise ValueError(f"a label is {label!r}")
+    if "youtube_id" in row:
+        times = (f"{int(float(row[key])):06d}" for key in ("time_start", "time_end"))
+        return Entry("_".join((row["youtube_id"], *times)), label)
+    name = next((row[key] for key in PATHS if row.get(key) not in (None, "")), None)
+    if name is None:
+        raise ValueError(f"no path in {dict(row)}")
+    return Entry(str(name), label)
+
+
+def _belongs(row: Mapping[str, Any], split: str | None) -> bool:
+    subset = next((row[key] for key in SUBSETS if row.get(key)), None)
+    if split is None or subset is None:
+        return True
+    return str(subset).lower() in SPLITS.get(split, (split,))
