@@ -5,5 +5,6 @@ COMMANDS = {
     "demo": "train a small model with and without the shift on clips that no single frame tells apart",
     "sites": "list the modules of a timm or torchvision model that the shift would stand before",
     "stream": "run a causal model on live video, frame by frame, and draw what it makes of it",
+    "train": "train a shifted model on videos, on one device or many, going on exactly where it was stopped",
     "verify": "check every kernel on this machine: its GPU, driver and Triton, or the interpreter",
 }

@@ -1,7 +1,7 @@
 """What several commands share: models by name, devices, and files that appear whole or not at all."""
 
 import difflib
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,26 @@ import torch
 from torch import nn
 
 from ..files import printable, read_text, replacing
+from ..progress import say
 
-__all__ = ["create_model", "make_folder", "pick_device", "printable", "read_labels", "replacing", "say"]
+__all__ = [
+    "create_model",
+    "few_threads",
+    "make_folder",
+    "pick_device",
+    "printable",
+    "read_labels",
+    "replacing",
+    "say",
+]
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """A model without pretrained weights; nothing is downloaded.
+def create_model(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A model of a library's.
 
     Args:
         name: a timm name, or `torchvision/` and a name of torchvision's classifiers.
+        pretrained: with the library's weights, which are downloaded; nothing is otherwise.
         kwargs: passed on to the library, `num_classes` for instance.
 
     Raises:
@@ -28,14 +39,14 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         from torchvision import models
 
         _check_name(name, rest, models.list_models(module=models), "torchvision")
-        return models.get_model(rest, weights=None, **kwargs)
+        return models.get_model(rest, weights="DEFAULT" if pretrained else None, **kwargs)
     import timm
 
     if not timm.is_model(name):
         _check_name(name, name, timm.list_models(), "timm")
     elif "." in name:
         _check_name(name, name, timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True), "timm")
-    return timm.create_model(name, pretrained=False, **kwargs)
+    return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -71,10 +82,13 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def say(line: str) -> None:
-    """A line on stderr where it is no terminal: there no bar is drawn, and minutes would pass in silence."""
-    if not sys.stderr.isatty():
-        print(line, file=sys.stderr, flush=True)
+def few_threads() -> None:
+    """Half a thread for each core, unless the user says otherwise.
+
+    With one for each, OpenMP's busy waiting makes a training ten times slower as soon as anything else runs.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
 
 def read_labels(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ class Interrupt:
     """Whether a signal asked for an end. A plain flag: a signal may come while a `threading.Event` is locked."""
 
     asked = False
+    number = 0  # of the signal
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def stop_on_signal() -> Iterator[Interrupt]:
     def stop(number: int, _: object) -> None:
         if interrupt.asked:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        interrupt.asked = True
+        interrupt.asked, interrupt.number = True, number
 
     for called in SIGNALS:
         number = getattr(signal, called, None)

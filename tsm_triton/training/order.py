@@ -71,7 +71,8 @@ class EpochBatches(Sampler[list[int]]):
 class EvalBatches(Sampler[list[int]]):
     """All clips in their order, each process every `world`-th: the same number of batches on all.
 
-    A process without a clip of its own at the end repeats its first one; `real` says how many of each batch are its own.
+    A process without a clip of its own at the end repeats its first one; `real` counts its own in each
+    batch.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
