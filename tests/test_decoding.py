@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from tsm_triton.video import VideoInfo, containers, decoding, probe, read_clip, read_frames
 
@@ -392,6 +393,44 @@ def test_a_frame_that_cannot_be_decoded_is_replaced_by_an_earlier_one_with_one_w
         frames = read_frames(path, [59, 10, 50, 47, 55])
     assert numbers(frames) == [47, 10, 47, 47, 47]
     assert [str(w.filename) for w in seen] == [__file__]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_strict_refuses_frames_that_ffmpeg_mends(tmp_path, codec):
+    path = write_video(tmp_path / "a.mp4", 60, codec=codec, b_frames=0)
+    with av.open(path) as container:
+        position, size = [(p.pos, p.size) for p in container.demux(video=0) if p.size][30]
+    with open(path, "r+b") as file:
+        file.seek(position + 20)
+        file.write(b"\x55" * (size - 20))
+    assert read_frames(path, [30]).shape == (1, 3, HEIGHT, WIDTH)
+    assert numbers(read_frames(path, [29, 50], strict=True)) == [29, 50]
+    with pytest.raises(
+        ValueError, match="1 wanted frames cannot be decoded, the first of them frame 30 of 60"
+    ):
+        read_frames(path, [29, 30], strict=True)
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("size", [32, 96])
+def test_frames_come_at_the_size_asked_for(tmp_path, size, rotation):
+    path = write_video(tmp_path / "a.mp4", rotation=rotation)
+    frames = read_frames(path, WANTED, size=size)
+    expected = torch.Size([size, size * WIDTH // HEIGHT])
+    assert frames.shape[-2:] == (expected[::-1] if rotation else expected)
+    assert numbers(torch.rot90(frames, -rotation // 90, dims=(-2, -1))) == WANTED
+    assert frames.shape == F.resize(read_frames(path, WANTED), [size]).shape
+
+
+def test_scaling_is_that_of_torchvision_up_to_rounding(tmp_path):
+    path = write_video(tmp_path / "a.mp4", crf="1")
+    scaled, full = read_frames(path, WANTED, size=40), read_frames(path, WANTED)
+    difference = (scaled.int() - F.resize(full, [40], antialias=True).int()).abs()
+    assert difference.float().mean() < 3
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        read_frames(path, [0], size=0)
+    with pytest.raises(ValueError, match=r"got 163840 x 65536 for size=65536 from .*pass a smaller size"):
+        read_frames(path, [0], size=65536)
 
 
 def test_a_damaged_start_is_replaced_by_the_first_frame_that_decodes(tmp_path):

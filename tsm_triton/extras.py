@@ -14,6 +14,7 @@ EXTRAS = {
     "tensorboard": "tensorboard>=2.17",
     "tomli": "tomli>=2",
     "torchmetrics": "torchmetrics>=1.6",
+    "webdataset": "webdataset>=1.0",
 }
 
 

@@ -108,7 +108,7 @@ def read_frames(
         indices: 0-based frame numbers in display order; any order, repeats allowed.
         size: what the short side is scaled to in pixels, larger or smaller, by FFmpeg while it converts to RGB:
             bilinear, antialiased, to the size that torchvision's `resize` gives; None for the video's own.
-        strict: raise for a frame that cannot be decoded.
+        strict: raise for a frame that cannot be decoded, or that FFmpeg had to mend.
 
     Returns:
         uint8 `[len(indices), 3, H, W]` on the CPU, RGB, turned upright.
@@ -117,7 +117,7 @@ def read_frames(
         IndexError: a number outside `[0, num_frames)`.
         TypeError: a number that is not an integer, or a tensor of more than one axis.
         FileNotFoundError, ImportError, ValueError: as for `probe`; a size that makes frames of more than
-            `MAX_PIXELS`; with `strict`, a wanted frame that cannot be decoded.
+            `MAX_PIXELS`; with `strict`, a wanted frame that cannot be decoded whole.
 
     Example:
         >>> import tempfile, PIL.Image
@@ -378,14 +378,15 @@ def _filled(index: _Index, indices: list[int], strict: bool) -> Tensor:
     def put(number: int, frame: "VideoFrame") -> None:
         out[rows.pop(number)] = index.upright.picture(frame)
 
-    for number, frame in _walk(index, sorted(rows), fast=True):
+    for number, frame in _walk(index, sorted(rows), fast=True, sound=strict):
         if number in rows:
             put(number, frame)
 
     missing, stood_in = deque(sorted(rows)), list[int]()
     earlier = None
     # to the end: only then it is sure that none comes late
-    for number, frame in _walk(index, [*missing, info.num_frames - 1] if missing else [], fast=False):
+    to_the_end = [*missing, info.num_frames - 1] if missing else []
+    for number, frame in _walk(index, to_the_end, fast=False, sound=strict):
         while missing and missing[0] <= number:
             wanted = missing.popleft()
             if wanted < number:
@@ -416,8 +417,10 @@ def _filled(index: _Index, indices: list[int], strict: bool) -> Tensor:
     return out
 
 
-def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int, "VideoFrame"]]:
-    """Decode up to the last of the wanted frames (ascending); `fast` seeks over what lies between them.
+def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Iterator[tuple[int, "VideoFrame"]]:
+    """Decode up to the last of the wanted frames (ascending).
+
+    `fast` seeks over what lies between them; `sound` leaves out frames that FFmpeg mended.
 
     Raises:
         _OutOfOrderError: the frames prove that timestamps do not number them.
@@ -444,7 +447,8 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool) -> Iterator[tuple[int
                 here = number
                 while pending and pending[0] <= here:
                     pending.popleft()
-                yield here, frame
+                if not (sound and frame.is_corrupt):
+                    yield here, frame
 
 
 def _seek(container: "InputContainer", stream: "VideoStream", key: _Packet) -> Iterator["VideoFrame"]:

@@ -91,8 +91,8 @@ class ViewCrops(v2.Transform):
     Args:
         size: the side of a view in pixels; 3 views ignore it and have `short_side`.
         short_side: what the frame's short side is resized to.
-        views: 1, the centre; 3, squares of the whole short side at both ends and the middle of the long one;
-            10, the four corners and the centre, each followed by its mirror image.
+        views: 1, the centre; 3, squares of the whole short side at the left, the right and the centre of the long one,
+            or its top, bottom and centre; 10, the four corners and the centre, each followed by its mirror image.
 
     Returns:
         For `[..., T, 3, H, W]`, one view `[..., T, 3, size, size]`; more views gain an axis in front of T:
@@ -106,7 +106,7 @@ class ViewCrops(v2.Transform):
         torch.Size([2, 3, 8, 3, 128, 128])
 
     Source: `GroupCenterCrop`, `GroupFullResSample` and `GroupOverSample` of the authors' release, whose three
-    views of a portrait video are all its centre; here they lie along the long side.
+    views of a portrait video are all its centre; here they lie along the long side. The views come in its order.
     """
 
     def __init__(self, size: int, short_side: int, views: int = 1) -> None:
@@ -131,7 +131,7 @@ class ViewCrops(v2.Transform):
             return F.center_crop(clip, [self.size, self.size])
         height, width = clip.shape[-2:]
         side = self.short_side if self.views == 3 else self.size
-        along = ((0, 2), (2, 2), (4, 2)) if height > width else ((2, 0), (2, 2), (2, 4))
+        along = ((0, 2), (4, 2), (2, 2)) if height > width else ((2, 0), (2, 4), (2, 2))
         crops = []
         for place in along if self.views == 3 else CORNERS_AND_CENTRE:
             crop = F.crop(clip, *_offset(height, width, side, side, *place), side, side)

@@ -148,16 +148,7 @@ def _datasets(
     )
     if val is None:
         return train_data, None
-    one_clip = SingleView(val, options["num_segments"], transform=transform_for(model), **shared)
-    return train_data, one_clip
-
-
-class SingleView(VideoDataset):
-    """The first clip of each video, as a training tests it."""
-
-    def __getitem__(self, index: int) -> Any:
-        item: Any = super().__getitem__(index)
-        return (item[0][0], item[1]) if isinstance(item, tuple) else item
+    return train_data, VideoDataset(val, options["num_segments"], transform=transform_for(model), **shared)
 
 
 def _fingerprint(listing: Listing) -> str:

@@ -13,14 +13,17 @@ from .flips import find_flips
 from .listing import read_listing
 from .reading import Unreadable, collate
 from .samples import Listing, Sample
+from .shards import ShardDataset, read_shards
 
 __all__ = [
     "UNLABELLED",
     "Listing",
     "Sample",
+    "ShardDataset",
     "Unreadable",
     "VideoDataset",
     "collate",
     "find_flips",
     "read_listing",
+    "read_shards",
 ]

@@ -84,7 +84,7 @@ class VideoDataset(Dataset[tuple[Tensor, int]]):
         unlabelled = next((sample.path for sample in listing.samples if sample.label is None), None)
         if training and unlabelled is not None:
             raise ValueError(
-                f"expected a label for each video to train on, got none for {unlabelled!r}: add it to the list, or "
+                f"expected a label for each video to train on, got none for {unlabelled!r}: write it into the list, or "
                 "put each video into a folder of its class"
             )
         check_on_error(on_error)
@@ -111,6 +111,10 @@ class VideoDataset(Dataset[tuple[Tensor, int]]):
     def unreadable(self) -> tuple[str, ...]:
         """The paths that could not be read so far, in whatever worker; in the order of the listing."""
         return tuple(self.listing.samples[at].path for at in self._unreadable.nonzero().flatten().tolist())
+
+    @property
+    def num_unreadable(self) -> int:
+        return int(self._unreadable.sum())
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index = range(len(self))[as_int(index, "index")]

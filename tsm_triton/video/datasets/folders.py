@@ -42,7 +42,7 @@ def class_folders(folder: str) -> list[str]:
     if videos and any(next(videos_below(os.path.join(folder, name)), None) for name in others):
         raise ValueError(
             f"expected a folder for each class or videos in {folder!r}, got both: the folder {others[0]!r} and the "
-            f"video {videos[0]!r}. Move one of them."
+            f"video {videos[0]!r}. Leave videos only in folders of their class."
         )
     return [] if videos else others
 

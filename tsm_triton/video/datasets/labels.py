@@ -37,7 +37,7 @@ def number_labels(
     if None in labels:
         raise ValueError(
             f"expected a label for each video or for none, got none for number {labels.index(None)} of {where}: "
-            "add it, or leave the video out"
+            "write it, or leave the video out"
         )
     numbers = _numbers(labels)
     if classes is None:

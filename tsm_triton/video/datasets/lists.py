@@ -22,6 +22,10 @@ LABELS = ("template", "label", "class", "class_id", "label_id", "class_name", "c
 SUBSETS = ("split", "subset")
 
 
+class _Malformed(Exception):
+    """What is wrong with a row; `read_entries` says of which file."""
+
+
 class Entry(NamedTuple):
     """A video as a list names it, and its label there."""
 
@@ -39,7 +43,7 @@ def read_entries(path: Path, split: str | None = None) -> list[Entry]:
     try:
         rows = list(_json_rows(json.loads(text)) if path.suffix.lower() == ".json" else _text_rows(text))
         entries = [_entry(row) for row in rows if _belongs(row, split)]
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
+    except (_Malformed, ValueError, TypeError, KeyError, csv.Error) as error:
         raise ValueError(
             f"expected a list of videos and labels (path,label), got {str(path)!r} ({error}): write it as CSV, TSV "
             "or JSON"
@@ -62,7 +66,7 @@ def _text_rows(text: str) -> Iterator[Mapping[str, Any]]:
         if len(row) == 3 and row[1].isdecimal():  # the authors' lists: path, number of frames, label
             row = [row[0], row[2]]
         if len(row) > 2:
-            raise ValueError(f"a line holds {len(row)} columns: {row}")
+            raise _Malformed(f"a line holds {len(row)} columns: {row}")
         yield dict(zip(("path", "label"), row, strict=False))
 
 
@@ -97,7 +101,7 @@ def _json_rows(data: Any) -> Iterator[Mapping[str, Any]]:
                 yield {"path": name, **value}
         return
     if not isinstance(data, Iterable) or isinstance(data, str):
-        raise ValueError(f"it holds {type(data).__name__}")
+        raise _Malformed(f"it holds {type(data).__name__}")
     for row in data:
         if isinstance(row, str):
             yield {"path": row}
@@ -108,7 +112,7 @@ def _json_rows(data: Any) -> Iterator[Mapping[str, Any]]:
 def _kinetics(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     annotation = value["annotations"]
     if not isinstance(annotation, Mapping):
-        raise ValueError(f"{name} has several annotations, a clip has one")
+        raise _Malformed(f"{name} has several annotations, a clip has one")
     start, end = annotation["segment"]
     row = {"youtube_id": name, "time_start": start, "time_end": end, "label": annotation.get("label")}
     return {**row, "subset": value.get("subset")}
@@ -119,13 +123,13 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     if isinstance(label, str) and "template" in row:
         label = label.replace("[", "").replace("]", "")
     if not isinstance(label, str | int | None) or isinstance(label, bool):
-        raise ValueError(f"a label is {label!r}")
+        raise _Malformed(f"a label is {label!r}")
     if "youtube_id" in row:
         times = (f"{int(float(row[key])):06d}" for key in ("time_start", "time_end"))
         return Entry("_".join((row["youtube_id"], *times)), label)
     name = next((row[key] for key in PATHS if row.get(key) not in (None, "")), None)
     if name is None:
-        raise ValueError(f"no path in {dict(row)}")
+        raise _Malformed(f"no path in {dict(row)}")
     return Entry(str(name), label)
 
 
