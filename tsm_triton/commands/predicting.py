@@ -100,8 +100,7 @@ class Predictor:
         with Bar(len(samples), title, "video") as bar:
             bar.say(f"{title} {len(samples)} videos")
             for clips, numbers in loader(self.dataset(samples), batches, self.workers, collate):
-                for number, scores in zip(numbers.tolist(), self.probabilities(clips), strict=True):
-                    yield number, scores
+                yield from zip(numbers.tolist(), self.probabilities(clips), strict=True)
                 bar.update(count=len(numbers))
                 if interrupt.asked:
                     return

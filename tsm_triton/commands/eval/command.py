@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"... the {SHOWN} lowest of {len(classes)} classes")
     print(
         f"Top-1 {accuracy['top1']:.1f} %, top-5 {accuracy['top5']:.1f} % of {len(rows)} videos"
-        f"{_left_out(len(listing.samples) - len(rows))}.\nWrote predictions.{args.table}, classes.csv, results.json and "
-        f"confusion.png in {str(args.out)!r}."
+        f"{_left_out(len(listing.samples) - len(rows))}.\n"
+        f"Wrote predictions.{args.table}, classes.csv, results.json and confusion.png in {str(args.out)!r}."
     )
     return 0
 
