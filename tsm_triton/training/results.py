@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from .charts import save_confusion, save_curves
 from .state import Progress
 
 __all__ = ["Results"]
+
+PICTURES_EVERY = 30.0  # seconds: matplotlib takes half a second for both, which short epochs do not
 
 
 class Results:
@@ -34,6 +37,7 @@ class Results:
         self.events = SummaryWriter(str(folder / "tensorboard"))
         for row in progress.rows:
             self._add_events(row)
+        self.drawn = time.monotonic()
         if progress.rows:
             self._write()
 
@@ -46,9 +50,13 @@ class Results:
         """Write what the last row adds."""
         self._add_events(self.progress.rows[-1])
         self._write()
+        if time.monotonic() - self.drawn > PICTURES_EVERY:
+            self._draw()
 
     def close(self) -> None:
         self.events.close()
+        if self.progress.rows:
+            self._draw()
 
     def _add_events(self, row: dict[str, Any]) -> None:
         for key, value in row.items():
@@ -65,7 +73,10 @@ class Results:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        save_curves(self.folder / "curves.png", rows)
+
+    def _draw(self) -> None:
+        self.drawn = time.monotonic()
+        save_curves(self.folder / "curves.png", self.progress.rows)
         if self.progress.confusion is not None:
             best = self.progress.best or {}
             title = f"epoch {best.get('epoch')}: {best.get('val_top1', 0):.1f} % top-1"
