@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 import tsm_triton
 from tsm_triton import training
 from tsm_triton.training import Settings, fit, freeze_batch_norm, optimizer_groups, read_recipe
+from tsm_triton.training.metrics import Scores
 from tsm_triton.training.optimisation import make_mixing, make_optimizer, make_scheduler
 from tsm_triton.training.order import EpochBatches, EvalBatches
 
@@ -239,3 +240,18 @@ def test_the_recipes_are_the_authors_values():
 
 def test_the_loop_stays_small():
     assert len((Path(training.__file__).parent / "loop.py").read_text().splitlines()) < 200
+
+
+def test_the_loss_is_the_mean_over_clips_whatever_the_batches():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    scores = Scores(4, "cpu", confusion=True)
+    for part in (slice(0, 4), slice(4, 5)):
+        scores.update(logits[part], labels[part])
+    found = scores.compute()
+    right = (logits.argmax(1) == labels).float().mean().item()
+    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    assert found["top1"] == pytest.approx(100 * right)
+    assert sum(map(sum, scores.confusion())) == 5
+    again = Scores(4, "cpu")
+    again.load_state_dict(scores.state_dict())
+    assert again.compute() == found

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -58,9 +58,11 @@ def accelerator_for(settings: Settings, device: torch.device | None = None) -> A
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.accumulate,
         fsdp_plugin=plugin,
-        # a frozen first batch-norm, or a head that a loss leaves out, has no gradient to wait for
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
     )
+    if plugin is not None and accelerator.device.type == "cpu":
+        # accelerate shards over GPUs alone; over CPUs, where it is tested, it does so when it is told that it does
+        AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if settings.sync_bn and accelerator.device.type == "cpu":
         raise ValueError(
             "expected GPUs for batch-norms that are synchronised, got CPUs: drop sync_bn, or freeze them"

@@ -1,10 +1,11 @@
 """torchmetrics' loss, top-1, top-5 and confusion matrix, over all processes."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 __all__ = ["Scores"]
@@ -34,11 +35,13 @@ class Scores:
             },
             compute_groups=False,
         ).to(device)
-        self.loss = MeanMetric(nan_strategy="disable").to(device)
+        # not MeanMetric: with nan_strategy="disable" it forgets the weights (1.9), with any other it hides a NaN
+        self.loss, self.count = (SumMetric(nan_strategy="disable").to(device) for _ in range(2))
         self.matrix = (
             MulticlassConfusionMatrix(num_classes, validate_args=False).to(device) if confusion else None
         )
-        for metric in (self.means, self.loss):
+        self.kept = {"means": self.means, "loss": self.loss, "count": self.count}
+        for metric in self.kept.values():
             metric.persistent(True)
 
     def update(self, logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> None:
@@ -46,16 +49,20 @@ class Scores:
         logits = logits.detach().float()
         if loss is None:
             loss = torch.nn.functional.cross_entropy(logits, labels)
-        self.loss.update(loss.detach(), weight=len(labels))
+        self.loss.update(len(labels) * loss.detach())
+        self.count.update(len(labels))
         self.means.update(logits, labels)
         if self.matrix is not None:
             self.matrix.update(logits, labels)
 
     def compute(self) -> dict[str, float]:
         """The mean loss, and accuracies in percent; every process must call it."""
-        accuracies = self.means.compute()
+        with warnings.catch_warnings():  # of one that was restored and saw nothing since
+            warnings.filterwarnings("ignore", message="The ``compute`` method")
+            accuracies = self.means.compute()
+            loss = self.loss.compute() / self.count.compute()
         return {
-            "loss": self.loss.compute().item(),
+            "loss": loss.item(),
             **{key: 100 * accuracies[key].item() for key in ("top1", "top5")},
         }
 
@@ -65,17 +72,18 @@ class Scores:
         return self.matrix.compute().tolist()
 
     def reset(self) -> None:
-        self.means.reset()
-        self.loss.reset()
+        for metric in self.kept.values():
+            metric.reset()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What this process has seen."""
         return {
-            **{f"means.{key}": value for key, value in self.means.state_dict().items()},
-            **{f"loss.{key}": value for key, value in self.loss.state_dict().items()},
+            f"{name}.{key}": value
+            for name, metric in self.kept.items()
+            for key, value in metric.state_dict().items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, metric in (("means", self.means), ("loss", self.loss)):
+        for name, metric in self.kept.items():
             own = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
             metric.load_state_dict(own)
