@@ -2,6 +2,8 @@
 
 import argparse
 import hashlib
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -81,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
             _say(
                 f"Stopped, with the state saved in {str(args.out)!r}: the same command with --resume goes on there."
             )
-            return 128 + interrupt.number
+            return _parted(settings, 128 + interrupt.number)
     _say(_summary(args.out, progress, train_data, val_data))
-    return 0
+    return _parted(settings, 0)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -183,10 +185,25 @@ def _summary(out: Path, progress: Progress, train: VideoDataset, val: VideoDatas
 
 
 def _say(text: str) -> None:
-    """On one of the processes; and all of them part."""
+    """On one of the processes."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def _parted(settings: Settings, status: int) -> int:
+    """End together with the other processes."""
     from accelerate import PartialState
 
     state = PartialState()
-    if state.is_main_process:
-        print(text, flush=True)
-    state.destroy_process_group()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        if (
+            settings.fsdp
+        ):  # behind a sharded state that was loaded, gloo does not let the interpreter end (torch 2.15)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        state.destroy_process_group()
+    return status
