@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Interrupt", "stop_on_signal"]
+__all__ = ["Interrupt", "exit_on_signal", "stop_on_signal"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -47,6 +47,26 @@ def stop_on_signal() -> Iterator[Interrupt]:
             before[number] = signal.signal(number, stop)
     try:
         yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """Let a signal end what runs here at once, as Ctrl-C does without handlers: what stands in `finally` is done."""
+    before = dict[int, Any]()
+
+    def end(number: int, _: object) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for called in SIGNALS:
+            number = getattr(signal, called, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, end)
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

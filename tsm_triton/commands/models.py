@@ -154,7 +154,7 @@ def _labels(model: nn.Module) -> list[str] | None:
     return None if labels is None else list(labels)
 
 
-def head_in(name: str, state: dict[str, Tensor]) -> dict[str, int]:
+def head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """`num_classes` of the weights, where the last linear layer tells it, behind whichever prefix."""
     with torch.device("meta"):
         model = create_model(name)

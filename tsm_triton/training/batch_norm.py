@@ -47,6 +47,6 @@ def freeze_batch_norm(model: Model, keep_first: bool = True) -> Model:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms[1 if keep_first else 0 :]:
         norm.requires_grad_(False)
-        norm.train = _StaysInEval(norm)
+        norm.train = _StaysInEval(norm)  # pyright: ignore[reportAttributeAccessIssue]
         norm.train()
     return model

@@ -66,7 +66,9 @@ def save_confusion(
     if len(counts) <= NUMBERED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=8)
+            axes.text(
+                column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
+            )
     axes.set(xlabel="taken for", ylabel="class")
     axes.set_title(title, fontsize=10, parse_math=False)
     with replacing(path) as temporary:

@@ -101,8 +101,7 @@ class Trainer:
         self.model.train()
         began, before = time.perf_counter(), progress.seconds
         while progress.step < epoch * steps:
-            for _ in range(self.settings.accumulate):
-                loss = self.part(*next(parts))
+            loss = [self.part(*next(parts)) for _ in range(self.settings.accumulate)][-1]
             progress.step += 1
             if self.scheduler is not None:
                 self.scheduler.step_update(progress.step)

@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=Path, metavar="FILE", help="a class name a line (default: as the checkpoint says)")
     add("--json", type=Path, metavar="FILE", help="write the predictions as JSON")
     add("--csv", type=Path, metavar="FILE", help="the same as a table")
-    add("--parquet", type=Path, metavar="FILE", help="the same as Parquet; with --engine ray a folder")
+    add(
+        "--parquet",
+        type=Path,
+        metavar="FILE",
+        help="the same as Parquet; with ray a folder (default there: classes.parquet)",
+    )
     add("--pictures", type=Path, metavar="DIR", help="a picture a video: its frames, and a bar a label")
     add(
         "--engine",

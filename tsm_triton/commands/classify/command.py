@@ -25,12 +25,10 @@ def run(args: argparse.Namespace) -> int:
     needed = ["av", *(["matplotlib"] if args.pictures else []), *(["pyarrow"] if args.parquet else [])]
     check_installed("classify", *needed, *(["ray", "pyarrow"] if args.engine == "ray" else []))
     few_threads()
+    if args.engine == "ray" and args.parquet is None:
+        args.parquet = Path("classes.parquet")
     _check_files(args)
     samples = _samples(args.videos, args.root)
-    if args.engine == "ray":
-        from .cluster import classify_on_cluster
-
-        return classify_on_cluster(args, samples)
     trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
     predictor = Predictor.of(trained, args)
     labels = labels_of(args, trained.labels, predictor.num_classes)
@@ -39,18 +37,24 @@ def run(args: argparse.Namespace) -> int:
 
     found: list[tuple[str, list[tuple[str, float]]]] = []
     with stop_on_signal() as interrupt:
-        for number, probabilities in predictor.predictions(samples, "Classifying", interrupt):
-            top = likeliest(probabilities, labels, args.top)
-            found.append((samples[number].path, top))
+        if args.engine == "ray":
+            from .cluster import classify_on_cluster
+
+            results = classify_on_cluster(args, samples, labels, trained.num_segments, trained.model)
+        else:
+            predictions = predictor.predictions(samples, "Classifying", interrupt)
+            results = ((samples[n].path, likeliest(scores, labels, args.top)) for n, scores in predictions)
+        for path, top in results:
             if args.pictures:
-                path = args.pictures / _picture_name(number, samples[number].path)
-                save_picture(path, samples[number].path, top, predictor.num_segments)
+                picture = args.pictures / _picture_name(len(found), path)
+                save_picture(picture, path, top, predictor.num_segments)
+            found.append((path, top))
         rows = [row_of(path, top) for path, top in found]
         if args.json:
             save_json(args.json, [_record(path, top) for path, top in found])
         if args.csv:
             save_csv(args.csv, rows)
-        if args.parquet:
+        if args.parquet and args.engine == "local":
             save_parquet(args.parquet, rows)
     print(as_text([_shown(path, top) for path, top in found]))
     written = [str(path) for path in (args.json, args.csv, args.parquet, args.pictures) if path is not None]

@@ -34,7 +34,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         from ...extras import check_installed
 
         check_installed("a recipe", "tomli")
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     if recipe in RECIPES:
         return tomllib.loads(files(__name__).joinpath(f"{recipe}.toml").read_text("utf-8"))
     try:
