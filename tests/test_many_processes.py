@@ -49,7 +49,9 @@ def torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], id="ddp"), pytest.param(["--fsdp"], id="fsdp2", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_the_weights_of_one(more, videos, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(command(videos, one)) == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import Bar
-from ..training.devices import default_workers, placed
+from ..training.machine import default_workers, placed
 from ..training.order import EvalBatches, loader
 from ..video.classifier import VideoClassifier
 from ..video.datasets import Listing, Sample, VideoDataset, collate

@@ -7,19 +7,12 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from .settings import Settings
 
-__all__ = [
-    "accelerator_for",
-    "any_process",
-    "default_precision",
-    "default_workers",
-    "gathered_state",
-    "placed",
-]
+__all__ = ["accelerator_for", "any_process", "gathered_state"]
 
 
 def accelerator_for(settings: Settings, device: torch.device | None = None) -> Accelerator:
@@ -70,21 +63,6 @@ def accelerator_for(settings: Settings, device: torch.device | None = None) -> A
     return accelerator
 
 
-def default_precision() -> str:
-    """bfloat16 on a GPU that multiplies it, else float32."""
-    return (
-        "bf16"
-        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        else "no"
-    )
-
-
-def default_workers() -> int:
-    """Processes that decode for this one: its share of the cores, less the one that it runs on, at most eight."""
-    cores = os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
-
-
 def gathered_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Any] | None:
     """The whole state dict of a sharded model on the main process; None of one that is whole on each."""
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -99,12 +77,3 @@ def any_process(accelerator: Accelerator, asked: bool) -> bool:
     if asked:
         accelerator.set_trigger()
     return accelerator.check_trigger()
-
-
-def placed(inputs: Tensor, device: torch.device) -> Tensor:
-    """Inputs on a device; frames in channels_last on a GPU, as the kernels read them best."""
-    inputs = inputs.to(device, non_blocking=True)
-    if device.type == "cuda" and inputs.dim() > 4:
-        frames = inputs.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-        return frames.unflatten(0, inputs.shape[:-3])
-    return inputs

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from ..progress import Bar
 from .batch_norm import freeze_batch_norm
-from .devices import accelerator_for, any_process, gathered_state, placed
+from .devices import accelerator_for, any_process, gathered_state
+from .machine import placed
 from .memory import checkpoint_activations
 from .metrics import Scores
 from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler

@@ -18,7 +18,6 @@ from ...extras import check_installed
 from ...patching.patch import patch
 from ...preparation import Preparation, set_preparation
 from ...streaming.stream import Streaming
-from ...training.fitting import fit
 from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.decoding import read_clip
@@ -181,6 +180,8 @@ def train(
     device: torch.device,
 ) -> Training:
     """Train in place, testing after each epoch; all that is random comes from `seed`."""
+    from ...training.fitting import fit
+
     settings = Settings(epochs=epochs, batch_size=BATCH_SIZE, seed=seed)
     progress = fit(
         classifier,

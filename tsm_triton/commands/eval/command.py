@@ -10,7 +10,6 @@ import torch
 from ...extras import check_installed
 from ...files import replacing
 from ...training.charts import save_confusion
-from ...training.metrics import Scores
 from ...video.datasets import Listing
 from ..common import few_threads, make_folder
 from ..data import read_data
@@ -27,6 +26,8 @@ SHOWN = 20  # classes in what is printed
 def run(args: argparse.Namespace) -> int:
     modules = ["av", "matplotlib", "torchmetrics", *(["pyarrow"] if args.table == "parquet" else [])]
     check_installed("eval", *modules)
+    from ...training.metrics import Scores
+
     few_threads()
     trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
     predictor = Predictor.of(trained, args)

@@ -6,15 +6,13 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...extras import check_installed
 from ...preparation import Preparation, preparation_of, set_preparation
-from ...training.devices import default_precision, default_workers
-from ...training.fitting import Stopped, fit
+from ...training.machine import default_precision, default_workers
 from ...training.recipes import read_recipe
 from ...training.settings import Settings
-from ...training.state import Progress
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset, collate
 from ...video.transforms import transform_for
@@ -24,6 +22,9 @@ from ..interrupt import stop_on_signal
 from ..models import check_runs, start_from, video_model
 from . import MODEL_DEFAULTS
 
+if TYPE_CHECKING:
+    from ...training.state import Progress
+
 __all__ = ["run"]
 
 TRAINED_LR = 0.1  # of the default rate, for weights that have learnt already
@@ -31,6 +32,8 @@ TRAINED_LR = 0.1  # of the default rate, for weights that have learnt already
 
 def run(args: argparse.Namespace) -> int:
     check_installed("train", "av", "matplotlib", "accelerate", "torchmetrics", "tensorboard")
+    from ...training.fitting import Stopped, fit
+
     few_threads()
     device = None if args.device is None else pick_device(args.device)
     options = _options(args)
@@ -159,7 +162,7 @@ def _fingerprint(listing: Listing) -> str:
     return hashlib.blake2b(repr(facts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _summary(out: Path, progress: Progress, train: VideoDataset, val: VideoDataset | None) -> str:
+def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDataset | None) -> str:
     assert progress.best is not None
     best = progress.best
     lines = []
