@@ -12,15 +12,30 @@ import argparse
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from tqdm import trange
+from torch.utils.data import Dataset
 
 import tsm_triton
 from tsm_triton.commands.demo.motion_clips import render, sample_textures
+from tsm_triton.training import Settings, fit
 from tsm_triton.video.features import VideoFeatures
 
 NUM_SEGMENTS = 16
 SIZE = 48
+BATCH_SIZE = 8
+
+
+class TurningClips(Dataset[tuple[Tensor, Tensor]]):
+    """So many clips, each of them a function of its number."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        clips, turns = turning_clips(1, torch.Generator().manual_seed(index))
+        return clips[0], turns[0]
 
 
 class Spotter(nn.Module):
@@ -58,20 +73,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-
     model = Spotter(args.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    with trange(args.steps, desc="Training", disable=None) as progress:
-        for _ in progress:
-            clips, turns = turning_clips(8, generator)
-            loss = cross_entropy(model(clips), turns)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            progress.set_postfix_str(f"loss {loss.item():.2f}")
+    # the frame is the class
+    settings = Settings(epochs=1, batch_size=BATCH_SIZE, lr=3e-3, weight_decay=0.01, sched="constant")
+    clips = TurningClips(args.steps * BATCH_SIZE)
+    fit(model, clips, settings=settings, num_classes=NUM_SEGMENTS, device=torch.device("cpu"))
 
-    clips, turns = turning_clips(64, generator)
+    clips, turns = turning_clips(64, torch.Generator().manual_seed(len(clips)))
     with torch.inference_mode():
         off_by = (model.eval()(clips).argmax(1) - turns).abs()
     print(f"Within one frame of the turn: {100 * (off_by <= 1).float().mean():.0f} % of 64 clips", end=", ")

@@ -98,9 +98,15 @@ def test_a_users_error_is_one_line_and_status_2(argv, message, capsys):
 
 def test_a_command_names_the_extras_it_misses(monkeypatch, capsys):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    for argv in (["demo"], ["stream", "a.mp4", "--weights", "b.pt"]):
+    stream, evaluate = ["stream", "a.mp4", "--weights", "b.pt"], ["eval", "a", "--checkpoint", "b.pt"]
+    for argv in (stream, ["demo"], ["train", "a"], evaluate):
         assert main(argv) == 2
-        assert "needs av and matplotlib: pip install 'av>=14.1' 'matplotlib>=3.8'" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "needs av and matplotlib" in said
+        assert "pip install 'av>=14.1' 'matplotlib>=3.8'" in said
+    for argv in (["train", "a"], evaluate):
+        main(argv)
+        assert "'torchmetrics>=1.6'" in capsys.readouterr().err
 
 
 def test_the_extras_that_messages_name_are_those_of_the_package():

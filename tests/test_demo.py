@@ -165,7 +165,7 @@ def test_training_is_reproducible():
         torch.manual_seed(0)
         model = demo.create_model("test_resnet", num_classes=len(CLASSES))
         classifier = demo.VideoClassifier(model, 8)
-        losses.append(demo.train(classifier, clips, clips, epochs=2, seed=1, name="TSN").train_loss)
+        losses.append(demo.train(classifier, clips, clips, 2, 1, "TSN", torch.device("cpu")).train_loss)
     assert losses[0] == losses[1]
 
 

@@ -1,10 +1,18 @@
 """The README's Python runs as it stands, from top to bottom."""
 
+import csv
+import json
 import re
+import shlex
+import signal
 from pathlib import Path
 
 import torch
 
+from tsm_triton.cli import main
+from tsm_triton.progress import Bar
+
+from .motion_videos import write_motions
 from .video_files import write_video
 
 README = Path(__file__).parent.parent / "README.md"
@@ -32,3 +40,41 @@ def test_the_first_block_predicts_as_a_user_would():
     assert ".eval()" in first[1]
     for words in ("## install", "fine-tune", "horizontal flip"):
         assert words in text.lower()
+
+
+def test_the_five_commands_lead_from_a_folder_to_a_stream(tmp_path, monkeypatch, capsys):
+    """On clips whose classes no single frame tells apart; the first command is stopped on its way."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_motions(Path("videos/train"), 480, num_classes=4, size=48, frames=8)
+    write_motions(Path("videos/val"), 40, num_classes=4, size=48, frames=8, seed=1)
+    next(Path("videos/val").rglob("*.mp4")).rename("live.mp4")
+    section = README.read_text().split("## Train on your own videos")[1]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    train, resume, evaluate, classify, stream = (shlex.split(line)[1:] for line in block[1].splitlines())
+    own = ["--device", "cpu", "--workers", "0"]
+
+    update, steps = Bar.update, []
+
+    def stopped(self, what="", count=1):
+        update(self, what, count)
+        steps.append(what)
+        if len(steps) == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bar, "update", stopped)
+        assert main([*train, *own]) == 128 + signal.SIGTERM
+    assert main([*resume, *own]) == 0
+    assert main([*evaluate, *own]) == 0
+    assert json.loads(Path("run/eval/results.json").read_text())["top1"] > 90
+    assert main([*classify, *own]) == 0
+    with Path("run/labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = [row["video"].split("/")[-2] == row["label_1"] for row in rows]
+    assert sum(right) > 0.9 * len(right) == 0.9 * 39
+    assert len(list(Path("run/pictures").iterdir())) == 39
+    capsys.readouterr()
+    assert main([*stream, "--device", "cpu"]) == 0
+    assert "Streamed 8 frames" in capsys.readouterr().out

@@ -5,9 +5,15 @@ from importlib.util import find_spec
 __all__ = ["check_installed", "requirements"]
 
 EXTRAS = {
+    "accelerate": "accelerate>=1.10",
     "av": "av>=14.1",
-    "matplotlib": "matplotlib>=3.8",
     "hypothesis": "hypothesis>=6.100",
+    "matplotlib": "matplotlib>=3.8",
+    "pyarrow": "pyarrow>=17",
+    "ray": "ray[data]>=2.40",
+    "tensorboard": "tensorboard>=2.17",
+    "tomli": "tomli>=2",
+    "torchmetrics": "torchmetrics>=1.6",
     "webdataset": "webdataset>=0.2.100",
 }
 

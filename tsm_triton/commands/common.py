@@ -1,14 +1,24 @@
 """What several commands share: models by name, devices, and files that appear whole or not at all."""
 
-import sys
+import os
 from pathlib import Path
 
 import torch
 
 from ..backbones import create_backbone as create_model
 from ..files import printable, read_text, replacing
+from ..progress import say
 
-__all__ = ["create_model", "make_folder", "pick_device", "printable", "read_labels", "replacing", "say"]
+__all__ = [
+    "create_model",
+    "few_threads",
+    "make_folder",
+    "pick_device",
+    "printable",
+    "read_labels",
+    "replacing",
+    "say",
+]
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -44,10 +54,13 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def say(line: str) -> None:
-    """A line on stderr where it is no terminal: there no bar is drawn, and minutes would pass in silence."""
-    if not sys.stderr.isatty():
-        print(line, file=sys.stderr, flush=True)
+def few_threads() -> None:
+    """Half a thread for each core, unless the user says otherwise.
+
+    With one for each, OpenMP's busy waiting makes a training ten times slower as soon as anything else runs.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
 
 def read_labels(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Interrupt", "stop_on_signal"]
+__all__ = ["Interrupt", "exit_on_signal", "stop_on_signal"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -15,6 +15,7 @@ class Interrupt:
     """Whether a signal asked for an end. A plain flag: a signal may come while a `threading.Event` is locked."""
 
     asked = False
+    number = 0  # of the signal
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def stop_on_signal() -> Iterator[Interrupt]:
     def stop(number: int, _: object) -> None:
         if interrupt.asked:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        interrupt.asked = True
+        interrupt.asked, interrupt.number = True, number
 
     for called in SIGNALS:
         number = getattr(signal, called, None)
@@ -46,6 +47,26 @@ def stop_on_signal() -> Iterator[Interrupt]:
             before[number] = signal.signal(number, stop)
     try:
         yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """Let a signal end what runs here at once, as Ctrl-C does without handlers: what stands in `finally` is done."""
+    before = dict[int, Any]()
+
+    def end(number: int, _: object) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for called in SIGNALS:
+            number = getattr(signal, called, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, end)
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

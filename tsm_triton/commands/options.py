@@ -1,9 +1,10 @@
-"""Values that the options of several commands take. Imports no torch: `COMMAND --help` is there at once."""
+"""Values and options that several commands take. Imports no torch: `COMMAND --help` is there at once."""
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["SEEDS", "within"]
+__all__ = ["SEEDS", "add_prediction_options", "within"]
 
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.manual_seed takes
 
@@ -18,3 +19,53 @@ def within(low: int, high: int) -> Callable[[str], int]:
 
     number.__name__ = "int"  # what argparse calls a value that is no number
     return number
+
+
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """The model, and which clips and views of a video it predicts."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="of tsm-triton train, or a published one")
+    add(
+        "--model",
+        metavar="NAME",
+        help="of a bare state dict; alone, a library's model with weights of images",
+    )
+    add("--direction", choices=["bidirectional", "causal"], help="how a bare state dict was trained")
+    add(
+        "--num-segments", type=within(1, 1024), metavar="T", help="frames a clip (default: as it was trained)"
+    )
+    add(
+        "--sampling",
+        choices=["uniform", "dense", "twice", "authors"],
+        default="uniform",
+        help="which frames (default: %(default)s)",
+    )
+    add(
+        "--clips",
+        type=within(1, 100),
+        default=1,
+        metavar="K",
+        help="clips of a video with dense (default: 1)",
+    )
+    add("--views", type=int, choices=[1, 3, 10], default=1, help="crops of a clip (default: %(default)s)")
+    add(
+        "--average",
+        choices=["logits", "probabilities"],
+        default="logits",
+        help="what is averaged over clips and views (default: %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=within(1, 4096),
+        default=8,
+        metavar="N",
+        help="videos at once (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=within(0, 256),
+        metavar="N",
+        help="processes that decode (default: as fits the machine)",
+    )
+    add("--on-error", choices=["raise", "skip"], default="raise", help="of a video that cannot be read")
+    add("--device", help="where to run (default: cuda where there is one, else cpu)")

@@ -1,7 +1,6 @@
 """`tsm-triton demo`: one backbone, trained with and without the shift, on clips where only motion tells."""
 
 import argparse
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -9,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
-from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -21,10 +18,11 @@ from ...extras import check_installed
 from ...patching.patch import patch
 from ...preparation import Preparation, set_preparation
 from ...streaming.stream import Streaming
+from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.decoding import read_clip
 from ...video.transforms import eval_transform
-from ..common import create_model, make_folder, pick_device, say
+from ..common import create_model, few_threads, make_folder, pick_device, say
 from . import TRAINING
 from .motion_clips import CLASSES, render, sample_textures, write_clip
 from .report import save_plot, save_results, versions
@@ -35,21 +33,22 @@ NUM_SEGMENTS = 8
 SIZE = 48  # of a frame, in pixels
 TEST_PART = 5  # one clip in five
 BATCH_SIZE = 32
-LEARNING_RATE = 5e-3
-WEIGHT_DECAY = 0.05
 # What the verdict asks for, in percent.
 TSM_ABOVE, TSN_BELOW = 90, 25
 
 
 @dataclass
-class Clips:
-    """Decoded clips uint8 `[N, T, 3, H, W]` and their labels `[N]`."""
+class Clips(Dataset[tuple[Tensor, Tensor]]):
+    """Decoded clips uint8 `[N, T, 3, H, W]` and their labels `[N]`, of which a training sees normalised ones."""
 
     frames: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> "Clips":
-        return Clips(self.frames.to(device), self.labels.to(device))
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return _prepared(self.frames[index]), self.labels[index]
 
 
 @dataclass
@@ -64,13 +63,10 @@ class Training:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_installed("the demo", "av", "matplotlib")
+    check_installed("the demo", "av", "matplotlib", "accelerate", "torchmetrics")
     started = time.perf_counter()
     device = pick_device(args.device)
-    # With a thread for each core, OpenMP's busy waiting makes the training ten times slower as soon as
-    # anything else runs.
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    few_threads()
     clips, epochs = TRAINING[args.direction]
     args.clips = clips if args.clips is None else args.clips
     args.epochs = epochs if args.epochs is None else args.epochs
@@ -88,10 +84,8 @@ def run(args: argparse.Namespace) -> int:
         model = create_model(args.model, num_classes=len(CLASSES))
         if name == "TSM":
             patch(model, NUM_SEGMENTS, direction=args.direction)
-        classifier = VideoClassifier(model, NUM_SEGMENTS).to(device).to(memory_format=torch.channels_last)
-        trainings[name] = train(
-            classifier, train_clips.to(device), test_clips.to(device), args.epochs, args.seed, name
-        )
+        classifier = VideoClassifier(model, NUM_SEGMENTS)
+        trainings[name] = train(classifier, train_clips, test_clips, args.epochs, args.seed, name, device)
 
     accuracy = {name: training.test_accuracy[-1] for name, training in trainings.items()}
     chance = 100 / len(CLASSES)
@@ -111,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     }
     written = [args.out / "results.json", args.out / "demo.png"]
     if args.direction == "causal":
-        results["streamed"] = compare_streamed(classifier, test_clips.to(device))
+        results["streamed"] = compare_streamed(classifier, test_clips, device)
         written.append(args.out / "causal.pt")
         set_preparation(classifier.model, Preparation(SIZE, SIZE))
         save_checkpoint(classifier, written[-1], CLASSES)
@@ -177,80 +171,56 @@ def make_clips(folder: Path, num_clips: int, seed: int) -> tuple[Clips, Clips]:
 
 
 def train(
-    classifier: nn.Module, train_clips: Clips, test_clips: Clips, epochs: int, seed: int, name: str
+    classifier: nn.Module,
+    train_clips: Clips,
+    test_clips: Clips,
+    epochs: int,
+    seed: int,
+    name: str,
+    device: torch.device,
 ) -> Training:
     """Train in place, testing after each epoch; all that is random comes from `seed`."""
-    device = train_clips.frames.device
-    preprocess = eval_transform(SIZE, short_side=SIZE)
-    batches = -(-len(train_clips.labels) // BATCH_SIZE)
-    optimizer = create_optimizer_v2(classifier, opt="adamw", lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=epochs,
-        warmup_epochs=1,
-        warmup_lr=LEARNING_RATE / 20,
-        step_on_epochs=False,
-        updates_per_epoch=batches,
-    )
-    assert scheduler is not None
-    torch.manual_seed(seed)  # dropout
-    order = torch.Generator().manual_seed(seed)
-    training, seconds, step = Training(), [], 0
-    with tqdm(total=epochs * batches, desc=f"Training {name}", unit="step", disable=None) as progress:
-        for epoch in range(1, epochs + 1):
-            classifier.train()
-            _synchronize(device)
-            began = time.perf_counter()
-            losses, correct = [], []
-            for chosen in torch.randperm(len(train_clips.labels), generator=order).split(BATCH_SIZE):
-                chosen = chosen.to(device)
-                labels = train_clips.labels[chosen]
-                logits = classifier(preprocess(train_clips.frames[chosen]))
-                loss = cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                step += 1
-                scheduler.step_update(step)
-                losses.append(loss.detach())
-                correct.append(logits.argmax(1) == labels)
-                progress.update()
-            _synchronize(device)
-            seconds.append((time.perf_counter() - began) / batches)
+    from ...training.fitting import fit
 
-            classifier.eval()
-            with torch.inference_mode():
-                predictions = torch.cat(
-                    [classifier(preprocess(chunk)).argmax(1) for chunk in test_clips.frames.split(BATCH_SIZE)]
-                )
-            training.train_loss.append(torch.stack(losses).mean().item())
-            training.train_accuracy.append(_percent(torch.cat(correct)))
-            training.test_accuracy.append(_percent(predictions == test_clips.labels))
-            training.predictions = predictions.tolist()
-            tested = f"test accuracy {training.test_accuracy[-1]:.1f} %"
-            progress.set_postfix_str(tested)
-            say(f"Training {name}, epoch {epoch} of {epochs}: loss {training.train_loss[-1]:.3f}, {tested}")
-    training.seconds_per_step = sorted(seconds)[len(seconds) // 2]
-    return training
+    settings = Settings(epochs=epochs, batch_size=BATCH_SIZE, seed=seed)
+    progress = fit(
+        classifier,
+        train_clips,
+        test_clips,
+        settings,
+        num_classes=len(CLASSES),
+        device=device,
+        title=f"Training {name}",
+    )
+    column = {key: [row[key] for row in progress.rows] for key in progress.rows[0]}
+    steps = column["step"][0]
+    with torch.inference_mode():
+        chunks = [_prepared(chunk, device) for chunk in test_clips.frames.split(BATCH_SIZE)]
+        predictions = torch.cat([classifier(chunk).argmax(1) for chunk in chunks])
+    return Training(
+        train_loss=column["train_loss"],
+        train_accuracy=column["train_top1"],
+        test_accuracy=column["val_top1"],
+        predictions=predictions.tolist(),
+        seconds_per_step=sorted(column["seconds"])[epochs // 2] / steps,
+    )
 
 
 @torch.inference_mode()
-def compare_streamed(classifier: VideoClassifier, clips: Clips) -> dict[str, float]:
+def compare_streamed(classifier: VideoClassifier, clips: Clips, device: torch.device) -> dict[str, float]:
     """Accuracies, in percent, of a causal model on whole clips and fed one frame at a time.
 
     Each clip of a batch is a stream of its own, and its prediction the mean of its frames' logits.
     """
     classifier.eval()
-    preprocess = eval_transform(SIZE, short_side=SIZE)
     stream = Streaming(classifier.model, consensus=NUM_SEGMENTS)
     offline, streamed = [], []
     for chunk in clips.frames.split(BATCH_SIZE):
-        video = preprocess(chunk)
+        video = _prepared(chunk, device)
         offline.append(classifier(video))
         stream.reset()
         streamed.append([stream(frame) for frame in video.unbind(1)][-1])
-    offline, streamed = torch.cat(offline), torch.cat(streamed)
+    offline, streamed = torch.cat(offline).cpu(), torch.cat(streamed).cpu()
     return {
         "offline": _percent(offline.argmax(1) == clips.labels),
         "frame by frame": _percent(streamed.argmax(1) == clips.labels),
@@ -275,6 +245,6 @@ def _percent(correct: Tensor) -> float:
     return 100 * correct.float().mean().item()
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _prepared(frames: Tensor, device: torch.device | None = None) -> Tensor:
+    """Decoded frames as the model takes them."""
+    return eval_transform(SIZE, short_side=SIZE)(frames).to(device)

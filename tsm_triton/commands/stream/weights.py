@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms import v2
 
 from ...checkpoints.load import open_checkpoint
@@ -16,6 +14,7 @@ from ...checkpoints.published.build import build_published, full_name
 from ...patching.patch import patch
 from ...video.transforms import transform_for
 from ..common import create_model
+from ..models import head_in
 
 __all__ = ["Trained", "load_trained"]
 
@@ -94,7 +93,7 @@ def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
                 f"expected weights that name their model, got none named in {checkpoint.source} "
                 f"({checkpoint.why_not}): pass --model"
             )
-        model = create_model(name, **_head(name, checkpoint.state))
+        model = create_model(name, **head_in(name, checkpoint.state))
         apply_patch(model, record)
         load_into(model, checkpoint, ", or check --model")
         return Trained(model.eval(), name, checkpoint.labels)
@@ -115,19 +114,6 @@ def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | No
             f"expected weights that say how they are shifted, got a bare state dict in {checkpoint.source}: pass "
             "--direction causal if it was trained so, or use tsm_triton.save_checkpoint, which writes that down"
         )
-    model = patch(create_model(name, **_head(name, checkpoint.state)), direction=direction)
+    model = patch(create_model(name, **head_in(name, checkpoint.state)), direction=direction)
     load_into(model, checkpoint, ", or check --model")
     return Trained(model.eval(), name, None)
-
-
-def _head(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
-    """`num_classes` of the weights, where the last linear layer tells it."""
-    with torch.device("meta"):
-        model = create_model(name)
-    layers = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        return {}
-    # behind whichever prefix
-    wanted = f"{layers[-1]}.weight"
-    found = [value for key, value in state.items() if f".{key}".endswith(f".{wanted}") and value.dim()]
-    return {"num_classes": found[0].shape[0]} if found else {}

@@ -1,0 +1,78 @@
+"""`torchrun -m tsm_triton train`: two processes do what one does at the same batch."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsm_triton.checkpoints import read_checkpoint
+from tsm_triton.cli import main
+
+from .motion_videos import write_motions
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    write_motions(folder / "train", 10, size=24, frames=2)
+    write_motions(folder / "val", 5, size=24, frames=2, seed=1)
+    return folder
+
+
+def command(videos: Path, out: Path, *more: str) -> list[str]:
+    # batch statistics differ between one process and two: frozen, or those of no network
+    options = (
+        "--model test_resnet --num-segments 2 --size 24 --batch-size 4 --epochs 2 --freeze-bn all --opt sgd"
+    )
+    data = ["train", str(videos / "train"), "--val", str(videos / "val"), "--out", str(out)]
+    return [*data, *options.split(), "--workers", "0", "--lr", "0.02", "--device", "cpu", *more]
+
+
+def torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*script, "-m", "tsm_triton", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "more", [pytest.param([], id="ddp"), pytest.param(["--fsdp"], id="fsdp2", marks=pytest.mark.slow)]
+)
+def test_two_processes_train_the_weights_of_one(more, videos, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(command(videos, one)) == 0
+    done = torchrun(command(videos, two, *more))
+    for name in ("last.pt", "best.pt"):
+        state, other = (read_checkpoint(folder / name).state for folder in (one, two))
+        for key, value in state.items():
+            torch.testing.assert_close(
+                other[key], value, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}"
+            )
+    rows = []
+    for folder in (one, two):
+        with (folder / "metrics.csv").open() as file:
+            rows.append(
+                [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+            )
+    assert len(rows[0]) == 2
+    for row, other in zip(*rows, strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+    # one process speaks for both
+    assert done.stdout.count("Wrote best.pt") == done.stderr.count("epoch 2 of 2") == 1
+    again = torchrun([*command(videos, two, *more), "--resume"])
+    assert "Wrote best.pt" in again.stdout
+    assert "epoch 2 of 2" not in again.stderr

@@ -1,0 +1,199 @@
+"""`tsm-triton eval` and `classify`: the numbers of the model itself, in files and pictures, and what is refused."""
+
+import csv
+import json
+import signal
+
+import pytest
+import torch
+from pyarrow import parquet
+
+import tsm_triton
+from tsm_triton.cli import main
+from tsm_triton.commands.common import create_model
+from tsm_triton.commands.demo.motion_clips import CLASSES
+from tsm_triton.preparation import Preparation, set_preparation
+from tsm_triton.progress import Bar
+from tsm_triton.video.decoding import read_clip
+from tsm_triton.video.transforms import transform_for
+
+from .motion_videos import write_motions
+
+T, NAMES = 4, sorted(CLASSES[:4], reverse=True)  # in another order than folders are read
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return write_motions(tmp_path_factory.mktemp("videos"), 12, size=32, frames=6)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(3)
+    model = tsm_triton.patch(create_model("test_resnet", num_classes=4), T)
+    torch.nn.init.normal_(model.fc.weight)  # so that videos are told apart
+    set_preparation(model, Preparation(32, 36))
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    tsm_triton.save_checkpoint(model, path, NAMES)
+    return path
+
+
+def expected(checkpoint, path, average="logits", views=1):
+    """Probabilities of one video, without any of the commands' parts."""
+    model = tsm_triton.load_checkpoint(checkpoint)
+    classifier = tsm_triton.VideoClassifier(
+        model, T, view_average="softmax" if average == "probabilities" else "logits"
+    )
+    clip = transform_for(model, views=views)(read_clip(path, T)[0])[None]
+    with torch.inference_mode():
+        scores = classifier(clip)[0]
+    return scores if average == "probabilities" and views > 1 else scores.softmax(-1)
+
+
+def options(checkpoint, *more):
+    return ["--checkpoint", str(checkpoint), "--device", "cpu", "--workers", "0", "--batch-size", "5", *more]
+
+
+def test_the_table_of_an_evaluation_is_what_the_model_says(videos, checkpoint, tmp_path, capsys):
+    assert main(["eval", str(videos), *options(checkpoint), "--out", str(tmp_path)]) == 0
+    printed, said = capsys.readouterr()
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    right = 0
+    for row in rows:
+        probabilities = expected(checkpoint, row["video"])
+        assert row["predicted"] == NAMES[int(probabilities.argmax())]
+        assert float(row["probability"]) == pytest.approx(probabilities.max().item(), abs=1e-5)
+        assert row["class"] == row["video"].split("/")[-2]
+        assert row["correct"] == str(row["class"] == row["predicted"])
+        right += row["class"] == row["predicted"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["top1"] == pytest.approx(100 * right / 12)
+    assert results["top5"] == 100
+    for number, name in enumerate(NAMES):
+        counts = [sum(r["class"] == name and r["predicted"] == other for r in rows) for other in NAMES]
+        assert results["confusion"][number] == counts
+    with (tmp_path / "classes.csv").open() as file:
+        classes = {row["class"]: float(row["top1"]) for row in csv.DictReader(file)}
+    assert classes.keys() == set(NAMES)
+    assert sum(classes.values()) / 4 == pytest.approx(results["top1"], abs=0.01)
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Top-1 {results['top1']:.1f} %" in printed
+    assert "Testing 12 videos" in said
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_views_are_averaged_as_asked(average, videos, checkpoint, tmp_path):
+    path = next(videos.rglob("*.mp4"))
+    wanted = ["--views", "10", "--average", average, "--json", str(tmp_path / "a.json"), "--top", "4"]
+    assert main(["classify", str(path), *options(checkpoint, *wanted)]) == 0
+    (record,) = json.loads((tmp_path / "a.json").read_text())
+    probabilities = expected(checkpoint, path, average, views=10)
+    for entry in record["top"]:
+        wanted = probabilities[NAMES.index(entry["label"])].item()
+        assert entry["probability"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_videos_are_classified_into_a_table_files_and_pictures(videos, checkpoint, tmp_path, capsys):
+    folder = videos / "left"
+    paths = sorted(folder.iterdir())
+    files = [
+        word for kind in ("json", "csv", "parquet") for word in (f"--{kind}", str(tmp_path / f"a.{kind}"))
+    ]
+    more = ["--top", "2", "--pictures", str(tmp_path / "pictures"), *files]
+    assert main(["classify", str(folder), *options(checkpoint, *more)]) == 0
+    records = json.loads((tmp_path / "a.json").read_text())
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    printed = capsys.readouterr().out
+    assert [record["video"] for record in records] == [str(path) for path in paths]
+    for path, record, row, line in zip(paths, records, rows, table, strict=True):
+        probabilities = expected(checkpoint, path)
+        best = [NAMES[index] for index in probabilities.topk(2).indices]
+        assert [entry["label"] for entry in record["top"]] == best
+        assert [row["label_1"], row["label_2"]] == [line["label_1"], line["label_2"]] == best
+        assert line["probability_2"] == float(row["probability_2"]) == record["top"][1]["probability"]
+        assert f"{best[0]} {probabilities.max().item():.1%}" in printed
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [picture.suffix for picture in pictures] == [".png"] * len(paths)
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_a_bare_state_dict_needs_its_name(videos, checkpoint, tmp_path, capsys):
+    bare = tmp_path / "bare.pth"
+    torch.save(tsm_triton.load_checkpoint(checkpoint).state_dict(), bare)
+    path = str(next(videos.rglob("*.mp4")))
+    assert main(["classify", path, "--checkpoint", str(bare)]) == 2
+    assert "state dict" in capsys.readouterr().err
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(NAMES))
+    more = ["--model", "test_resnet", "--labels", str(labels)]
+    assert main(["classify", path, *options(bare, *more)]) == 0
+    assert "class 0" not in capsys.readouterr().out
+    labels.write_text("one\ntwo\n")
+    assert main(["classify", path, *options(bare, *more)]) == 2
+    assert "expected 4 labels, one a class, got 2" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_an_error_or_left_out_and_said(videos, checkpoint, tmp_path, capsys):
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(b"no video")
+    given = [str(damaged), str(next(videos.rglob("*.mp4")))]
+    out = tmp_path / "a.csv"
+    assert main(["classify", *given, *options(checkpoint, "--csv", str(out))]) == 2
+    assert "damaged.mp4" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.warns(UserWarning, match="damaged.mp4"):
+        assert main(["classify", *given, *options(checkpoint, "--csv", str(out), "--on-error", "skip")]) == 1
+    assert "Left out 1" in capsys.readouterr().out
+    with out.open() as file:
+        assert [row["video"] for row in csv.DictReader(file)] == given[1:]
+
+
+def test_an_interrupted_evaluation_writes_no_accuracy_and_a_classification_what_it_has(
+    videos, checkpoint, tmp_path, monkeypatch, capsys
+):
+    update = Bar.update
+
+    def interrupted(self, what="", count=1):
+        update(self, what, count)
+        if self.done <= 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Bar, "update", interrupted)
+    assert main(["eval", str(videos), *options(checkpoint), "--out", str(tmp_path / "eval")]) == 143
+    assert not list((tmp_path / "eval").iterdir())
+    out = tmp_path / "a.csv"
+    assert main(["classify", str(videos), *options(checkpoint, "--csv", str(out))]) == 143
+    assert "Stopped after 5 of 12 videos" in capsys.readouterr().out
+    with out.open() as file:
+        assert len(list(csv.DictReader(file))) == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["classify", "nothing.mp4", "--checkpoint", "{checkpoint}"], "which is not there"),
+        (["classify", "{videos}"], "expected a model, got none: pass --checkpoint"),
+        (["classify", "{videos}", "--checkpoint", "nothing.pt"], "does not exist"),
+        (["classify", "{videos}", "--checkpoint", "{checkpoint}", "--model", "resnet18"], "drop --model"),
+        (
+            ["classify", "{videos}", "--checkpoint", "{checkpoint}", "--csv", "no/a.csv"],
+            "a folder that exists",
+        ),
+        (["eval", "{videos}/left", "--checkpoint", "{checkpoint}"], "expected a label for each video"),
+        (["train", "{videos}", "--recipe", "sv2"], "expected recipe to be one of causal"),
+        (["train", "{videos}", "--model", "resnt18"], "Did you mean"),
+        (["train", "{videos}", "--model", "test_resnet", "--flip", "--size", "32"], "RandomHorizontalFlip"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(
+    argv, words, videos, checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    argv = [word.format(videos=videos, checkpoint=checkpoint) for word in argv]
+    assert main([*argv, "--device", "cpu"]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,257 @@
+"""What a training is made of: the order of clips, groups of weights, frozen statistics, mixed clips, settings."""
+
+import copy
+import io
+import pickle
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import tsm_triton
+from tsm_triton import training
+from tsm_triton.training import Settings, fit, freeze_batch_norm, optimizer_groups, read_recipe
+from tsm_triton.training.metrics import Scores
+from tsm_triton.training.optimisation import make_mixing, make_optimizer, make_scheduler
+from tsm_triton.training.order import EpochBatches, EvalBatches
+
+CPU = torch.device("cpu")
+
+
+def batches(length, size, epoch=1, step=0, **shares):
+    order = EpochBatches(length, size, 7, **shares)
+    order.start(epoch, step)
+    return list(order)
+
+
+def test_an_epoch_holds_every_clip_in_an_order_of_its_own():
+    first, second = batches(10, 4), batches(10, 4, epoch=2)
+    assert first == batches(10, 4)
+    assert first != second
+    for whole in (first, second):
+        assert [len(batch) for batch in whole] == [4, 4, 4]
+        assert set(chain(*whole)) == set(range(10))
+    assert batches(10, 4, step=2) == first[2:]
+    # fewer clips than a batch are not shown twice
+    assert sorted(chain(*batches(3, 64))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("parts", "world"), [(1, 2), (2, 1), (2, 2)])
+def test_processes_and_parts_share_the_batches_of_one(parts, world):
+    whole = batches(10, 4)
+    shares = [batches(10, 4, parts=parts, world=world, rank=rank) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        mine = [share[step * parts : (step + 1) * parts] for share in shares]
+        assert sorted(chain(*chain(*mine))) == sorted(batch)
+
+
+def test_every_clip_is_tested_once_however_many_processes_there_are():
+    for world in (1, 2, 3):
+        seen, counts = [], set()
+        for rank in range(world):
+            order = EvalBatches(7, 6, rank, world)
+            counts.add(len(order))
+            seen += [clip for batch, real in zip(order, order.real, strict=True) for clip in batch[:real]]
+        assert sorted(seen) == list(range(7))
+        assert len(counts) == 1
+
+
+def test_the_groups_are_those_of_the_authors():
+    model = tsm_triton.patch(timm.create_model("resnet18", num_classes=5))
+    groups = {group["name"]: group for group in optimizer_groups(model, lr=0.01, weight_decay=1e-4)}
+    parameters = dict(model.named_parameters())
+    held = [parameter for group in groups.values() for parameter in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in parameters.values()}
+    assert len(held) == len(parameters)
+    assert [id(p) for p in groups["first_conv_weight"]["params"]] == [id(parameters["conv1.weight"])]
+    assert [id(p) for p in groups["head_weight"]["params"]] == [id(parameters["fc.weight"])]
+    assert [id(p) for p in groups["head_bias"]["params"]] == [id(parameters["fc.bias"])]
+    times = {name: (group["lr_mult"], group["decay_mult"]) for name, group in groups.items()}
+    assert times == {
+        "first_conv_weight": (1, 1),
+        "normal_weight": (1, 1),
+        "batch_norm": (1, 0),
+        "head_weight": (5, 1),
+        "head_bias": (10, 0),
+    }
+    # and a schedule keeps them apart
+    settings = Settings(
+        opt="sgd", lr=0.01, groups="authors", sched="multistep", milestones=(1,), warmup_epochs=0
+    )
+    optimizer = make_optimizer(model, settings)
+    make_scheduler(optimizer, settings, steps_per_epoch=3).step_update(3)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({name: 0.001 * lr for name, (lr, _) in times.items()})
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "mobilenetv3_small_050"])
+def test_every_parameter_of_any_network_is_in_one_group(name):
+    model = timm.create_model(name, num_classes=3)
+    held = [parameter for group in optimizer_groups(model) for parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    by_name = {group["name"]: group["params"] for group in optimizer_groups(model)}
+    assert [p.shape[0] for p in by_name["head_weight"]] == [3]
+
+
+def test_frozen_batch_norms_stay_as_they_are():
+    model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=2), 2)
+    assert freeze_batch_norm(model) is model
+    pickled = pickle.load(io.BytesIO(pickle.dumps(model)))
+    for held in (model, copy.deepcopy(model), pickled):
+        held.train()
+        norms = [module for module in held.modules() if isinstance(module, nn.BatchNorm2d)]
+        before = [norm.running_mean.clone() for norm in norms]
+        held(torch.randn(4, 3, 32, 32)).sum().backward()
+        moved = [not torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True)]
+        assert moved == [True] + [False] * (len(norms) - 1)
+        assert [norm.weight.grad is not None for norm in norms] == moved
+    freeze_batch_norm(model, keep_first=False).train()
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_a_clip_is_mixed_with_one_other_alike_in_all_frames():
+    mix = make_mixing(Settings(mixup=1.0), num_classes=3)
+    assert mix is not None
+    labels = torch.tensor([0, 1, 2, 0])
+    video = (
+        torch.eye(4)[:, :, None, None, None].expand(4, 4, 3, 8, 8).clone()
+    )  # frame t of clip n is 1 where t == n
+    mixed, targets = mix(video, labels)
+    assert mixed.shape == (4, 4, 3, 8, 8)
+    share = mixed[0, 0, 0, 0, 0]
+    assert torch.allclose(mixed[0, 3], (1 - share).expand(3, 8, 8))
+    assert torch.allclose(targets.sum(1), torch.ones(4))
+    assert targets[1, 1] == pytest.approx(share.item(), abs=1e-6)
+
+
+def frozen(seed: int = 0) -> nn.Module:
+    """Without batch statistics, parts of a batch and the whole of it are the same."""
+    torch.manual_seed(seed)
+    model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=3), 2)
+    return tsm_triton.VideoClassifier(freeze_batch_norm(model, keep_first=False), 2)
+
+
+def clips(count: int = 8) -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(count, 2, 3, 24, 24, generator=generator), torch.arange(count) % 3)
+
+
+def trained(**settings) -> dict[str, torch.Tensor]:
+    model = frozen()
+    settings = Settings(**{"epochs": 2, "batch_size": 4, "opt": "sgd", "lr": 0.05, **settings})
+    fit(model, clips(), settings=settings, num_classes=3, device=CPU)
+    return model.state_dict()
+
+
+def test_parts_and_recomputed_activations_change_nothing():
+    whole = trained()
+    for other in (trained(accumulate=2), trained(checkpoint_activations=True)):
+        for key, value in whole.items():
+            torch.testing.assert_close(other[key], value, msg=lambda m, key=key: f"{key}: {m}")
+    assert any(not torch.equal(value, whole[key]) for key, value in trained(clip_grad=0.01).items())
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_eager_one():
+    eager, compiled = trained(), trained(compile=True)
+    for key, value in eager.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_averaged_weights_are_those_that_are_kept(tmp_path):
+    model = frozen()
+    fit(
+        model,
+        clips(),
+        clips(4),
+        Settings(epochs=2, batch_size=4, ema=0.9),
+        num_classes=3,
+        out=tmp_path,
+        device=CPU,
+    )
+    kept = tsm_triton.load_checkpoint(tmp_path / "last.pt").state_dict()
+    assert any(not torch.equal(kept[key], value) for key, value in model.model.state_dict().items())
+
+
+def test_bfloat16_trains_too():
+    progress = fit(
+        frozen(), clips(), settings=Settings(epochs=1, precision="bf16"), num_classes=3, device=CPU
+    )
+    assert progress.rows[0]["train_loss"] < 3
+
+
+def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_checkpoint(tmp_path):
+    model = frozen()
+    nn.init.constant_(model.model.fc.weight, float("nan"))
+    with pytest.raises(ValueError, match="expected a loss, got nan in epoch 1: lower lr"):
+        fit(model, clips(), settings=Settings(epochs=1), num_classes=3, out=tmp_path, device=CPU)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": 0}, "lr must be a positive number"),
+        ({"ema": 1.0}, "ema must be from 0 to less than 1"),
+        ({"freeze_bn": "some"}, "freeze_bn must be one of 'none', 'all_but_first', 'all'"),
+        ({"ema": 0.9, "fsdp": True}, "averaged weights or sharded ones"),
+        ({"mixup": 0.2, "batch_size": 3}, "an even number of clips"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"opt": "sdg"}, "opt must be one of timm.optim.list_optimizers"),
+        ({"sched": "cosin"}, "sched must be one of 'constant', 'cosine'"),
+        ({"sched": "multistep"}, "must have milestones"),
+        ({"batch_size": 3, "accumulate": 2}, "batch_size must be a multiple of 2"),
+        ({"sync_bn": True}, "expected GPUs"),
+        ({"fsdp": True}, "expected several processes"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_the_loop(settings, words):
+    with pytest.raises(ValueError, match=words):
+        fit(frozen(), clips(), settings=Settings(**settings), num_classes=3, device=CPU)
+
+
+def test_the_recipes_are_the_authors_values():
+    assert set(training.RECIPES) == {"causal", "hmdb51", "jester", "kinetics", "ssv1", "ssv2", "ucf101"}
+    recipes = {name: read_recipe(name) for name in training.RECIPES}
+    kinetics, ssv2, ucf101 = (recipes[name] for name in ("kinetics", "ssv2", "ucf101"))
+    assert (kinetics["lr"], kinetics["batch_size"], kinetics["weight_decay"]) == (0.02, 128, 1e-4)
+    assert (ssv2["lr"], ssv2["batch_size"], ssv2["milestones"], ssv2["flip"]) == (0.01, 64, [20, 40], False)
+    assert (ucf101["lr"], ucf101["epochs"], ucf101["dropout"]) == (0.001, 25, 0.8)
+    assert ucf101["freeze_bn"] == "all_but_first"
+    assert recipes["causal"]["direction"] == "causal"
+    assert all(recipe["clip_grad"] == 20 and recipe["groups"] == "authors" for recipe in recipes.values())
+    folder = Path(training.__file__).parent / "recipes"
+    assert all("# Source: " in path.read_text() for path in folder.glob("*.toml"))
+
+
+def test_the_loop_stays_small():
+    assert len((Path(training.__file__).parent / "loop.py").read_text().splitlines()) < 200
+
+
+def test_the_loss_is_the_mean_over_clips_whatever_the_batches():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    scores = Scores(4, "cpu", confusion=True)
+    for part in (slice(0, 4), slice(4, 5)):
+        scores.update(logits[part], labels[part])
+    found = scores.compute()
+    right = (logits.argmax(1) == labels).float().mean().item()
+    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    assert found["top1"] == pytest.approx(100 * right)
+    assert sum(map(sum, scores.confusion())) == 5
+    again = Scores(4, "cpu")
+    again.load_state_dict(scores.state_dict())
+    assert again.compute() == found

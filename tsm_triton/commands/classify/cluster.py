@@ -1,0 +1,114 @@
+"""`tsm-triton classify --engine ray`: Ray Data reads and decodes on CPUs, and predicts on the accelerators there are.
+
+Every machine must see the videos, the checkpoint and the folder of the Parquet files under the same paths. A block
+whose worker is lost is computed again, by Ray.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...progress import say
+from ...video.datasets import Listing, Sample, Unreadable, VideoDataset
+from ...video.transforms import transform_for
+from ..interrupt import exit_on_signal
+from ..models import load_trained_model
+from ..predicting import Predictor, likeliest
+
+__all__ = ["classify_on_cluster"]
+
+
+class Decoder:
+    """A row with a video's path -> a row with its clips `[V, T, 3, H, W]`; none of one that is left out."""
+
+    def __init__(self, num_segments: int, options: dict[str, Any]) -> None:
+        self.num_segments, self.options = num_segments, options
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        item: Any = VideoDataset(Listing((Sample(row["video"]),)), self.num_segments, **self.options)[0]
+        return [] if isinstance(item, Unreadable) else [{**row, "clips": item[0].numpy()}]
+
+
+class Classifying:
+    """A batch of clips -> the rows of a table; an actor for each accelerator."""
+
+    def __init__(self, args: argparse.Namespace, labels: Sequence[str]) -> None:
+        torch.set_num_threads(1)
+        trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
+        self.predictor, self.labels, self.top = Predictor.of(trained, args), labels, args.top
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from .command import row_of
+
+        scores = self.predictor.probabilities(torch.from_numpy(batch["clips"].copy()))
+        rows = [
+            row_of(path, likeliest(one, self.labels, self.top))
+            for path, one in zip(batch["video"], scores, strict=True)
+        ]
+        return {"number": batch["number"], **{key: [row[key] for row in rows] for key in rows[0]}}
+
+
+def classify_on_cluster(
+    args: argparse.Namespace, samples: Sequence[Sample], labels: Sequence[str], num_segments: int, model: Any
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """The likeliest labels of each video that can be read, in their order; `args.parquet` becomes a folder of files.
+
+    A cluster that runs is taken (`RAY_ADDRESS`); else this machine is one.
+    """
+    import ray
+    from pyarrow import parquet
+
+    begun = not ray.is_initialized()
+    if begun:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    partial = args.parquet.with_name(f".{args.parquet.name}.{os.getpid()}.partial")
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if args.device != "cpu" else 0
+        options = dict(
+            transform=transform_for(model, views=args.views),
+            sampling=args.sampling,
+            clips=args.clips,
+            on_error=args.on_error,
+        )
+        rows = [{"number": number, "video": os.path.abspath(s.path)} for number, s in enumerate(samples)]
+        say(f"Classifying {len(rows)} videos on {gpus or 'no'} accelerators")
+        blocks = max(1, min(len(rows) // args.batch_size, 1000))
+        clips = ray.data.from_items(rows, override_num_blocks=blocks).flat_map(
+            Decoder(num_segments, options), num_cpus=1
+        )
+        tables = clips.map_batches(
+            Classifying,
+            fn_constructor_args=(_absolute(args), list(labels)),
+            batch_size=args.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=gpus or 1),
+            num_gpus=1 if gpus else 0,
+            num_cpus=1,
+        )
+        with exit_on_signal():  # Ray cannot be asked to end behind a block
+            tables.write_parquet(os.path.abspath(partial))
+        _replace_folder(partial, args.parquet)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if begun:
+            ray.shutdown()
+    found = sorted(parquet.read_table(args.parquet).to_pylist(), key=lambda row: row["number"])
+    for row in found:
+        ranks = range(1, 1 + sum(key.startswith("label_") for key in row))
+        yield samples[row["number"]].path, [(row[f"label_{k}"], row[f"probability_{k}"]) for k in ranks]
+
+
+def _absolute(args: argparse.Namespace) -> argparse.Namespace:
+    """Workers stand in another folder."""
+    path = None if args.checkpoint is None else args.checkpoint.absolute()
+    return argparse.Namespace(**{**vars(args), "checkpoint": path})
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(new, path)

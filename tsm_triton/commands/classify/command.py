@@ -1,0 +1,150 @@
+"""`tsm-triton classify VIDEO...`: the likeliest labels of each video, as a table, files and pictures."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...extras import check_installed
+from ...video.datasets import Sample, read_listing
+from ..common import few_threads, make_folder, printable, read_labels
+from ..interrupt import stop_on_signal
+from ..models import load_trained_model
+from ..predicting import Predictor, likeliest
+from ..tables import as_text, save_csv, save_json, save_parquet
+from .picture import save_picture
+
+__all__ = ["row_of", "run"]
+
+LISTS = (".csv", ".json", ".tsv", ".txt")
+
+
+def run(args: argparse.Namespace) -> int:
+    needed = ["av", *(["matplotlib"] if args.pictures else []), *(["pyarrow"] if args.parquet else [])]
+    check_installed("classify", *needed, *(["ray", "pyarrow"] if args.engine == "ray" else []))
+    few_threads()
+    if args.engine == "ray" and args.parquet is None:
+        args.parquet = Path("classes.parquet")
+    _check_files(args)
+    samples = _samples(args.videos, args.root)
+    trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
+    predictor = Predictor.of(trained, args)
+    labels = labels_of(args, trained.labels, predictor.num_classes)
+    if args.pictures:
+        make_folder(args.pictures)
+
+    found: list[tuple[str, list[tuple[str, float]]]] = []
+    with stop_on_signal() as interrupt:
+        if args.engine == "ray":
+            from .cluster import classify_on_cluster
+
+            results = classify_on_cluster(args, samples, labels, trained.num_segments, trained.model)
+        else:
+            predictions = predictor.predictions(samples, "Classifying", interrupt)
+            results = ((samples[n].path, likeliest(scores, labels, args.top)) for n, scores in predictions)
+        for path, top in results:
+            if args.pictures:
+                picture = args.pictures / _picture_name(len(found), path)
+                save_picture(picture, path, top, predictor.num_segments)
+            found.append((path, top))
+        rows = [row_of(path, top) for path, top in found]
+        if args.json:
+            save_json(args.json, [_record(path, top) for path, top in found])
+        if args.csv:
+            save_csv(args.csv, rows)
+        if args.parquet and args.engine == "local":
+            save_parquet(args.parquet, rows)
+    print(as_text([_shown(path, top) for path, top in found]))
+    written = [str(path) for path in (args.json, args.csv, args.parquet, args.pictures) if path is not None]
+    if written:
+        print(f"Wrote {', '.join(map(printable, written))}.")
+    if interrupt.asked:
+        print(f"Stopped after {len(found)} of {len(samples)} videos.")
+        return 128 + interrupt.number
+    lost = len(samples) - len(found)
+    if lost:
+        print(f"Left out {lost} videos that cannot be read.")
+    return 1 if lost else 0
+
+
+def labels_of(args: argparse.Namespace, said: Sequence[str] | None, num_classes: int) -> list[str]:
+    """A name for each class: of the file that is given, of the checkpoint, or its number.
+
+    Raises:
+        ValueError: of another number than classes.
+    """
+    labels = read_labels(args.labels) if args.labels is not None else list(said or ())
+    if not labels:
+        return [f"class {number}" for number in range(num_classes)]
+    if len(labels) != num_classes:
+        raise ValueError(
+            f"expected {num_classes} labels, one a class, got {len(labels)} in "
+            f"{str(args.labels or args.checkpoint)!r}: pass --labels with one on each line"
+        )
+    return labels
+
+
+def row_of(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """A line of CSV and Parquet: the video, then label and probability of each rank."""
+    row: dict[str, Any] = {"video": path}
+    for rank, (label, probability) in enumerate(top, 1):
+        row |= {f"label_{rank}": label, f"probability_{rank}": probability}
+    return row
+
+
+def _record(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    return {
+        "video": path,
+        "top": [{"label": label, "probability": probability} for label, probability in top],
+    }
+
+
+def _shown(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    return {
+        "video": path,
+        **{f"top {rank}": f"{label} {share:.1%}" for rank, (label, share) in enumerate(top, 1)},
+    }
+
+
+def _samples(videos: Sequence[str], root: Path | None) -> list[Sample]:
+    """The videos of the arguments, in their order: files, and what folders and lists hold."""
+    samples: list[Sample] = []
+    for video in videos:
+        if os.path.isdir(video) or video.lower().endswith(LISTS):
+            samples += [Sample(sample.path) for sample in read_listing(video, root=root).samples]
+        elif os.path.exists(video):
+            samples.append(Sample(video))
+        else:
+            raise ValueError(f"expected videos, got {video!r}, which is not there: check the path")
+    return samples
+
+
+def _picture_name(number: int, path: str) -> str:
+    """Of a file of its own, whatever videos of other folders are called."""
+    return f"{number:05d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', Path(path).stem)[:80]}.png"
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise now for what could not be written in the end, or would replace what is read."""
+    taken = {
+        path.absolute()
+        for path in (args.checkpoint, args.labels, *map(Path, args.videos))
+        if path is not None
+    }
+    for option in ("json", "csv", "parquet"):
+        path: Path | None = getattr(args, option)
+        if path is None:
+            continue
+        folder = option == "parquet" and args.engine == "ray"
+        if not path.absolute().parent.is_dir() or (path.is_dir() and not folder):
+            raise ValueError(
+                f"expected --{option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
+            )
+        if path.absolute() in taken:
+            raise ValueError(
+                f"expected --{option} to be a file of its own, got {str(path)!r}, which is given for something "
+                "else: pass another one"
+            )
+        taken.add(path.absolute())

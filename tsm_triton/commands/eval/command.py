@@ -1,0 +1,122 @@
+"""`tsm-triton eval DATA`: accuracies, per class and per video."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...extras import check_installed
+from ...files import replacing
+from ...training.charts import save_confusion
+from ...video.datasets import Listing
+from ..common import few_threads, make_folder
+from ..data import read_data
+from ..interrupt import stop_on_signal
+from ..models import load_trained_model
+from ..predicting import Predictor, likeliest
+from ..tables import as_text, save_csv, save_parquet
+
+__all__ = ["run"]
+
+SHOWN = 20  # classes in what is printed
+
+
+def run(args: argparse.Namespace) -> int:
+    modules = ["av", "matplotlib", "torchmetrics", *(["pyarrow"] if args.table == "parquet" else [])]
+    check_installed("eval", *modules)
+    from ...training.metrics import Scores
+
+    few_threads()
+    trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
+    predictor = Predictor.of(trained, args)
+    listing = read_data(args.data, args.split, args.root, default_split="val", classes=trained.labels)
+    _check_labels(listing, args.data)
+    labels, num_classes = listing.classes, predictor.num_classes
+    if len(labels) != num_classes:
+        raise ValueError(
+            f"expected videos of the model's {num_classes} classes, got {len(labels)} in {args.data!r}: choose the "
+            "checkpoint that was trained on them"
+        )
+    make_folder(args.out)
+
+    scores, rows = Scores(num_classes, "cpu", confusion=True), []
+    with stop_on_signal() as interrupt:
+        for index, probabilities in predictor.predictions(listing.samples, "Testing", interrupt):
+            sample = listing.samples[index]
+            assert sample.label is not None
+            scores.update(probabilities[None].log(), torch.tensor([sample.label]))
+            (first, share), *_ = top = likeliest(probabilities, labels, 5)
+            rows.append(
+                {
+                    "video": sample.path,
+                    "class": labels[sample.label],
+                    "predicted": first,
+                    "probability": share,
+                    "correct": first == labels[sample.label],
+                    "in_top5": labels[sample.label] in [label for label, _ in top],
+                }
+            )
+        if interrupt.asked:  # accuracies of some of the videos would pass for those of all
+            print(f"Stopped after {len(rows)} of {len(listing.samples)} videos; nothing was written.")
+            return 128 + interrupt.number
+        if not rows:
+            raise ValueError(f"expected videos that can be read, got none in {args.data!r}: check the files")
+        matrix, accuracy = scores.confusion(), scores.compute()
+        classes = _per_class(labels, matrix)
+        _write(args, rows, classes, matrix, labels, accuracy, len(listing.samples))
+    print(as_text(sorted(classes, key=lambda row: row["top1"])[:SHOWN]))
+    if len(classes) > SHOWN:
+        print(f"... the {SHOWN} lowest of {len(classes)} classes")
+    print(
+        f"Top-1 {accuracy['top1']:.1f} %, top-5 {accuracy['top5']:.1f} % of {len(rows)} videos"
+        f"{_left_out(len(listing.samples) - len(rows))}.\n"
+        f"Wrote predictions.{args.table}, classes.csv, results.json and confusion.png in {str(args.out)!r}."
+    )
+    return 0
+
+
+def _check_labels(listing: Listing, data: str) -> None:
+    without = next((sample.path for sample in listing.samples if sample.label is None), None)
+    if without is not None:
+        raise ValueError(
+            f"expected a label for each video of {data!r}, got none for {without!r}: use tsm-triton classify for "
+            "videos without"
+        )
+
+
+def _left_out(count: int) -> str:
+    return f", {count} left out that cannot be read" if count else ""
+
+
+def _per_class(labels: tuple[str, ...], matrix: list[list[int]]) -> list[dict[str, Any]]:
+    """How many videos of each class there are, and how many percent were recognised."""
+    found = []
+    for number, (label, row) in enumerate(zip(labels, matrix, strict=True)):
+        videos = sum(row)
+        if videos:
+            found.append({"class": label, "videos": videos, "top1": round(100 * row[number] / videos, 2)})
+    return found
+
+
+def _write(
+    args: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    classes: list[dict[str, Any]],
+    matrix: list[list[int]],
+    labels: tuple[str, ...],
+    accuracy: dict[str, float],
+    total: int,
+) -> None:
+    out: Path = args.out
+    if args.table == "parquet":
+        save_parquet(out / "predictions.parquet", rows)
+    else:
+        save_csv(out / "predictions.csv", rows)
+    save_csv(out / "classes.csv", classes)
+    title = f"{accuracy['top1']:.1f} % top-1 of {len(rows)} videos"
+    save_confusion(out / "confusion.png", matrix, labels, title)
+    results = {**accuracy, "videos": len(rows), "left_out": total - len(rows), "confusion": matrix}
+    with replacing(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,0 +1,166 @@
+"""Shifted models, as the command line names them: by a library's name, or in a checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import load_checkpoint
+from ..checkpoints.native import load_into, read_checkpoint
+from ..integrations.origin import image_size
+from ..patching.hooks import is_patched, shift_hooks
+from ..patching.patch import patch
+from .common import create_model
+
+__all__ = ["Trained", "check_runs", "head_in", "load_trained_model", "start_from", "video_model"]
+
+
+def video_model(
+    name: str,
+    num_classes: int,
+    *,
+    num_segments: int = 8,
+    direction: str = "bidirectional",
+    shift_div: int = 8,
+    dropout: float = 0.0,
+    pretrained: bool = False,
+    size: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A shifted model with a head of these classes, its random weights drawn from the seed.
+
+    Raises:
+        ValueError: an unknown name, a model without shifts, weights that cannot be downloaded.
+    """
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if dropout:
+        options["dropout" if name.startswith("torchvision/") else "drop_rate"] = dropout
+    try:
+        model = create_model(name, pretrained=pretrained, **options)
+        fixed = image_size(model)
+        if size is not None and fixed not in (None, (size, size)):  # a table of positions
+            model = create_model(name, pretrained=pretrained, img_size=size, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"expected options that the builder of {name!r} takes, got {options} ({error}): leave --dropout out"
+        ) from error
+    return patch(model, num_segments, direction=direction, shift_div=shift_div)
+
+
+@torch.no_grad()
+def check_runs(model: nn.Module, name: str, num_segments: int, size: int) -> None:
+    """Raise `ValueError` now, and not after hours, if a model cannot run on frames of this size."""
+    training = model.training
+    try:
+        model.eval()(torch.zeros(num_segments, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"expected a model that runs on frames of {size} x {size} pixels, got {name!r} "
+            f"({type(error).__name__}: {reason}). Choose another --model or --size."
+        ) from error
+    finally:
+        model.train(training)
+
+
+def start_from(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint's weights, but for a head of other classes.
+
+    Raises:
+        ValueError: weights of another network.
+    """
+    checkpoint = read_checkpoint(path)
+    given = load_checkpoint(path).state_dict() if checkpoint.ours else checkpoint.state
+    own = model.state_dict()
+    head = {
+        key
+        for key in own.keys() & given.keys()
+        if own[key].shape != given[key].shape and own[key].shape[1:] == given[key].shape[1:]
+    }
+    other = (own.keys() ^ given.keys()) | {
+        key for key in own.keys() & given.keys() if own[key].shape != given[key].shape and key not in head
+    }
+    if other or len(head) > 2:
+        raise ValueError(
+            f"expected weights of {type(model).__name__} in {checkpoint.source}, got others at "
+            f"{', '.join(sorted(other | head)[:6])}: pass the --model that they are of"
+        )
+    model.load_state_dict({**own, **{key: value for key, value in given.items() if key not in head}})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that predicts.
+
+    Attributes:
+        model: in evaluation mode; shifted, or not.
+        name: of it, for titles.
+        num_segments: frames of a clip.
+        labels: of the classes, or None.
+    """
+
+    model: nn.Module
+    name: str
+    num_segments: int
+    labels: list[str] | None
+
+
+def load_trained_model(
+    path: Path | None, name: str | None, num_segments: int | None, direction: str | None = None
+) -> Trained:
+    """What `--checkpoint` and `--model` name.
+
+    Args:
+        path: a checkpoint; ours and published ones say what they are, a bare state dict is of the model `name`.
+        name: of a library's model; without `path` with its weights of images, unshifted: a picture at a time.
+        num_segments: frames of a clip; None for as many as the model was trained on, or 8.
+        direction: of a bare state dict; bidirectional if None.
+
+    Raises:
+        FileNotFoundError, ValueError: neither, or what cannot be loaded.
+    """
+    if path is None and name is None:
+        raise ValueError(
+            "expected a model, got none: pass --checkpoint FILE, or --model NAME for weights of images"
+        )
+    if path is None:
+        assert name is not None
+        model = create_model(name, pretrained=True).eval()
+        return Trained(model, name, num_segments or 8, _labels(model))
+    checkpoint = read_checkpoint(path)
+    if name is None or checkpoint.origin is not None:
+        model = load_checkpoint(path)
+        said = checkpoint.origin.full_name if checkpoint.origin is not None else type(model).__name__
+        if name not in (None, said):
+            raise ValueError(
+                f"expected weights of {name!r}, got weights of {said!r} in {str(path)!r}: drop --model"
+            )
+    else:
+        model = patch(
+            create_model(name, **head_in(name, checkpoint.state)), direction=direction or "bidirectional"
+        )
+        load_into(model, checkpoint, ", or check --model")
+        said = name
+    trained_on = shift_hooks(model)[0].num_segments if is_patched(model) else 8
+    return Trained(model.eval(), said, num_segments or trained_on, _labels(model))
+
+
+def _labels(model: nn.Module) -> list[str] | None:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    labels = config.get("label_names") if isinstance(config, dict) else None
+    return None if labels is None else list(labels)
+
+
+def head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """`num_classes` of the weights, where the last linear layer tells it, behind whichever prefix."""
+    with torch.device("meta"):
+        model = create_model(name)
+    layers = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return {}
+    wanted = f"{layers[-1]}.weight"
+    found = [value for key, value in state.items() if f".{key}".endswith(f".{wanted}") and value.dim()]
+    return {"num_classes": found[0].shape[0]} if found else {}

@@ -1,0 +1,112 @@
+"""What a model makes of videos, whichever command asks."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..progress import Bar
+from ..training.machine import default_workers, placed
+from ..training.order import EvalBatches, loader
+from ..video.classifier import VideoClassifier
+from ..video.datasets import Listing, Sample, VideoDataset, collate
+from ..video.transforms import transform_for
+from .common import pick_device
+from .interrupt import Interrupt
+from .models import Trained
+
+__all__ = ["Predictor", "likeliest"]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model on its device, and which clips of a video it sees.
+
+    Attributes:
+        classifier: clips `[N, V, T, 3, H, W]` -> `[N, num_classes]`, averaged over V.
+        averaged: `"logits"` or `"probabilities"`.
+        num_segments: frames of a clip.
+        device: of the model.
+        options: of a `VideoDataset`.
+        batch_size: videos at once.
+        workers: processes that decode.
+    """
+
+    classifier: nn.Module
+    averaged: str
+    num_segments: int
+    device: torch.device
+    options: dict[str, Any]
+    batch_size: int
+    workers: int
+
+    @classmethod
+    def of(cls, trained: Trained, args: argparse.Namespace) -> "Predictor":
+        """As the options of `add_prediction_options` say."""
+        device = pick_device(args.device)
+        average = "softmax" if args.average == "probabilities" else "logits"
+        classifier = VideoClassifier(trained.model, trained.num_segments, view_average=average)
+        classifier.to(device)
+        if device.type == "cuda":
+            classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        options = dict(
+            transform=transform_for(trained.model, views=args.views),
+            sampling=args.sampling,
+            clips=args.clips,
+            on_error=args.on_error,
+        )
+        workers = default_workers() if args.workers is None else args.workers
+        return cls(
+            classifier.eval(), args.average, trained.num_segments, device, options, args.batch_size, workers
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Of the model, by the shape of what it gives; every model gives a row a frame."""
+        size = self.options["transform"](torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape[-1]
+        clip = torch.zeros(1, self.num_segments, 3, size, size, device=self.device)
+        with torch.inference_mode():
+            return self.classifier(clip).shape[-1]
+
+    def dataset(self, samples: Sequence[Sample]) -> VideoDataset:
+        """Clips of the videos, each with its number for a label: which ones were read is seen from it."""
+        numbered = tuple(Sample(sample.path, number) for number, sample in enumerate(samples))
+        return VideoDataset(Listing(numbered), self.num_segments, **self.options)
+
+    @torch.inference_mode()
+    def probabilities(self, clips: Tensor) -> Tensor:
+        """Clips `[N, V, T, 3, H, W]` -> probabilities `[N, num_classes]`, on the CPU.
+
+        Raises:
+            ValueError: they are no numbers.
+        """
+        scores = self.classifier(placed(clips, self.device)).float()
+        scores = (scores if self.averaged == "probabilities" else scores.softmax(-1)).cpu()
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"expected finite scores, got {scores.min().item()}: train the model again, its weights or activations "
+                "are no numbers"
+            )
+        return scores
+
+    def predictions(
+        self, samples: Sequence[Sample], title: str, interrupt: Interrupt
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The number of each video that can be read, and its probabilities `[num_classes]`, until it is interrupted."""
+        batches = EvalBatches(len(samples), self.batch_size)
+        with Bar(len(samples), title, "video") as bar:
+            bar.say(f"{title} {len(samples)} videos")
+            for clips, numbers in loader(self.dataset(samples), batches, self.workers, collate):
+                yield from zip(numbers.tolist(), self.probabilities(clips), strict=True)
+                bar.update(count=len(numbers))
+                if interrupt.asked:
+                    return
+
+
+def likeliest(probabilities: Tensor, labels: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """The likeliest labels with their probabilities `[num_classes]`, the likeliest first."""
+    best: list[int] = probabilities.topk(min(top, len(probabilities))).indices.tolist()
+    return [(labels[index], round(probabilities[index].item(), 6)) for index in best]

@@ -1,0 +1,212 @@
+"""`tsm-triton train DATA`: read what is asked for, build the model, and hand both to the loop."""
+
+import argparse
+import hashlib
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...extras import check_installed
+from ...preparation import Preparation, preparation_of, set_preparation
+from ...training.machine import default_precision, default_workers
+from ...training.recipes import read_recipe
+from ...training.settings import Settings
+from ...video.classifier import VideoClassifier
+from ...video.datasets import Listing, VideoDataset, collate
+from ...video.transforms import transform_for
+from ..common import few_threads, make_folder, pick_device
+from ..data import read_data
+from ..interrupt import stop_on_signal
+from ..models import check_runs, start_from, video_model
+from . import MODEL_DEFAULTS
+
+if TYPE_CHECKING:
+    from ...training.state import Progress
+
+__all__ = ["run"]
+
+TRAINED_LR = 0.1  # of the default rate, for weights that have learnt already
+
+
+def run(args: argparse.Namespace) -> int:
+    check_installed("train", "av", "matplotlib", "accelerate", "torchmetrics", "tensorboard")
+    from ...training.fitting import Stopped, fit
+
+    few_threads()
+    device = None if args.device is None else pick_device(args.device)
+    options = _options(args)
+    settings = _settings(args, options)
+    listing = read_data(args.data, args.split, args.root, default_split="train")
+    val = _val_listing(args, listing)
+    model = video_model(
+        options["model"],
+        len(listing.classes),
+        num_segments=options["num_segments"],
+        direction=options["direction"],
+        shift_div=options["shift_div"],
+        dropout=options["dropout"],
+        pretrained=options["pretrained"],
+        size=options["size"],
+        seed=settings.seed,
+    )
+    if args.weights is not None:
+        start_from(model, args.weights)
+    said = preparation_of(model)
+    size = options["size"] or said.size
+    short_side = said.short_side * size // said.size
+    set_preparation(model, Preparation(size, short_side, said.mean, said.std))
+    check_runs(model, options["model"], options["num_segments"], size)
+    train_data, val_data = _datasets(args, options, settings, model, listing, val)
+    make_folder(args.out)
+
+    with stop_on_signal() as interrupt:
+        try:
+            progress = fit(
+                VideoClassifier(model, options["num_segments"]),
+                train_data,
+                val_data,
+                settings,
+                num_classes=len(listing.classes),
+                labels=listing.classes,
+                out=args.out,
+                resume=args.resume,
+                about={
+                    **options,
+                    "size": size,
+                    "data": _fingerprint(listing),
+                    "val": val and _fingerprint(val),
+                },
+                collate=collate,
+                device=device,
+                stop=lambda: interrupt.asked,
+            )
+        except Stopped:
+            _say(
+                f"Stopped, with the state saved in {str(args.out)!r}: the same command with --resume goes on there."
+            )
+            return _parted(settings, 128 + interrupt.number)
+    _say(_summary(args.out, progress, train_data, val_data))
+    return _parted(settings, 0)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the recipe says, and the command line instead of it."""
+    recipe = {} if args.recipe is None else read_recipe(args.recipe)
+    known = {*MODEL_DEFAULTS, *(field.name for field in fields(Settings))}
+    unknown = sorted(recipe.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"expected a recipe of train's options, got {', '.join(unknown)} in {args.recipe!r}: drop it, or write "
+            "options with underscores"
+        )
+    given = {name: value for name, value in vars(args).items() if name in known and value is not None}
+    return {**MODEL_DEFAULTS, **recipe, **given}
+
+
+def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
+    """The loop's part of the options, which are left without it."""
+    values = {field.name: options.pop(field.name) for field in fields(Settings) if field.name in options}
+    if "milestones" in values:
+        values["milestones"] = tuple(values["milestones"])
+    if options["pretrained"] or args.weights is not None:
+        values.setdefault("lr", Settings.lr * TRAINED_LR)
+    values.setdefault("workers", default_workers())
+    values.setdefault("precision", "no" if args.device == "cpu" else default_precision())
+    try:
+        return Settings(**values)
+    except TypeError as error:  # of a recipe's value
+        raise ValueError(f"expected other values, got {values} ({error}): check the recipe") from error
+
+
+def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
+    if args.val is not None:
+        return read_data(args.val, None, args.root, default_split="val", classes=listing.classes)
+    beside = Path(args.data, "val")
+    if args.split is None and beside.is_dir():
+        return read_data(args.data, "val", args.root, default_split="val", classes=listing.classes)
+    return None
+
+
+def _datasets(
+    args: argparse.Namespace,
+    options: dict[str, Any],
+    settings: Settings,
+    model: Any,
+    listing: Listing,
+    val: Listing | None,
+) -> tuple[VideoDataset, VideoDataset | None]:
+    shared: dict[str, Any] = dict(
+        sampling=options["sampling"],
+        on_error=args.on_error,
+        seed=settings.seed,
+        size=preparation_of(model).short_side,
+    )
+    train_data = VideoDataset(
+        listing,
+        options["num_segments"],
+        transform=transform_for(model, train=True, flip=options["flip"]),
+        training=True,
+        flip_pairs=options["flip_pairs"],
+        **shared,
+    )
+    if val is None:
+        return train_data, None
+    return train_data, VideoDataset(val, options["num_segments"], transform=transform_for(model), **shared)
+
+
+def _fingerprint(listing: Listing) -> str:
+    """Which videos with which labels, wherever they lie."""
+    facts = (listing.classes, [(Path(sample.path).name, sample.label) for sample in listing.samples])
+    return hashlib.blake2b(repr(facts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDataset | None) -> str:
+    assert progress.best is not None
+    best = progress.best
+    lines = []
+    if val is not None:
+        lines.append(
+            f"Best of {len(progress.rows)} epochs: epoch {best['epoch']}, {best['val_top1']:.1f} % top-1 and "
+            f"{best['val_top5']:.1f} % top-5 of {len(val)} videos."
+        )
+    unreadable = [*train.unreadable, *(val.unreadable if val is not None else ())]
+    if unreadable:
+        lines.append(
+            f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])} ..."
+        )
+    names = (
+        "best.pt",
+        "last.pt",
+        "metrics.csv",
+        "curves.png",
+        *(["confusion.png"] if val is not None else []),
+    )
+    lines.append(f"Wrote {', '.join(names)} and tensorboard/ in {str(out)!r}.")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    """On one of the processes."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def _parted(settings: Settings, status: int) -> int:
+    """End together with the other processes."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        if (
+            settings.fsdp
+        ):  # behind a sharded state that was loaded, gloo does not let the interpreter end (torch 2.15)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        state.destroy_process_group()
+    return status

@@ -1,0 +1,113 @@
+"""`fit`: a training, and the folder that it is kept in."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from .loop import Stopped, Trainer
+from .settings import Settings
+from .state import Progress, latest_state, load_state
+
+__all__ = ["Stopped", "fit"]
+
+
+def fit(
+    model: nn.Module,
+    train: Dataset[Any],
+    val: Dataset[Any] | None = None,
+    settings: Settings | None = None,
+    *,
+    num_classes: int,
+    labels: Sequence[str] | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    about: Mapping[str, Any] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    device: torch.device | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    title: str = "Training",
+) -> Progress:
+    """Train a model in place, testing it after each epoch; what is random comes from the seed alone.
+
+    A training that was killed at any moment and begun again with `resume` ends with the same weights, on a CPU bit for
+    bit: the order of clips is a function of seed and epoch, and all else that moves is in the state.
+
+    Args:
+        model: inputs -> logits `[N, num_classes]`, a `VideoClassifier` for instance.
+        train, val: data sets of pairs: an input, a label. `set_epoch(epoch)` is called where there is one. Without
+            `val` the last epoch is the best one.
+        settings: how.
+        num_classes: C.
+        labels: a name for each class, for checkpoints and pictures.
+        out: a folder for checkpoints, metrics, pictures, and states to go on from; None writes nothing. Of several
+            machines all must see it.
+        resume: go on from the folder's state, where there is one.
+        about: what else a training that goes on must have been begun with.
+        collate: items -> a batch, as for a DataLoader.
+        device: of this process; None for accelerate's choice.
+        stop: asked after each step whether to end there.
+        title: of the progress shown.
+
+    Returns:
+        The rows of metrics.csv, the best of them and its confusion matrix.
+
+    Raises:
+        Stopped: `stop` said so; the state is saved.
+        ValueError: settings that do not fit together or to the data; a folder that holds another training; a loss that
+            is no number.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4))
+        >>> progress = fit(nn.Linear(4, 4), data, settings=Settings(epochs=3, lr=0.1), num_classes=4)
+        >>> [row["step"] for row in progress.rows]
+        [1, 2, 3]
+    """
+    trainer = Trainer(model, train, val, settings or Settings(), num_classes, collate, device, stop, title)
+    with _kept(trainer, out, resume, labels, about or {}):
+        trainer.run()
+    return trainer.progress
+
+
+@contextmanager
+def _kept(
+    trainer: Trainer, out: Path | None, resume: bool, labels: Sequence[str] | None, about: Mapping[str, Any]
+) -> Iterator[None]:
+    """Write into a folder, going on from what is there."""
+    main = trainer.accelerator.is_main_process
+    about = {**trainer.settings.kept(), **about, "processes": trainer.accelerator.num_processes}
+    trainer.progress.about = about = json.loads(json.dumps(about))
+    if out is None:
+        yield
+        return
+    trainer.states = out / "state"
+    state = latest_state(trainer.states)
+    if state is not None and not resume:
+        raise ValueError(
+            f"expected a folder without a training, got {str(out)!r}: pass resume to go on with it, or another out"
+        )
+    if state is not None:
+        of_this_process = load_state(trainer.accelerator, state)
+        trainer.scores.load_state_dict(of_this_process["scores"])
+        before = trainer.progress.about
+        other = {key: (before.get(key), value) for key, value in about.items() if before.get(key) != value}
+        if other:
+            listed = "; ".join(f"{key} {now!r} for {was!r}" for key, (was, now) in sorted(other.items()))
+            raise ValueError(
+                f"expected to go on as {str(out)!r} was begun, got {listed}: pass the same, or another out"
+            )
+    if main:
+        from .results import Results  # matplotlib and TensorBoard, for trainings that write
+
+        out.mkdir(parents=True, exist_ok=True)
+        trainer.results = Results(out, labels, trainer.progress)
+    try:
+        yield
+    finally:
+        if main:
+            trainer.results.close()

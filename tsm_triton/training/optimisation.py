@@ -1,0 +1,107 @@
+"""timm's optimisers, schedules, averaged weights and mixed clips, as settings ask for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.data import Mixup  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from .groups import optimizer_groups
+from .settings import Settings
+
+__all__ = ["make_loss", "make_mixing", "make_optimizer", "make_scheduler"]
+
+SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
+    """timm's optimiser of that name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if settings.opt not in list_optimizers():
+        raise ValueError(
+            f"opt must be one of timm.optim.list_optimizers(), got {settings.opt!r}: pass 'sgd' or 'adamw'"
+        )
+    if settings.groups == "authors":
+        return create_optimizer_v2(
+            optimizer_groups(model, settings.lr, settings.weight_decay),
+            opt=settings.opt,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+    return create_optimizer_v2(
+        model,
+        opt=settings.opt,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+    )
+
+
+def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: int) -> Any:
+    """timm's schedule of that name, moved on after each step; None for a constant rate.
+
+    Raises:
+        ValueError: an unknown name, or `"multistep"` without milestones.
+    """
+    known = [name for name in SCHEDULES if name != "plateau"]  # which needs a metric
+    if settings.sched not in known:
+        raise ValueError(
+            f"sched must be one of {', '.join(map(repr, known))}, got {settings.sched!r}: pass another"
+        )
+    if settings.sched == "multistep" and not settings.milestones:
+        raise ValueError(
+            "sched='multistep' must have milestones, got none: pass the epochs at which it steps"
+        )
+    warmup = min(settings.warmup_epochs, settings.epochs - 1)
+    if settings.sched == "constant" and not warmup:
+        return None
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        # a constant rate after its warm-up is a step that never comes
+        sched="multistep" if settings.sched == "constant" else settings.sched,
+        num_epochs=settings.epochs,
+        decay_milestones=list(settings.milestones) or [settings.epochs + 1],
+        warmup_epochs=warmup,
+        warmup_lr=settings.lr / 20,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler
+
+
+def make_mixing(
+    settings: Settings, num_classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """timm's mixup and cutmix on clips `[N, T, 3, H, W]`: one mixture, and one box, for all frames of a clip."""
+    if not (settings.mixup or settings.cutmix):
+        return None
+    mixup = Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        num_classes=num_classes,
+    )
+
+    def mix(video: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        frames, targets = mixup(video.flatten(1, -3), labels)  # frames as channels: it mixes in place
+        return frames.view(video.shape), targets
+
+    return mix
+
+
+def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy, of labels or of mixed targets, which are smoothed already."""
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = 0.0 if targets.is_floating_point() else settings.label_smoothing
+        return cross_entropy(logits, targets, label_smoothing=smoothing)
+
+    return loss
