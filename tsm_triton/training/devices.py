@@ -31,7 +31,11 @@ def accelerator_for(settings: Settings, device: torch.device | None = None) -> A
     # accelerate holds the settings of the first one in a process for all others
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    if device is not None and PartialState._shared_state and PartialState().device.type != device.type:
+    if (
+        device is not None
+        and PartialState._shared_state
+        and str(PartialState().device).partition(":")[0] != device.type
+    ):
         PartialState._reset_state()
     if settings.fsdp and int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ValueError(
