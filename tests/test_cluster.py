@@ -12,8 +12,8 @@ import torch
 from pyarrow import parquet
 
 import tsm_triton
+from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
-from tsm_triton.commands.common import create_model
 from tsm_triton.preparation import Preparation, set_preparation
 
 from .motion_videos import write_motions
@@ -40,7 +40,7 @@ def test_a_cluster_predicts_what_one_process_does_though_a_worker_is_killed(tmp_
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.manual_seed(3)
-    model = tsm_triton.patch(create_model("test_resnet", num_classes=4), 4)
+    model = tsm_triton.patch(create_backbone("test_resnet", num_classes=4), 4)
     set_preparation(model, Preparation(32, 36))
     checkpoint = tmp_path / "best.pt"
     tsm_triton.save_checkpoint(model, checkpoint, ["a", "b", "c", "d"])

@@ -9,8 +9,8 @@ import torch
 from pyarrow import parquet
 
 import tsm_triton
+from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
-from tsm_triton.commands.common import create_model
 from tsm_triton.commands.demo.motion_clips import CLASSES
 from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.progress import Bar
@@ -30,7 +30,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(3)
-    model = tsm_triton.patch(create_model("test_resnet", num_classes=4), T)
+    model = tsm_triton.patch(create_backbone("test_resnet", num_classes=4), T)
     torch.nn.init.normal_(model.fc.weight)  # so that videos are told apart
     set_preparation(model, Preparation(32, 36))
     path = tmp_path_factory.mktemp("weights") / "best.pt"

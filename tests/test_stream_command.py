@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from tsm_triton import Streaming, patch, save_checkpoint
+from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
-from tsm_triton.commands.common import create_model, read_labels
+from tsm_triton.commands.common import read_labels
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.interrupt import Interrupt
 from tsm_triton.commands.stream import annotation, sources
@@ -36,7 +37,7 @@ NUM_FRAMES = 6
 @pytest.fixture
 def weights(tmp_path):
     """Untrained, and named as the demo names its own."""
-    model = patch(create_model("test_resnet", num_classes=len(CLASSES)), direction="causal")
+    model = patch(create_backbone("test_resnet", num_classes=len(CLASSES)), direction="causal")
     set_preparation(model, Preparation(48, 48))
     save_checkpoint(model, tmp_path / "causal.pt", CLASSES)
     return tmp_path / "causal.pt"
@@ -120,7 +121,7 @@ def test_the_demos_weights_are_the_default(clip, weights, tmp_path, monkeypatch,
 
 
 def test_plain_state_dicts_need_a_model_and_take_labels(clip, tmp_path, capsys):
-    model = patch(create_model("test_resnet", num_classes=3), direction="causal")
+    model = patch(create_backbone("test_resnet", num_classes=3), direction="causal")
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
     argv = ["stream", str(clip), "--weights", str(tmp_path / "plain.pt"), "--out", str(tmp_path / "out")]
@@ -170,7 +171,7 @@ def test_a_file_that_is_no_weights_is_refused_and_runs_no_code(clip, tmp_path, c
     [(dict(direction="bidirectional"), "got bidirectional ones"), (None, "got unshifted ones")],
 )
 def test_weights_that_read_the_next_frame_or_none_are_refused(patched, got, clip, tmp_path, capsys):
-    model = create_model("test_resnet", num_classes=3)
+    model = create_backbone("test_resnet", num_classes=3)
     save_checkpoint(model if patched is None else patch(model, **patched), tmp_path / "other.pt")
     argv = ["stream", str(clip), "--weights", str(tmp_path / "other.pt"), "--out", str(tmp_path / "out")]
     for more in ([], ["--direction", "causal"], ["--model", "test_resnet"]):

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from tsm_triton import patch, save_checkpoint
+from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
-from tsm_triton.commands.common import create_model
 from tsm_triton.commands.stream.annotation import MAX_WIDTH, annotated_video
 from tsm_triton.commands.stream.sources import open_source
 from tsm_triton.commands.stream.weights import load_trained
@@ -28,12 +28,12 @@ CLASSES = ("left", "right", "still")
 
 @pytest.fixture(scope="module")
 def state():
-    return create_model("test_resnet", num_classes=3).state_dict()
+    return create_backbone("test_resnet", num_classes=3).state_dict()
 
 
 @pytest.fixture
 def weights(state, tmp_path):
-    model = patch(create_model("test_resnet", num_classes=3), direction="causal")
+    model = patch(create_backbone("test_resnet", num_classes=3), direction="causal")
     set_preparation(model, Preparation(32, 32))
     save_checkpoint(model, tmp_path / "weights.pt", CLASSES)
     return tmp_path / "weights.pt"

@@ -9,6 +9,7 @@ from torch import nn
 
 from .arguments import as_count
 from .choices import PLACES
+from .integrations.origin import image_size
 from .integrations.residual import STAGES
 from .modules import DropoutLinear, NonLocal, TemporalPool
 from .patching.patch import patch
@@ -36,6 +37,7 @@ def create_model(
     place: str = "blockres",
     shift_div: int = 8,
     dropout: float = 0.5,
+    size: int | None = None,
     non_local: str | None = None,
     temporal_pool: bool = False,
 ) -> nn.Module:
@@ -53,6 +55,7 @@ def create_model(
         place, shift_div: of the shift, see `patch`.
         dropout: before the head, as it trains; 0.5 as the authors. Models of torchvision get a
             `modules.DropoutLinear`, whose keys are those of the layer it replaces.
+        size: of a frame's side in pixels, for networks that hold a table of positions; others take any.
         non_local: a mode of `modules.NonLocal`; puts one behind the blocks of a ResNet where the authors did, with
             keys `layer2.0.block.*` and `layer2.0.non_local.*`.
         temporal_pool: a `modules.TemporalPool` before a ResNet's second stage, whose keys become `layer2.stage.*`; the
@@ -78,16 +81,25 @@ def create_model(
         raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}: choose one")
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be from 0 to below 1, got {dropout!r}: pass 0 for none")
-    if name.startswith("torchvision/"):
-        model = create_backbone(name, pretrained=pretrained)
-        set_head(model, num_classes, dropout)
-    else:
-        model = create_backbone(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout)
+    model = _with_head(name, num_classes, pretrained, dropout)
+    if size is not None and image_size(model) not in (None, (size, size)):
+        model = _with_head(name, num_classes, pretrained, dropout, as_count(size, "size"))
     if temporal_pool:
         add_temporal_pool(model, num_segments)
     if non_local is not None:
         add_non_local(model, num_segments, non_local)
     return patch(model, num_segments, shift_div=shift_div, direction=direction, place=place)
+
+
+def _with_head(
+    name: str, num_classes: int, pretrained: bool, dropout: float, size: int | None = None
+) -> nn.Module:
+    if name.startswith("torchvision/"):
+        model = create_backbone(name, pretrained=pretrained, **({} if size is None else {"image_size": size}))
+        set_head(model, num_classes, dropout)
+        return model
+    options = {} if size is None else {"img_size": size}
+    return create_backbone(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout, **options)
 
 
 def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:

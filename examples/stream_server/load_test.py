@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 import tsm_triton
-from tsm_triton.commands.common import create_model
+from tsm_triton.backbones import create_backbone
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures
 from tsm_triton.video.transforms import eval_transform
 
@@ -132,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)
-    model = tsm_triton.patch(create_model(args.model, num_classes=len(CLASSES)), direction="causal").eval()
+    model = tsm_triton.patch(create_backbone(args.model, num_classes=len(CLASSES)), direction="causal").eval()
 
     lines = ["| " + " | ".join(HEAD) + " |", "|" + " ---: |" * len(HEAD)]
     runs = [(streams, max_batch) for max_batch in (1, 32) for streams in args.streams]

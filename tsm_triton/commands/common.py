@@ -1,16 +1,14 @@
-"""What several commands share: models by name, devices, and files that appear whole or not at all."""
+"""What several commands share: devices, labels, and files that appear whole or not at all."""
 
 import os
 from pathlib import Path
 
 import torch
 
-from ..backbones import create_backbone as create_model
 from ..files import printable, read_text, replacing
 from ..progress import say
 
 __all__ = [
-    "create_model",
     "few_threads",
     "make_folder",
     "pick_device",

@@ -7,47 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones import create_backbone
 from ..checkpoints import load_checkpoint
 from ..checkpoints.native import load_into, read_checkpoint
-from ..integrations.origin import image_size
 from ..patching.hooks import is_patched, shift_hooks
 from ..patching.patch import patch
-from .common import create_model
 
-__all__ = ["Trained", "check_runs", "head_in", "load_trained_model", "start_from", "video_model"]
-
-
-def video_model(
-    name: str,
-    num_classes: int,
-    *,
-    num_segments: int = 8,
-    direction: str = "bidirectional",
-    shift_div: int = 8,
-    dropout: float = 0.0,
-    pretrained: bool = False,
-    size: int | None = None,
-    seed: int = 0,
-) -> nn.Module:
-    """A shifted model with a head of these classes, its random weights drawn from the seed.
-
-    Raises:
-        ValueError: an unknown name, a model without shifts, weights that cannot be downloaded.
-    """
-    torch.manual_seed(seed)
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if dropout:
-        options["dropout" if name.startswith("torchvision/") else "drop_rate"] = dropout
-    try:
-        model = create_model(name, pretrained=pretrained, **options)
-        fixed = image_size(model)
-        if size is not None and fixed not in (None, (size, size)):  # a table of positions
-            model = create_model(name, pretrained=pretrained, img_size=size, **options)
-    except TypeError as error:
-        raise ValueError(
-            f"expected options that the builder of {name!r} takes, got {options} ({error}): leave --dropout out"
-        ) from error
-    return patch(model, num_segments, direction=direction, shift_div=shift_div)
+__all__ = ["Trained", "check_runs", "head_in", "load_trained_model", "start_from"]
 
 
 @torch.no_grad()
@@ -117,7 +83,7 @@ def load_trained_model(
         path: a checkpoint; ours and published ones say what they are, a bare state dict is of the model `name`.
         name: of a library's model; without `path` with its weights of images, unshifted: a picture at a time.
         num_segments: frames of a clip; None for as many as the model was trained on, or 8.
-        direction: of a bare state dict; bidirectional if None.
+        direction: of a bare state dict, which does not say it.
 
     Raises:
         FileNotFoundError, ValueError: neither, or what cannot be loaded.
@@ -128,7 +94,7 @@ def load_trained_model(
         )
     if path is None:
         assert name is not None
-        model = create_model(name, pretrained=True).eval()
+        model = create_backbone(name, pretrained=True).eval()
         return Trained(model, name, num_segments or 8, _labels(model))
     checkpoint = read_checkpoint(path)
     if name is None or checkpoint.origin is not None:
@@ -139,9 +105,12 @@ def load_trained_model(
                 f"expected weights of {name!r}, got weights of {said!r} in {str(path)!r}: drop --model"
             )
     else:
-        model = patch(
-            create_model(name, **head_in(name, checkpoint.state)), direction=direction or "bidirectional"
-        )
+        if direction is None:
+            raise ValueError(
+                f"expected weights that say how they are shifted, got a bare state dict in {checkpoint.source}: pass "
+                "--direction as it was trained, or use tsm_triton.save_checkpoint, which writes that down"
+            )
+        model = patch(create_backbone(name, **head_in(name, checkpoint.state)), direction=direction)
         load_into(model, checkpoint, ", or check --model")
         said = name
     trained_on = shift_hooks(model)[0].num_segments if is_patched(model) else 8
@@ -157,7 +126,7 @@ def _labels(model: nn.Module) -> list[str] | None:
 def head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """`num_classes` of the weights, where the last linear layer tells it, behind whichever prefix."""
     with torch.device("meta"):
-        model = create_model(name)
+        model = create_backbone(name)
     layers = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not layers:
         return {}

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from ...backbones import create_backbone
 from ...checkpoints import save_checkpoint
 from ...extras import check_installed
 from ...patching.patch import patch
@@ -22,7 +23,7 @@ from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.decoding import read_clip
 from ...video.transforms import eval_transform
-from ..common import create_model, few_threads, make_folder, pick_device, say
+from ..common import few_threads, make_folder, pick_device, say
 from . import TRAINING
 from .motion_clips import CLASSES, render, sample_textures, write_clip
 from .report import save_plot, save_results, versions
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     trainings: dict[str, Training] = {}
     for name in ("TSN", "TSM"):
         torch.manual_seed(args.seed)
-        model = create_model(args.model, num_classes=len(CLASSES))
+        model = create_backbone(args.model, num_classes=len(CLASSES))
         if name == "TSM":
             patch(model, NUM_SEGMENTS, direction=args.direction)
         classifier = VideoClassifier(model, NUM_SEGMENTS)
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 @torch.no_grad()
 def _check_model(name: str, direction: str) -> None:
     """Raise `ValueError` now, and not after the clips are written, if the model cannot be shifted and run."""
-    model = create_model(name, num_classes=len(CLASSES)).eval()
+    model = create_backbone(name, num_classes=len(CLASSES)).eval()
     try:
         patch(model, NUM_SEGMENTS, direction=direction)(torch.zeros(NUM_SEGMENTS, 3, SIZE, SIZE))
     except (AssertionError, RuntimeError) as error:

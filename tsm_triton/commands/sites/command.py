@@ -5,9 +5,9 @@ import argparse
 import torch
 from torch import nn
 
+from ...backbones import create_backbone
 from ...functional import check_shift, fold_counts
 from ...patching.finding import choose_sites
-from ..common import create_model
 
 __all__ = ["run"]
 
@@ -44,6 +44,6 @@ def run(args: argparse.Namespace) -> int:
 def _without_weights(name: str) -> nn.Module:
     try:
         with torch.device("meta"):
-            return create_model(name)
+            return create_backbone(name)
     except (NotImplementedError, RuntimeError):  # some constructors compute with values
-        return create_model(name)
+        return create_backbone(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 from torchvision.transforms import v2
 
+from ...backbones import create_backbone
 from ...checkpoints.load import open_checkpoint
 from ...checkpoints.native import Checkpoint, built, load_into
 from ...checkpoints.patches import apply_patch
@@ -13,7 +14,6 @@ from ...checkpoints.published import Published
 from ...checkpoints.published.build import build_published, full_name
 from ...patching.patch import patch
 from ...video.transforms import transform_for
-from ..common import create_model
 from ..models import head_in
 
 __all__ = ["Trained", "load_trained"]
@@ -93,7 +93,7 @@ def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
                 f"expected weights that name their model, got none named in {checkpoint.source} "
                 f"({checkpoint.why_not}): pass --model"
             )
-        model = create_model(name, **head_in(name, checkpoint.state))
+        model = create_backbone(name, **head_in(name, checkpoint.state))
         apply_patch(model, record)
         load_into(model, checkpoint, ", or check --model")
         return Trained(model.eval(), name, checkpoint.labels)
@@ -114,6 +114,6 @@ def _of_state_dict(checkpoint: Checkpoint, name: str | None, direction: str | No
             f"expected weights that say how they are shifted, got a bare state dict in {checkpoint.source}: pass "
             "--direction causal if it was trained so, or use tsm_triton.save_checkpoint, which writes that down"
         )
-    model = patch(create_model(name, **head_in(name, checkpoint.state)), direction=direction)
+    model = patch(create_backbone(name, **head_in(name, checkpoint.state)), direction=direction)
     load_into(model, checkpoint, ", or check --model")
     return Trained(model.eval(), name, None)

@@ -8,6 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ...backbones import create_model
 from ...extras import check_installed
 from ...preparation import Preparation, preparation_of, set_preparation
 from ...training.machine import default_precision, default_workers
@@ -19,7 +22,7 @@ from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
 from ..data import read_data
 from ..interrupt import stop_on_signal
-from ..models import check_runs, start_from, video_model
+from ..models import check_runs, start_from
 from . import MODEL_DEFAULTS
 
 if TYPE_CHECKING:
@@ -40,16 +43,16 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, options)
     listing = read_data(args.data, args.split, args.root, default_split="train")
     val = _val_listing(args, listing)
-    model = video_model(
+    torch.manual_seed(settings.seed)
+    model = create_model(
         options["model"],
+        options["num_segments"],
         len(listing.classes),
-        num_segments=options["num_segments"],
-        direction=options["direction"],
+        options["pretrained"],
+        options["direction"],
         shift_div=options["shift_div"],
         dropout=options["dropout"],
-        pretrained=options["pretrained"],
         size=options["size"],
-        seed=settings.seed,
     )
     if args.weights is not None:
         start_from(model, args.weights)

@@ -112,7 +112,7 @@ def _calls(case: ShiftCase, device: str) -> Iterator[Callable[..., Tensor | tupl
         (ops.stem_convolution, fused.stem_arguments(case, 40, "relu")),
     )
     for op, arguments in prepared:
-        values = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
+        values: list[Any] = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
         yield lambda *_, op=op, values=values: op(*values)
         if op is ops.residual_shift:
             tracked = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in values]
@@ -159,8 +159,8 @@ def copy_engine(device: str) -> str:
             seed=seed,
         )
         arguments = fused.conv_arguments(case, 40, "relu")
-        values = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
-        assert_close(launched(*values, tile), reference.shift_conv1x1(*arguments), roundings=2)
+        values: list[Any] = [moved_to(x, device) if isinstance(x, Tensor) else x for x in arguments]
+        assert_close(launched(*values, tile=tile), reference.shift_conv1x1(*arguments), roundings=2)
     return f"{len(seeds)} calls"
 
 
@@ -180,8 +180,8 @@ def launched(
     """`ops.shift_conv1x1` of maps `[frames, C, H, W]` by the copy engine's kernel, whatever `ops` would choose."""
     from ...kernels import shift_conv1x1_tma as kernel
 
-    x, identity = (None if v is None else v.movedim(1, -1).contiguous() for v in (x, identity))
-    assert x is not None
+    x = x.movedim(1, -1).contiguous()
+    identity = None if identity is None else identity.movedim(1, -1).contiguous()
     frames, height, width, _ = x.shape
     weight, pixels = weight.flatten(1), height * width
     out = x.new_empty(frames, height, width, len(weight))
