@@ -121,7 +121,7 @@ def test_videos_are_classified_into_a_table_files_and_pictures(videos, checkpoin
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
-def test_a_bare_state_dict_needs_its_name(videos, checkpoint, tmp_path, capsys):
+def test_a_bare_state_dict_needs_its_name_and_its_direction(videos, checkpoint, tmp_path, capsys):
     bare = tmp_path / "bare.pth"
     torch.save(tsm_triton.load_checkpoint(checkpoint).state_dict(), bare)
     path = str(next(videos.rglob("*.mp4")))
@@ -130,6 +130,9 @@ def test_a_bare_state_dict_needs_its_name(videos, checkpoint, tmp_path, capsys):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(NAMES))
     more = ["--model", "test_resnet", "--labels", str(labels)]
+    assert main(["classify", path, *options(bare, *more)]) == 2
+    assert "pass --direction as it was trained" in capsys.readouterr().err
+    more += ["--direction", "causal"]
     assert main(["classify", path, *options(bare, *more)]) == 0
     assert "class 0" not in capsys.readouterr().out
     labels.write_text("one\ntwo\n")
