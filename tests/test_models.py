@@ -56,6 +56,14 @@ def test_a_dropped_head_is_saved_and_built_again(tmp_path):
     assert torch.equal(again(frames), model.eval()(frames))
 
 
+@pytest.mark.parametrize("name", ["test_vit", "torchvision/vit_b_32"])
+def test_a_table_of_positions_is_of_the_size_that_is_asked_for(name, tmp_path):
+    model = create_model(name, T, 3, size=64).eval()
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt", labels=["a", "b", "c"])
+    again, frames = tsm_triton.load_checkpoint(tmp_path / "a.pt"), torch.randn(T, 3, 64, 64)
+    assert torch.equal(again(frames), model(frames))
+
+
 def test_the_pool_is_the_authors():
     x = torch.randn(2 * T, 3, 5, 5)
     clips = x.unflatten(0, (2, T)).transpose(1, 2)
