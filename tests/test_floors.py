@@ -23,6 +23,7 @@ FLOORS = (
     {"streaming"},
     {"checkpoints"},
     {"video"},
+    {"exporting"},
     {"commands"},
     {"cli"},
     {"__main__"},

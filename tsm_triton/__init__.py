@@ -8,6 +8,7 @@ from .version import __version__
 
 if TYPE_CHECKING or "torch" in sys.modules:
     from .checkpoints import load_checkpoint, save_checkpoint
+    from .exporting.export import export
     from .functional import temporal_shift
     from .fusion.fuse import fuse
     from .patching.finding import find_sites, skipped_sites
@@ -24,6 +25,7 @@ __all__ = [
     "Streaming",
     "VideoClassifier",
     "__version__",
+    "export",
     "find_sites",
     "fuse",
     "is_patched",

@@ -9,6 +9,8 @@ EXTRAS = {
     "matplotlib": "matplotlib>=3.8",
     "hypothesis": "hypothesis>=6.100",
     "webdataset": "webdataset>=0.2.100",
+    "onnx": "onnx>=1.18",
+    "onnxscript": "onnxscript>=0.5.6",
 }
 
 

@@ -26,6 +26,10 @@ from torch._C import _len_torch_function_stack as count_function_modes
 # Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
+# Where torch.onnx.export, called by anybody, looks for an op's form in torch's own operators; a library has no public
+# way to tell it (test_the_exporter_to_onnx_finds_an_ops_form).
+from torch._decomp import decomposition_table as onnx_decompositions
+
 # What a graph's nodes call (test_what_a_node_calls_is_told_from_a_region).
 from torch._ops import HigherOrderOperator, OpOverload
 
@@ -46,8 +50,8 @@ if TYPE_CHECKING:
     from torch._dynamo import config as dynamo_config
     from torch._dynamo import maybe_mark_dynamic
     from torch._functorch import config as autograd_config
+    from torch._inductor import aoti_compile_and_package, list_mode_options
     from torch._inductor import config as inductor_config
-    from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import decompositions, select_decomp_table
     from torch._inductor.ir import ExternKernel, TensorBox
@@ -79,6 +83,7 @@ __all__ = [
     "TensorBox",
     "TorchDispatchMode",
     "TransformType",
+    "aoti_compile_and_package",
     "assert_async",
     "autograd_config",
     "buffers_of",
@@ -105,6 +110,7 @@ __all__ = [
     "modules_of",
     "name_of_op",
     "name_of_overload",
+    "onnx_decompositions",
     "out_spec",
     "parameters_of",
     "peek_interpreter_stack",
@@ -131,6 +137,8 @@ _LATER = {
     "maybe_mark_dynamic": "torch._dynamo:maybe_mark_dynamic",
     # the end of our backend, and the options of its modes (test_inductor_compiles_a_graph)
     "compile_fx": "torch._inductor.compile_fx:compile_fx",
+    # documented, in a folder with a private name (test_a_package_is_compiled_into_a_file)
+    "aoti_compile_and_package": "torch._inductor:aoti_compile_and_package",
     "list_mode_options": "torch._inductor:list_mode_options",
     # the tables of forms in torch's own operators: the second is a copy of the first, cached at the first compilation;
     # and how Inductor calls an op that stands in them (test_inductor_looks_its_forms_up_in_two_tables)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..torch_private import OpOverload
+from ..torch_private import OpOverload, onnx_decompositions
 from ..version import __version__
 from .derivatives import differentiate, transform
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
@@ -44,6 +44,7 @@ def declare(
     on_cuda: Callable[..., Any],
     check: Callable[..., None] | None = None,
     aten: Callable[..., Any] | None = None,
+    exported: Callable[..., Any] | None = None,
     formula: type[torch.autograd.Function] | Callable[..., Any] | None = None,
     transformed: Callable[..., Any] | None = None,
     layout: str = "exact",
@@ -60,6 +61,7 @@ def declare(
         check: raises for what would make a form leave its memory or mix clips; before every form and the fake.
         aten: the form in torch's own operators, traceable with symbolic sizes. Where Inductor takes it instead of the
             op stands in the table of `inductor.py`.
+        exported: the same for files that others run, where that should be another one.
         formula: the derivatives, see `derivatives.differentiate`.
         transformed: what `torch.func`'s transforms run, where `formula` does not say it.
         layout: of `TAGS`: how tensors lie that a compiler feeds the op with.
@@ -87,7 +89,8 @@ def declare(
     if transformed is not None:
         transform(library, op, transformed)
     if aten is not None:
-        ATEN_FORMS[op] = aten
+        # whoever calls torch.onnx.export himself finds it too
+        ATEN_FORMS[op] = onnx_decompositions[op] = exported or aten
     offer_to_inductor(op, aten, layout)
     return op
 

@@ -94,6 +94,29 @@ def flat_form(
     return torch.cat([read(parts[0], not reverse), read(parts[1], reverse), parts[2]], dim)
 
 
+def _of_clips(
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
+) -> Tensor:
+    """The shift as padded and sliced clips: reshape, split, pad, slice and concat alone, which every runtime has.
+
+    Padded first: nothing is empty on the way, with one frame in a clip either. The flat form's gathers by computed rows
+    are what some engines refuse and others run slowly.
+    """
+    dim = channel_dim % x.dim() + 1
+    clips = x.unflatten(0, (x.shape[0] // num_segments, num_segments))
+
+    def read(part: Tensor, reads_next: bool) -> Tensor:
+        inner = [0, 0] * (part.dim() - 2)
+        if reads_next:
+            return torch.constant_pad_nd(part, [*inner, 0, 1])[:, 1:]
+        return torch.constant_pad_nd(part, [*inner, 1, 0])[:, :-1]
+
+    parts = torch.split(clips, [n_first, n_second, clips.shape[dim] - n_first - n_second], dim)
+    shifted = [read(parts[0], not reverse), read(parts[1], reverse), parts[2]]
+    counts = (n_first, n_second, parts[2].shape[dim])
+    return torch.cat([part for part, count in zip(shifted, counts, strict=True) if count], dim).flatten(0, 1)
+
+
 class _TemporalShift(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -140,6 +163,7 @@ temporal_shift = declare(
     on_cpu=shift_by_copies,
     on_cuda=_kernel,
     aten=_aten,
+    exported=_of_clips,
     formula=_TemporalShift,
 )
 library.impl("temporal_shift", _quantised, "QuantizedCPU")
