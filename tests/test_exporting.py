@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import onnx
@@ -15,15 +16,17 @@ import torchvision
 from torch import nn
 
 import tsm_triton
-from tsm_triton import Streaming, VideoClassifier
+from tsm_triton import Streaming, VideoClassifier, ops
 from tsm_triton.cli import main
 from tsm_triton.exporting.onnx import OPSET
 from tsm_triton.patching.hooks import shift_hooks
 
 from .networks import with_statistics
+from .video_files import write_video
 
 T = 4
 CLIPS = (1, 2, 3)
+CLIENT = Path(__file__).parent.parent / "examples" / "onnx_client.py"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The tensor attributes? .* assigned during export"),
@@ -209,6 +212,32 @@ def test_who_calls_torchs_own_exporter_gets_the_same_operators(tmp_path):
         x = torch.randn(clips * T, 8, 3, 3)
         shifted = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         numpy.testing.assert_array_equal(shifted, tsm_triton.temporal_shift(x, T).numpy())
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+@pytest.mark.parametrize(
+    "shift", [(2, 1, True, 1), (2, 2, False, -1), (3, 0, True, 2), (0, 0, False, 1), (4, 4, False, 1)]
+)
+def test_the_form_for_files_is_the_op(length, shift):
+    x = torch.randn(2 * length, 8, 8)
+    expected = ops.temporal_shift(x, length, *shift)
+    assert torch.equal(ops.ATEN_FORMS[ops.temporal_shift](x, length, *shift), expected)
+
+
+def test_the_client_needs_onnxruntime_pyav_and_numpy_alone(tmp_path):
+    tsm_triton.export(small(), "onnx", tmp_path / "model.onnx", torch.zeros(T, 3, 64, 64))
+    write_video(tmp_path / "video.mp4", 10)
+    code = (
+        "import runpy, sys\n"
+        "for name in ('tsm_triton', 'torch', 'timm'): sys.modules[name] = None\n"
+        f"sys.argv = ['client', 'model.onnx', 'video.mp4']; runpy.run_path({str(CLIENT)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert sorted(label for _, label in rows) == list("abcde")
+    assert sum(float(probability) for probability, _ in rows) == pytest.approx(1, abs=0.01)
+    assert len(CLIENT.read_text().splitlines()) <= 60
 
 
 def test_the_command_writes_a_checkpoints_file(tmp_path, capsys):

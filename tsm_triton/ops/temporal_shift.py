@@ -114,7 +114,9 @@ def _of_clips(
     parts = torch.split(clips, [n_first, n_second, clips.shape[dim] - n_first - n_second], dim)
     shifted = [read(parts[0], not reverse), read(parts[1], reverse), parts[2]]
     counts = (n_first, n_second, parts[2].shape[dim])
-    return torch.cat([part for part, count in zip(shifted, counts, strict=True) if count], dim).flatten(0, 1)
+    joined = torch.cat([part for part, count in zip(shifted, counts, strict=True) if count], dim)
+    # not flattened: each shift's symbol for the frames would hold that of the one before, and minutes go by
+    return joined.reshape(x.shape)
 
 
 class _TemporalShift(torch.autograd.Function):
