@@ -447,11 +447,6 @@ def test_inductor_looks_its_forms_up_in_two_tables():
         torch_private.make_fallback(op, warn=False)
 
 
-def test_the_exporter_to_onnx_finds_an_ops_form():
-    table = torch_private.onnx_decompositions
-    assert all(table[op] is form for op, form in ops.ATEN_FORMS.items())
-
-
 def test_a_package_is_compiled_into_a_file():
     names = inspect.signature(torch_private.aoti_compile_and_package).parameters
     assert {"package_path", "inductor_configs"} <= set(names)

@@ -26,10 +26,6 @@ from torch._C import _len_torch_function_stack as count_function_modes
 # Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
-# Where torch.onnx.export, called by anybody, looks for an op's form in torch's own operators; a library has no public
-# way to tell it (test_the_exporter_to_onnx_finds_an_ops_form).
-from torch._decomp import decomposition_table as onnx_decompositions
-
 # What a graph's nodes call (test_what_a_node_calls_is_told_from_a_region).
 from torch._ops import HigherOrderOperator, OpOverload
 
@@ -110,7 +106,6 @@ __all__ = [
     "modules_of",
     "name_of_op",
     "name_of_overload",
-    "onnx_decompositions",
     "out_spec",
     "parameters_of",
     "peek_interpreter_stack",

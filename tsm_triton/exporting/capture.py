@@ -39,6 +39,8 @@ def check_exportable(model: Any) -> None:
         raise TypeError(
             f"model must be a patched or fused model, a VideoClassifier or a Streaming, got {type(model).__name__}"
         )
+    if isinstance(model, StreamStep):  # a step has a mode of its own, which means nothing
+        model = model.model
     if any(map(is_compiled, model.modules())):
         raise RuntimeError(
             "expected a model that is not compiled, got a compiled one. Pass the model that was compiled."
@@ -53,7 +55,7 @@ def check_exportable(model: Any) -> None:
             "model.to(torch.bfloat16)."
         )
     if not is_patched(model):
-        if not isinstance(model, (FusedModel, VideoClassifier, StreamStep)):
+        if not isinstance(model, (FusedModel, VideoClassifier)):
             shift_hooks(model)  # says to patch
         return
     check_whole(model)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..torch_private import OpOverload, onnx_decompositions
+from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
@@ -89,8 +89,7 @@ def declare(
     if transformed is not None:
         transform(library, op, transformed)
     if aten is not None:
-        # whoever calls torch.onnx.export himself finds it too
-        ATEN_FORMS[op] = onnx_decompositions[op] = exported or aten
+        ATEN_FORMS[op] = exported or aten
     offer_to_inductor(op, aten, layout)
     return op
 

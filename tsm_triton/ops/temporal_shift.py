@@ -60,7 +60,13 @@ def shift_by_copies(
 
 def shift(x: Tensor, *arguments: Any) -> Tensor:
     """The op, of arguments that are checked; of a plain tensor on a CPU without the dispatcher's way to its form."""
-    return shift_by_copies(x, *arguments) if is_plain(x) else temporal_shift(x, *arguments)
+    if is_plain(x):
+        return shift_by_copies(x, *arguments)
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        # whoever calls torch.onnx.export himself: no runtime of ONNX has the op, and a library has no public table to
+        # put a form in; torch's own of decompositions would take the place of the op's fake
+        return _of_clips(x, *arguments)
+    return temporal_shift(x, *arguments)
 
 
 def _aten(x: Tensor, num_segments: int, *shift: Any) -> Tensor:
@@ -115,7 +121,7 @@ def _of_clips(
     shifted = [read(parts[0], not reverse), read(parts[1], reverse), parts[2]]
     counts = (n_first, n_second, parts[2].shape[dim])
     joined = torch.cat([part for part, count in zip(shifted, counts, strict=True) if count], dim)
-    # not flattened: each shift's symbol for the frames would hold that of the one before, and minutes go by
+    # not flattened: each shift's symbol for the frames would hold that of the one before
     return joined.reshape(x.shape)
 
 
