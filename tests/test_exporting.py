@@ -110,6 +110,12 @@ def test_onnx_of_frames_says_all_its_user_needs(tmp_path):
     assert said["versions"] == {"tsm_triton": tsm_triton.__version__, "torch": torch.__version__}
 
 
+def test_onnx_of_a_mobilenet_of_dynamic_batch(tmp_path):
+    check_onnx(
+        tsm_triton.patch(timm.create_model("mobilenetv2_035", num_classes=5).eval(), T), tmp_path / "m.onnx"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_onnx_of_whole_networks(name, tmp_path):

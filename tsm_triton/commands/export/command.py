@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
             exported, args.to, path, torch.zeros(*leading, *size), args.native, dynamic_size=args.dynamic_size
         )
     except RuntimeError as error:  # a model that cannot be captured so is an error of the user's here
-        raise ValueError(str(error)) from error
+        raise ValueError(
+            f"expected a model that can be exported so, got one that cannot: {error} Try another --size, or drop "
+            "--dynamic-size."
+        ) from error
     print(f"{path}: {', '.join(f'{key} {shape}' for key, shape in said['inputs'].items())}")
     length = said["num_segments"] or ("one frame at a time" if args.streaming else "any")
     print(f"  frames of a clip: {length}")
