@@ -45,12 +45,12 @@ def classify(model: str, video: str, clip_length: int = 8) -> list[tuple[str, fl
     frames = read_frames(video, said["num_segments"] or clip_length)
     clip = numpy.stack([prepare(frame, said) for frame in frames])
     (logits,) = session.run(["logits"], {name: clip[None] if name == "video" else clip})
-    logits = logits.mean(0)  # over the frames of the clip, or one row for it
+    logits = numpy.asarray(logits).mean(0)  # over the frames of the clip, or one row for it
     probabilities = numpy.exp(logits - logits.max()) / numpy.exp(logits - logits.max()).sum()
     labels = said["labels"] or [str(i) for i in range(len(probabilities))]
     return sorted(zip(labels, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
 if __name__ == "__main__":
-    for label, probability in classify(*sys.argv[1:3])[:5]:
+    for label, probability in classify(sys.argv[1], sys.argv[2])[:5]:
         print(f"{probability:.3f}  {label}")

@@ -96,7 +96,7 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     Raises:
         RuntimeError: an op of ours stays, inside of a region of control flow, say.
     """
-    program = program.run_decompositions(ops.ATEN_FORMS)
+    program = program.run_decompositions({**ops.ATEN_FORMS})
     left = ops_of_ours(program)
     if left:
         raise RuntimeError(
