@@ -133,6 +133,18 @@ def test_onnx_of_a_classifier_takes_any_number_of_clips_of_any_length(tmp_path):
         assert_close(session.run(["logits"], {"video": video.numpy()})[0], model(video))
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_height_and_width_are_free_on_request(tmp_path):
+    model, path = small(), tmp_path / "model.onnx"
+    said = tsm_triton.export(model, "onnx", path, torch.zeros(T, 3, 64, 64), dynamic_size=True)
+    assert said["inputs"] == {"frames": [f"{T}*clips", 3, "32*height", "32*width"]}
+    session = session_of(path)
+    for clips, height, width in ((1, 64, 64), (3, 96, 128)):
+        frames = torch.randn(clips * T, 3, height, width)
+        assert_close(session.run(None, {"frames": frames.numpy()})[0], model(frames))
+
+
 @torch.no_grad()
 def test_onnx_of_a_fused_model(tmp_path):
     model, path = small(), tmp_path / "model.onnx"
