@@ -25,7 +25,7 @@ FLOORS = (
     {"checkpoints"},
     {"models"},
     {"video"},
-    {"training"},
+    {"exporting", "training"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -1,6 +1,7 @@
 """What we need of the private names of torch and Triton: one of these fails when a release changes it."""
 
 import ast
+import inspect
 import pickle
 import re
 import sys
@@ -500,6 +501,12 @@ def test_inductor_looks_its_forms_up_in_two_tables():
     assert torch_private.tag_to_layout_constraint(torch.Tag.needs_exact_strides) is not None
     with pytest.raises(Exception, match="temporal_shift"):  # override_decomp is needed
         torch_private.make_fallback(op, warn=False)
+
+
+def test_a_package_is_compiled_into_a_file():
+    names = inspect.signature(torch_private.aoti_compile_and_package).parameters
+    assert {"package_path", "inductor_configs"} <= set(names)
+    assert "aot_inductor.metadata" in torch_private.inductor_config.get_config_copy()
 
 
 def test_inductor_gives_an_op_the_layout_that_it_asks_for():

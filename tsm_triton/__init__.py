@@ -9,6 +9,7 @@ from .version import __version__
 if TYPE_CHECKING or "torch" in sys.modules:
     from .backbones import create_model
     from .checkpoints import load_checkpoint, save_checkpoint
+    from .exporting.export import export
     from .functional import temporal_shift
     from .fusion.fuse import fuse
     from .patching.finding import find_sites, skipped_sites
@@ -26,6 +27,7 @@ __all__ = [
     "VideoClassifier",
     "__version__",
     "create_model",
+    "export",
     "find_sites",
     "fuse",
     "is_patched",

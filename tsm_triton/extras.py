@@ -15,6 +15,8 @@ EXTRAS = {
     "tomli": "tomli>=2",
     "torchmetrics": "torchmetrics>=1.6",
     "webdataset": "webdataset>=0.2.100",
+    "onnx": "onnx>=1.18",
+    "onnxscript": "onnxscript>=0.5.6",
 }
 
 

@@ -35,7 +35,7 @@ from .files import read, write
 from .keys import fit, own_name, state_in, unwrapped
 from .patches import apply_patch, check_same_patch, patch_of
 
-__all__ = ["Checkpoint", "built", "load_into", "read_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "built", "labels_of", "load_into", "read_checkpoint", "save_checkpoint"]
 
 FORMAT, VERSION = "tsm_triton", 1
 MAX_SIZE = 4096  # of a picture's side
@@ -113,7 +113,7 @@ def save_checkpoint(
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers into a plain model."
             )
     origin, why_not = origin_of(inner)
-    labels = _checked_labels(_labels_of(inner) if labels is None else labels, inner)
+    labels = _checked_labels(labels_of(inner) if labels is None else labels, inner)
     write(
         {
             "format": FORMAT,
@@ -216,7 +216,8 @@ def _frames_of(model: nn.Module) -> dict[str, Any] | None:
     return None
 
 
-def _labels_of(model: nn.Module) -> Sequence[str] | None:
+def labels_of(model: nn.Module) -> Sequence[str] | None:
+    """The names of the classes that a model says, None if it says none of its own."""
     config = getattr(model, "pretrained_cfg", None)
     labels = config.get("label_names") if isinstance(config, dict) else None
     # those of the pretrained weights, where the head was changed

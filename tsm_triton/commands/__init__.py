@@ -5,6 +5,7 @@ COMMANDS = {
     "classify": "say what is seen in videos, on this machine or on a cluster",
     "demo": "train a small model with and without the shift on clips that no single frame tells apart",
     "eval": "measure a model on labelled videos: top-1 and top-5, per class and per video",
+    "export": "write a model as ONNX, torch.export's .pt2 or an AOTInductor package, for use without this package",
     "inspect": "say what a file of weights is, how it is shifted, and which line loads it",
     "sites": "list the modules of a timm or torchvision model that the shift would stand before",
     "stream": "run a causal model on live video, frame by frame, and draw what it makes of it",

@@ -32,7 +32,7 @@ from .folding import fold_constants
 from .report import FusionReport
 from .rewriting import rewrite
 
-__all__ = ["FusedModel", "fuse"]
+__all__ = ["CAPTURING", "FusedModel", "fuse"]
 
 # Up to here cuDNN's rows are all alike: torch.export finds a guard on them on a GPU, and refuses a wider range.
 # The graphs hold no guard, so they take more.
@@ -46,7 +46,7 @@ _OF_STRIDES = {
 }
 
 # torch.export holds what it does in globals
-_CAPTURING = threading.Lock()
+CAPTURING = threading.Lock()
 
 
 class FusedModel(nn.Module):
@@ -78,7 +78,8 @@ class FusedModel(nn.Module):
         self.num_segments = num_segments
         self.input_size = input_size
         self.report = report
-        # how frames are prepared, which the graph does not tell
+        # of the model it was made of, which the graph does not tell: how it is shifted, how frames are prepared
+        self.direction = "bidirectional"
         self.pretrained_cfg: dict[str, Any] = {}
         self.eval()
 
@@ -169,9 +170,13 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
     outline = _Outline(_without_weights(model))
     network, report = rewritten(_captured(copied(model), num_segments, input_size))
     fused = FusedModel(network, num_segments, input_size, report, outline)
+    fused.direction = shift_hooks(model)[0].direction
     with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
         prepared = preparation_of(model, size=input_size[-1])
         fused.pretrained_cfg = {"input_size": input_size, "mean": prepared.mean, "std": prepared.std}
+    labels = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if labels is not None:
+        fused.pretrained_cfg["label_names"] = labels
     return fused
 
 
@@ -316,7 +321,7 @@ def capture(
     """
     _to_channels_last(module.requires_grad_(False))
     try:
-        with _CAPTURING:
+        with CAPTURING:
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
             network: GraphModule = program.module(check_guards=False)  # type: ignore[assignment]
     except Exception as error:

@@ -44,6 +44,7 @@ def declare(
     on_cuda: Callable[..., Any],
     check: Callable[..., None] | None = None,
     aten: Callable[..., Any] | None = None,
+    exported: Callable[..., Any] | None = None,
     formula: type[torch.autograd.Function] | Callable[..., Any] | None = None,
     transformed: Callable[..., Any] | None = None,
     layout: str = "exact",
@@ -61,6 +62,7 @@ def declare(
         check: raises for what would make a form leave its memory or mix clips; before every form and the fake.
         aten: the form in torch's own operators, traceable with symbolic sizes. Where Inductor takes it instead of the
             op stands in the table of `inductor.py`.
+        exported: the same for files that others run, where that should be another one.
         formula: the derivatives, see `derivatives.differentiate`.
         transformed: what `torch.func`'s transforms run, where `formula` does not say it.
         layout: of `TAGS`: how tensors lie that a compiler feeds the op with.
@@ -89,7 +91,7 @@ def declare(
     if transformed is not None:
         transform(library, op, transformed)
     if aten is not None:
-        ATEN_FORMS[op] = aten
+        ATEN_FORMS[op] = exported or aten
     offer_to_inductor(op, aten, layout)
     return op
 

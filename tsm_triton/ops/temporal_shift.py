@@ -60,7 +60,13 @@ def shift_by_copies(
 
 def shift(x: Tensor, *arguments: Any) -> Tensor:
     """The op, of arguments that are checked; of a plain tensor on a CPU without the dispatcher's way to its form."""
-    return shift_by_copies(x, *arguments) if is_plain(x) else temporal_shift(x, *arguments)
+    if is_plain(x):
+        return shift_by_copies(x, *arguments)
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        # whoever calls torch.onnx.export himself: no runtime of ONNX has the op, and a library has no public table to
+        # put a form in; torch's own of decompositions would take the place of the op's fake
+        return _of_clips(x, *arguments)
+    return temporal_shift(x, *arguments)
 
 
 def _aten(x: Tensor, num_segments: int, *shift: Any) -> Tensor:
@@ -92,6 +98,31 @@ def flat_form(
 
     parts = torch.split(x, [n_first, n_second, x.shape[dim] - n_first - n_second], dim)
     return torch.cat([read(parts[0], not reverse), read(parts[1], reverse), parts[2]], dim)
+
+
+def _of_clips(
+    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
+) -> Tensor:
+    """The shift as padded and sliced clips: reshape, split, pad, slice and concat alone, which every runtime has.
+
+    Padded first: nothing is empty on the way, with one frame in a clip either. The flat form's gathers by computed rows
+    are what some engines refuse and others run slowly.
+    """
+    dim = channel_dim % x.dim() + 1
+    clips = x.unflatten(0, (x.shape[0] // num_segments, num_segments))
+
+    def read(part: Tensor, reads_next: bool) -> Tensor:
+        inner = [0, 0] * (part.dim() - 2)
+        if reads_next:
+            return torch.constant_pad_nd(part, [*inner, 0, 1])[:, 1:]
+        return torch.constant_pad_nd(part, [*inner, 1, 0])[:, :-1]
+
+    parts = torch.split(clips, [n_first, n_second, clips.shape[dim] - n_first - n_second], dim)
+    shifted = [read(parts[0], not reverse), read(parts[1], reverse), parts[2]]
+    counts = (n_first, n_second, parts[2].shape[dim])
+    joined = torch.cat([part for part, count in zip(shifted, counts, strict=True) if count], dim)
+    # not flattened: each shift's symbol for the frames would hold that of the one before
+    return joined.reshape(x.shape)
 
 
 class _TemporalShift(torch.autograd.Function):
@@ -140,6 +171,7 @@ temporal_shift = declare(
     on_cpu=shift_by_copies,
     on_cuda=_kernel,
     aten=_aten,
+    exported=_of_clips,
     formula=_TemporalShift,
     cheap=True,
 )

@@ -1,0 +1,79 @@
+"""A checkpoint, or a model without weights, written by `tsm_triton.export`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...arguments import as_count
+from ...checkpoints import load_checkpoint
+from ...dataflow.tracing import input_shape
+from ...exporting import FORMATS, export
+from ...fusion.fuse import fuse
+from ...patching.hooks import is_patched, set_num_segments, shift_hooks
+from ...patching.patch import patch
+from ...streaming.stream import Streaming
+from ...video.classifier import VideoClassifier
+from ..common import create_model
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.frames and args.streaming:
+        raise ValueError("expected one of --frames and --streaming, got both: drop one")
+    name = Path(args.model).stem if Path(args.model).exists() else args.model.rpartition("/")[2]
+    path = args.path or Path(name + FORMATS[args.to])
+    model = _model(args)
+    channels, *sides = input_shape(model)[1:]
+    size = (channels, *(sides if args.size is None else 2 * [as_count(args.size, "size")]))
+    num_segments = shift_hooks(model)[0].num_segments
+    try:
+        exported, leading = _as_asked(model, args, size, num_segments)
+        said = export(
+            exported, args.to, path, torch.zeros(*leading, *size), args.native, dynamic_size=args.dynamic_size
+        )
+    except RuntimeError as error:  # a model that cannot be captured so is an error of the user's here
+        raise ValueError(
+            f"expected a model that can be exported so, got one that cannot: {error} Try another --size, or drop "
+            "--dynamic-size."
+        ) from error
+    print(f"{path}: {', '.join(f'{key} {shape}' for key, shape in said['inputs'].items())}")
+    length = said["num_segments"] or ("one frame at a time" if args.streaming else "any")
+    print(f"  frames of a clip: {length}")
+    print(f"  outputs: {', '.join(said['outputs'])}")
+    return 0
+
+
+def _model(args: argparse.Namespace) -> nn.Module:
+    if Path(args.model).exists():
+        if args.direction:
+            raise ValueError(
+                "expected no --direction with a checkpoint, whose weights were trained with one, got "
+                f"{args.direction!r}: drop it"
+            )
+        model = load_checkpoint(args.model)
+        if not is_patched(model):
+            raise ValueError(
+                f"expected weights with a shift, got unshifted ones in {args.model!r}: call torch.onnx.export on them"
+            )
+    else:
+        model = patch(create_model(args.model), direction=args.direction or "bidirectional")
+    if args.num_segments is not None:
+        set_num_segments(model, args.num_segments)
+    return model.eval()
+
+
+def _as_asked(
+    model: nn.Module, args: argparse.Namespace, size: tuple[int, ...], num_segments: int
+) -> tuple[Any, tuple[int, ...]]:
+    """What is exported, and the axes of its input before those of a frame."""
+    if args.streaming:
+        return Streaming(model, fused=args.fused), (1,)
+    if args.fused:
+        model = fuse(model, example_input=torch.zeros(num_segments, *size))
+    if args.frames:
+        return model, (num_segments,)
+    return VideoClassifier(model, num_segments).eval(), (1, num_segments)

@@ -1,0 +1,19 @@
+"""An AOTInductor package: compiled for the device that the model is on, run from C++ or Python with torch's runtime."""
+
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from ..files import replacing
+from ..torch_private import aoti_compile_and_package
+from .description import KEY, as_text
+from .interface import Interface
+
+__all__ = ["write"]
+
+
+def write(program: ExportedProgram, interface: Interface, description: dict[str, Any], path: Path) -> None:
+    options = {"aot_inductor.metadata": {KEY: as_text(description)}}
+    with replacing(path) as temporary, temporary.open("w+b") as file:
+        aoti_compile_and_package(program, package_path=file, inductor_configs=options)

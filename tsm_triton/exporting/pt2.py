@@ -1,0 +1,18 @@
+"""torch.export's archive: for Python with torch, and what else reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ..files import replacing
+from .description import KEY, as_text
+from .interface import Interface
+
+__all__ = ["write"]
+
+
+def write(program: ExportedProgram, interface: Interface, description: dict[str, Any], path: Path) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file, extra_files={f"{KEY}.json": as_text(description)})
