@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...arguments import as_count
+from ...backbones import create_backbone
 from ...checkpoints import load_checkpoint
 from ...dataflow.tracing import input_shape
 from ...exporting import FORMATS, export
@@ -16,7 +17,6 @@ from ...patching.hooks import is_patched, set_num_segments, shift_hooks
 from ...patching.patch import patch
 from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
-from ..common import create_model
 
 __all__ = ["run"]
 
@@ -60,7 +60,7 @@ def _model(args: argparse.Namespace) -> nn.Module:
                 f"expected weights with a shift, got unshifted ones in {args.model!r}: call torch.onnx.export on them"
             )
     else:
-        model = patch(create_model(args.model), direction=args.direction or "bidirectional")
+        model = patch(create_backbone(args.model), direction=args.direction or "bidirectional")
     if args.num_segments is not None:
         set_num_segments(model, args.num_segments)
     return model.eval()
