@@ -56,6 +56,10 @@ def test_a_name_that_the_package_lacks_is_an_attribute_error():
         "import torch, tsm_triton",
         "import tsm_triton, torch",
         "import tsm_triton.functional, torch",
+        "import tsm_triton.activations as first, torch, tsm_triton; assert first is tsm_triton.activations",
+        "import tsm_triton.torch_private, torch",
+        "import tsm_triton.ops.checks as first, torch, tsm_triton; assert first is tsm_triton.ops.checks",
+        "import tsm_triton.patching.hook_guards, torch",
         "import tsm_triton; from torch import nn; import torch",
     ],
 )

@@ -73,5 +73,16 @@ def register_ops_with_torch() -> None:
 
 
 def _with_torch(torch: Any) -> None:
+    # It may be a module of ours that imports torch, and the ops may read that one: they get it whole, run by itself.
+    inside = f"{__package__}."
+    begun = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.startswith(inside) and getattr(module.__spec__, "_initializing", False)
+    }
+    for name in begun:
+        del sys.modules[name]
     importlib.import_module(f"{__package__}.ops")
     importlib.import_module(f"{__package__}.patching.hook_guards").guard_hooks()
+    for name, module in begun.items():
+        sys.modules.setdefault(name, module)
