@@ -293,6 +293,20 @@ MUTATIONS = (
         "for name, module in model.named_modules():",
         'for name, module in [("", model)]:',
     ),
+    Mutation(
+        "training: the backward reads unshifted maps",
+        "model gradients are those",
+        "patching/unshifted.py",
+        "            return self.shift(self.x)",
+        "            return self.x",
+    ),
+    Mutation(
+        "training: the backward shifts by a later length",
+        "model gradients are those",
+        "patching/hooks.py",
+        "                x,\n                length,\n",
+        "                x,\n                self.num_segments,\n",
+    ),
 )
 
 

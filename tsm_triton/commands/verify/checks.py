@@ -198,6 +198,7 @@ _OF_KERNELS = (
 _ONCE = (
     ("shift", "tensors beyond 2**31 elements", op_checks.tensors_beyond_32_bits),
     ("model", "each branch is shifted, no identity is", model_checks.patched_model),
+    ("model", "gradients are those of shifted copies", model_checks.trained_model),
     ("model", "a compiled model runs its own shifts", model_checks.patched_and_compiled),
     ("model", "a module that is replaced hands its shift on", model_checks.replaced_modules),
     ("frames", "are prepared as the model says", model_checks.prepared),

@@ -12,7 +12,7 @@ from ...functional import fold_counts, temporal_shift
 from ...fusion.fuse import fuse
 from ...fusion.report import FusionReport
 from ...patching.finding import find_sites
-from ...patching.hooks import is_patched, shift_disabled
+from ...patching.hooks import is_patched, set_num_segments, shift_disabled
 from ...patching.patch import patch, unpatch
 from ...streaming.fused_step import FusedStep
 from ...streaming.stream import Streaming
@@ -83,6 +83,26 @@ def patched_model(device: str) -> str:
     assert not is_patched(unpatch(model)), "expected no hook after unpatch"
     assert_same_bits(model(frames), before)
     return f"{len(branches)} sites"
+
+
+def trained_model(device: str) -> str:
+    """Gradients are those of shifted copies, whatever is kept for the backward and whatever is called before it."""
+    model = _small_model().to(device).train().requires_grad_()
+    frames = torch.randn(8, 3, 32, 32, device=device)
+    by_hand, patched = copy.deepcopy(model), patch(copy.deepcopy(model), num_segments=4)
+    for name, module in by_hand.named_modules():
+        if name.endswith(".conv1"):
+            module.register_forward_pre_hook(_shift_by_reference)
+    by_hand(frames).square().sum().backward()
+    loss = patched(frames).square().sum()
+    set_num_segments(patched, 2)  # a backward is of its own forward
+    loss.backward()
+    count = 0
+    for (name, ours), theirs in zip(patched.named_parameters(), by_hand.parameters(), strict=True):
+        assert ours.grad is not None, f"expected a gradient of {name}, got none"
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda said, name=name: f"{name}: {said}")
+        count += 1
+    return f"{count} gradients"
 
 
 def patched_and_compiled(device: str) -> str:
