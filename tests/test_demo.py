@@ -163,7 +163,7 @@ def test_training_is_reproducible():
     losses = []
     for _ in range(2):
         torch.manual_seed(0)
-        model = demo.create_model("test_resnet", num_classes=len(CLASSES))
+        model = demo.create_backbone("test_resnet", num_classes=len(CLASSES))
         classifier = demo.VideoClassifier(model, 8)
         losses.append(demo.train(classifier, clips, clips, 2, 1, "TSN", torch.device("cpu")).train_loss)
     assert losses[0] == losses[1]

@@ -25,7 +25,7 @@ def test_the_blocks_of_the_readme_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     with torch.no_grad():
         for block in blocks:
             for ours, small in SMALLER.items():

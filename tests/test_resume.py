@@ -80,6 +80,7 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(videos, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("signals_heard")
 def test_a_signal_ends_at_the_next_step_and_resume_goes_on_there(
     number, videos, tmp_path, monkeypatch, capsys
 ):

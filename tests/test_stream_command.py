@@ -261,16 +261,8 @@ def test_a_second_ctrl_c_leaves_the_files_of_before(
     assert outputs(tmp_path / "out")[1].num_frames == 2
 
 
-@pytest.fixture
-def handled(name):
-    """A signal that is not ignored, as nohup has it."""
-    before = signal.signal(getattr(signal, name), signal.SIG_DFL)
-    yield
-    signal.signal(getattr(signal, name), before)
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.usefixtures("handled")
+@pytest.mark.usefixtures("signals_heard")
 def test_a_kill_leaves_whole_files_and_a_second_one_those_of_before(
     name, clip, weights, tmp_path, monkeypatch, capsys
 ):

@@ -39,7 +39,9 @@ def test_nearly_all_of_timm_is_verified(results):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_is_installed_is_covered(results, library):
-    unknown = set(zoo.names(library)) - results["models"][library].keys()
+    # ours are there too, where another test has imported tsm_triton.models
+    names = {name for name in zoo.names(library) if not name.startswith("tsm_")}
+    unknown = names - results["models"][library].keys()
     if results["versions"][library] == LIBRARIES[library].__version__.partition("+")[0]:
         assert not unknown
     else:  # names that came, or went, with another version are none of this test's business

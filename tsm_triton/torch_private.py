@@ -36,6 +36,11 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 # Whether a call is inside of forward-mode derivatives: read anew each time (test_the_level_of_dual_numbers_is_known).
 from torch.autograd import forward_ad
 
+# What every batch-norm is, of one axis or three, synchronised or not, and every convolution
+# (test_every_batch_norm_is_one).
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.conv import _ConvNd as ConvNd
+
 # Documented, and the reason that a replaced module keeps its shift (test_a_registration_is_told).
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -71,7 +76,9 @@ __all__ = [
     "REPLICA",
     "SHARDED",
     "TRANSFORMS_KEY",
+    "BatchNorm",
     "BelowAutograd",
+    "ConvNd",
     "CustomGraphPass",
     "ExternKernel",
     "FakeTensor",

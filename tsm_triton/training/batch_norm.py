@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..torch_private import BatchNorm
 
 __all__ = ["freeze_batch_norm"]
 
@@ -44,7 +45,7 @@ def freeze_batch_norm(model: Model, keep_first: bool = True) -> Model:
 
     Source: `TSN.partialBN` of the authors' release; arXiv 1811.08383, section 5.1.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     for norm in norms[1 if keep_first else 0 :]:
         norm.requires_grad_(False)
         norm.train = _StaysInEval(norm)  # pyright: ignore[reportAttributeAccessIssue]

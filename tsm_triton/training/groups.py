@@ -3,8 +3,8 @@
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+
+from ..torch_private import BatchNorm, ConvNd
 
 __all__ = ["optimizer_groups"]
 
@@ -75,7 +75,7 @@ def optimizer_groups(
 def _names(model: nn.Module) -> dict[int, str]:
     """The group of each parameter whose module tells it; a module comes before those behind it."""
     found: dict[int, str] = {}
-    convolutions = [module for module in model.modules() if isinstance(module, _ConvNd)]
+    convolutions = [module for module in model.modules() if isinstance(module, ConvNd)]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     for kind, modules in (
         ("head", _head(model, linears)),
@@ -86,7 +86,7 @@ def _names(model: nn.Module) -> dict[int, str]:
             for key, parameter in module.named_parameters(recurse=False):
                 found.setdefault(id(parameter), f"{kind}_{'bias' if key == 'bias' else 'weight'}")
     for module in model.modules():
-        if isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+        if isinstance(module, (BatchNorm, nn.LayerNorm, nn.GroupNorm)):
             found |= {id(parameter): "batch_norm" for parameter in module.parameters(recurse=False)}
     return found
 
@@ -99,7 +99,7 @@ def _head(model: nn.Module, linears: list[nn.Linear]) -> list[nn.Module]:
             heads = tell()
             heads = heads if isinstance(heads, (tuple, list)) else (heads,)
             inside = [part for head in heads if isinstance(head, nn.Module) for part in head.modules()]
-            return [part for part in inside if isinstance(part, (nn.Linear, _ConvNd))]
+            return [part for part in inside if isinstance(part, (nn.Linear, ConvNd))]
     return list(linears[-1:])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from ...torch_private import COMPILED
 from .authors import AUTHORS
 from .authors_online import AUTHORS_ONLINE
 from .layout import Given, Layout, Published
@@ -20,7 +21,7 @@ __all__ = ["LAYOUTS", "Given", "Layout", "Published", "read_published"]
 # the first that recognises the keys: mmaction2's and PaddleVideo's begin alike, and tell themselves by their norms
 LAYOUTS = (AUTHORS, AUTHORS_ONLINE, MMACTION2, PADDLEVIDEO, OPENSPORTSLIB, SPOT)
 # what is put around a whole model
-WRAPPERS = ("module", "model", "_model", "student", "_orig_mod")
+WRAPPERS = ("module", "model", "_model", "student", COMPILED)
 
 
 def read_published(state: Mapping[str, Tensor], given: Given) -> Published | None:
