@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
+from tsm_triton.commands.data import read_data
 from tsm_triton.video import read_clip
 from tsm_triton.video.datasets import (
     EmptyBatchError,
@@ -67,6 +68,30 @@ def test_a_folder_for_each_class_in_natural_order(tmp_path):
         ("10/b9.mp4", 1),
         ("10/b10.mp4", 1),
     ]
+
+
+def test_commands_read_the_split_that_they_are_for(tmp_path):
+    for name in "abc":
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        (tmp_path / "videos" / f"{name}.mp4").touch()
+    table = tmp_path / "all.csv"
+    table.write_text("path,label,split\nvideos/a.mp4,x,train\nvideos/b.mp4,y,train\nvideos/c.mp4,x,val\n")
+    for split, names in (("train", ["a.mp4", "b.mp4"]), ("val", ["c.mp4"])):
+        listing = read_data(str(table), None, None, default_split=split)
+        assert [os.path.basename(sample.path) for sample in listing.samples] == names
+    (tmp_path / "train.csv").write_text("videos/a.mp4,x\nvideos/b.mp4,y\n")
+    (tmp_path / "val.csv").write_text("videos/c.mp4,x\n")
+    assert read_data(str(tmp_path), None, None, default_split="train").classes == ("x", "y")
+    assert len(read_data(str(tmp_path), None, None, default_split="val").samples) == 1
+    other = tmp_path / "other"
+    for folder in ("train/x", "train/y", "validation/x", "validation/y", "annotations"):
+        (other / folder).mkdir(parents=True)
+        (other / folder / "v.mp4").touch()
+    (other / "annotations" / "v.mp4").unlink()
+    for split in ("train", "val"):
+        listing = read_data(str(other), None, None, default_split=split)
+        assert listing.classes == ("x", "y")
+        assert len(listing.samples) == 2
 
 
 def test_splits_are_named_and_share_their_classes(tmp_path):

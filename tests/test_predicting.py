@@ -121,6 +121,14 @@ def test_videos_are_classified_into_a_table_files_and_pictures(videos, checkpoin
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
+def test_a_direction_that_the_file_contradicts_is_refused(videos, checkpoint, capsys):
+    path = str(next(videos.rglob("*.mp4")))
+    own = tsm_triton.patching.hooks.shift_hooks(tsm_triton.load_checkpoint(checkpoint))[0].direction
+    other = {"causal": "bidirectional", "bidirectional": "causal"}[own]
+    assert main(["classify", path, *options(checkpoint, "--direction", other)]) == 2
+    assert f"expected --direction {own}" in capsys.readouterr().err
+
+
 def test_a_bare_state_dict_needs_its_name_and_its_direction(videos, checkpoint, tmp_path, capsys):
     bare = tmp_path / "bare.pth"
     torch.save(tsm_triton.load_checkpoint(checkpoint).state_dict(), bare)

@@ -27,6 +27,7 @@ from torch import nn
 
 import tsm_triton
 from tsm_triton import load_checkpoint
+from tsm_triton.checkpoints.download import local_file
 from tsm_triton.checkpoints.published import LAYOUTS
 from tsm_triton.cli import main
 from tsm_triton.commands.stream.weights import load_trained
@@ -433,6 +434,21 @@ def test_weights_behind_an_address_are_downloaded_once_and_checked(tmp_path, mon
         torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="expected to download 'http://127.0.0.1:1/a.pth', got URLError"):
         load_checkpoint("http://127.0.0.1:1/a.pth")
+
+
+def test_files_of_one_name_at_two_addresses_are_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    contents = [
+        save(tmp_path, f"{bias}.pt", {"bias": torch.full((2,), bias)}).read_bytes() for bias in (1.0, 2.0)
+    ]
+
+    def serve(request, _):
+        data = contents["/b/" in request.path]
+        send(request, data, len(data))
+
+    with http_server(serve) as address:
+        found = [local_file(f"{address}/{folder}/best.pt").read_bytes() for folder in "ab"]
+    assert found == contents
 
 
 def test_weights_of_the_hub_are_found_by_timms_names(tmp_path, monkeypatch):

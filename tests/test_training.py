@@ -174,14 +174,17 @@ def test_the_averaged_weights_are_those_that_are_kept(tmp_path):
         device=CPU,
     )
     kept = tsm_triton.load_checkpoint(tmp_path / "last.pt").state_dict()
-    assert any(not torch.equal(kept[key], value) for key, value in model.model.state_dict().items())
+    assert all(torch.equal(kept[key], value) for key, value in model.model.state_dict().items())
+    plain = frozen()
+    fit(plain, clips(), clips(4), Settings(epochs=2, batch_size=4), num_classes=3, device=CPU)
+    assert any(not torch.equal(kept[key], value) for key, value in plain.model.state_dict().items())
 
 
 def test_bfloat16_trains_too():
-    progress = fit(
-        frozen(), clips(), settings=Settings(epochs=1, precision="bf16"), num_classes=3, device=CPU
-    )
+    model = frozen()
+    progress = fit(model, clips(), settings=Settings(epochs=1, precision="bf16"), num_classes=3, device=CPU)
     assert progress.rows[0]["train_loss"] < 3
+    assert "forward" not in vars(model)  # and hands the model back as it was
 
 
 def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_checkpoint(tmp_path):
@@ -233,6 +236,9 @@ def test_the_recipes_are_the_authors_values():
     assert (ucf101["lr"], ucf101["epochs"], ucf101["dropout"]) == (0.001, 25, 0.8)
     assert ucf101["freeze_bn"] == "all_but_first"
     assert recipes["causal"]["direction"] == "causal"
+    for recipe in recipes.values():  # the authors' SGD is not Nesterov's
+        settings = Settings(opt=recipe["opt"], groups=recipe["groups"], lr=recipe["lr"])
+        assert not any(group["nesterov"] for group in make_optimizer(frozen(), settings).param_groups)
     assert all(recipe["clip_grad"] == 20 and recipe["groups"] == "authors" for recipe in recipes.values())
     folder = Path(training.__file__).parent / "recipes"
     assert all("# Source: " in path.read_text() for path in folder.glob("*.toml"))

@@ -66,11 +66,13 @@ def _from_address(address: str, checksum: str | None) -> Path:
         raise ValueError(
             f"expected the address of a file, got {address!r}: pass that of the weights themselves"
         )
+    in_name = re.search(r"-([a-f0-9]{8,})\.", name)
+    if in_name is None:  # another address may end in the same name
+        folder /= hashlib.sha256(address.encode()).hexdigest()[:16]
     path = folder / name
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    in_name = re.search(r"-([a-f0-9]{8,})\.", name)
     known = checksum.lower() if checksum is not None else in_name and in_name[1]
     try:
         torch.hub.download_url_to_file(address, str(path), known)

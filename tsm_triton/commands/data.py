@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..video.datasets import Listing, read_listing
+from ..video.datasets.finding import VIDEOS
 from ..video.datasets.folders import split_folders
+from ..video.datasets.listing import find_list
 
-__all__ = ["read_data"]
+__all__ = ["holds", "read_data"]
 
 
 def read_data(
@@ -21,7 +23,8 @@ def read_data(
 
     Args:
         data: see `read_listing`.
-        split: of it; None for the default one of a folder that holds several, and all of another.
+        split: of it; None for the default one where there are several, and all of another. Rows of a list that name
+            no split belong to each.
         root: what the paths of a list start from.
         default_split: `"train"`, `"val"` or `"test"`.
         classes: of the model, in their order.
@@ -29,8 +32,13 @@ def read_data(
     Raises:
         ValueError: as `read_listing`.
     """
-    if split is None and Path(data).is_dir():
-        splits = split_folders(data)
-        if default_split in splits:
-            split = default_split
+    if split is None and holds(data, default_split):
+        split = default_split
     return read_listing(data, split=split, root=root, classes=classes)
+
+
+def holds(data: str, split: str) -> bool:
+    """Whether a data set tells its splits apart, or may: a list has a column for them, or has none."""
+    if Path(data).is_dir():
+        return split in split_folders(data) or find_list(data, split) is not None
+    return not data.lower().endswith(VIDEOS)

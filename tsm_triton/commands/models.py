@@ -97,9 +97,14 @@ def load_trained_model(
         model = create_backbone(name, pretrained=True).eval()
         return Trained(model, name, num_segments or 8, _labels(model))
     checkpoint = read_checkpoint(path)
-    if name is None or checkpoint.origin is not None:
+    if name is None or checkpoint.ours:
         model = load_checkpoint(path)
         said = checkpoint.origin.full_name if checkpoint.origin is not None else type(model).__name__
+        own = shift_hooks(model)[0].direction if is_patched(model) else "unshifted"
+        if direction not in (None, own):
+            raise ValueError(
+                f"expected --direction {own}, as {str(path)!r} says, got {direction}: drop --direction"
+            )
         if name not in (None, said):
             raise ValueError(
                 f"expected weights of {name!r}, got weights of {said!r} in {str(path)!r}: drop --model"

@@ -71,6 +71,12 @@ def fit(
     trainer = Trainer(model, train, val, settings or Settings(), num_classes, collate, device, stop, title)
     with _kept(trainer, out, resume, labels, about or {}):
         trainer.run()
+    # the caller's model: without accelerate's wrapper of its forward, and with the weights that were tested
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
+        del model.forward
+    if trainer.ema is not None:
+        trainer.inner.load_state_dict(trainer.ema.module.state_dict())
     return trainer.progress
 
 

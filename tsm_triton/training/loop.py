@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
 from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -56,12 +57,12 @@ class Trainer:
         )
         self.val_batches = None if val is None else EvalBatches(lengths[1], settings.batch_size, rank, world)
 
-        if settings.freeze_bn != "none":
-            freeze_batch_norm(model, keep_first=settings.freeze_bn == "all_but_first")
         if settings.checkpoint_activations:
             checkpoint_activations(model)
         if settings.sync_bn:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation in its batch-norms
+        if settings.freeze_bn != "none":  # behind the conversion, which makes new modules
+            freeze_batch_norm(model, keep_first=settings.freeze_bn == "all_but_first")
         model.to(accelerator.device)
         if accelerator.device.type == "cuda":
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -21,6 +21,7 @@ from ..tables import as_text, save_csv, save_parquet
 __all__ = ["run"]
 
 SHOWN = 20  # classes in what is printed
+TINY = torch.finfo(torch.float32).tiny  # a probability that is too small for a logarithm
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         for index, probabilities in predictor.predictions(listing.samples, "Testing", interrupt):
             sample = listing.samples[index]
             assert sample.label is not None
-            scores.update(probabilities[None].log(), torch.tensor([sample.label]))
+            scores.update(probabilities[None].clamp_min(TINY).log(), torch.tensor([sample.label]))
             (first, share), *_ = top = likeliest(probabilities, labels, 5)
             rows.append(
                 {

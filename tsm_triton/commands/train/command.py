@@ -20,7 +20,7 @@ from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset, collate
 from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
-from ..data import read_data
+from ..data import holds, read_data
 from ..interrupt import stop_on_signal
 from ..models import check_runs, start_from
 from . import MODEL_DEFAULTS
@@ -126,8 +126,7 @@ def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
 def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
     if args.val is not None:
         return read_data(args.val, None, args.root, default_split="val", classes=listing.classes)
-    beside = Path(args.data, "val")
-    if args.split is None and beside.is_dir():
+    if args.split is None and Path(args.data).is_dir() and holds(args.data, "val"):
         return read_data(args.data, "val", args.root, default_split="val", classes=listing.classes)
     return None
 

@@ -17,10 +17,11 @@ def split_folder(folder: str, split: str) -> str | None:
 
 
 def split_folders(folder: str) -> list[str]:
-    """The splits that a folder holds, where it holds nothing but them."""
+    """The splits that a folder holds: nothing but them, or two of them beside annotations and the like."""
     known = {name: split for split, names in SPLITS.items() for name in names}
     names = subfolders(folder)
-    return [known[name] for name in names] if names and all(name in known for name in names) else []
+    found = [known[name] for name in names if name in known]
+    return found if len(found) == len(names) or len(set(found)) > 1 else []
 
 
 def labelled_by_folder(folder: str) -> bool:

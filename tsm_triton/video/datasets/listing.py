@@ -13,7 +13,7 @@ from .labels import number_labels, read_classes
 from .lists import SPLITS, read_entries
 from .samples import AnyPath, Listing, Sample
 
-__all__ = ["Missing", "read_listing"]
+__all__ = ["Missing", "find_list", "read_listing"]
 
 Missing: TypeAlias = Literal["raise", "skip"]
 LISTS = (".json", ".csv", ".tsv", ".txt")
@@ -82,7 +82,7 @@ def read_listing(
     folder = split_folder(path, split)
     if folder is not None and labelled_by_folder(folder):
         return _from_folder(folder, classes)
-    annotations = _annotations(path, split)
+    annotations = find_list(path, split)
     if annotations is not None:
         return _from_list(annotations, split, root or path, classes, missing)
     if folder is None:
@@ -150,7 +150,7 @@ def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:
     )
 
 
-def _annotations(folder: str, split: str) -> Path | None:
+def find_list(folder: str, split: str) -> Path | None:
     """The list of a split in a folder, by its name."""
     word = re.compile(rf"(^|[^a-z])({'|'.join(SPLITS.get(split, (re.escape(split),)))})([^a-z]|$)")
     for suffix in LISTS:
