@@ -188,6 +188,10 @@ def test_timms_pretrained_configurations_take_ones_own_weights(tmp_path):
     again = timm.create_model("tsm_resnet18", pretrained_cfg_overlay=overlay, **options)
     assert torch.equal(again.fc.weight, model.fc.weight)
     assert again.pretrained_cfg["label_names"] == list("abcde")
+    said = timm.create_model(
+        "tsm_resnet18", pretrained=True, pretrained_cfg_overlay=overlay, direction="causal"
+    )
+    assert {hook.num_segments for hook in shift_hooks(said)} == {T}
     fewer = timm.create_model("tsm_resnet18", pretrained_cfg_overlay=overlay, num_classes=3, **options)
     assert fewer.fc.weight.shape == (3, 512)
     assert torch.equal(fewer.conv1.weight, model.conv1.weight)

@@ -129,6 +129,21 @@ def test_a_direction_that_the_file_contradicts_is_refused(videos, checkpoint, ca
     assert f"expected --direction {own}" in capsys.readouterr().err
 
 
+def test_an_evaluation_invents_no_order_of_classes(videos, checkpoint, tmp_path, capsys):
+    unlabelled, labels = tmp_path / "unlabelled.pt", tmp_path / "labels.txt"
+    model = tsm_triton.load_checkpoint(checkpoint)
+    model.pretrained_cfg.pop("label_names")
+    tsm_triton.save_checkpoint(model, unlabelled)
+    assert main(["eval", str(videos), *options(unlabelled), "--out", str(tmp_path / "a")]) == 2
+    assert "expected a model that says which class is which" in capsys.readouterr().err
+    labels.write_text("\n".join(NAMES))
+    said = [*options(unlabelled, "--labels", str(labels)), "--out", str(tmp_path / "b")]
+    assert main(["eval", str(videos), *said]) == 0
+    assert main(["eval", str(videos), *options(checkpoint), "--out", str(tmp_path / "c")]) == 0
+    tables = [(tmp_path / name / "predictions.csv").read_text() for name in "bc"]
+    assert tables[0] == tables[1]
+
+
 def test_a_bare_state_dict_needs_its_name_and_its_direction(videos, checkpoint, tmp_path, capsys):
     bare = tmp_path / "bare.pth"
     torch.save(tsm_triton.load_checkpoint(checkpoint).state_dict(), bare)

@@ -25,6 +25,7 @@ from torch import nn
 from .backbones import add_non_local, add_temporal_pool, create_model
 from .checkpoints import load_checkpoint
 from .checkpoints.download import HUB_FILES
+from .checkpoints.load import open_checkpoint
 from .patching.patch import patch
 
 __all__ = ["create_model", "default_cfgs"]
@@ -108,9 +109,11 @@ def _create(
         ValueError: pretrained, and no weights are named; what `patch` and `load_checkpoint` raise.
     """
     config = resolve_pretrained_cfg(f"tsm_{name}", pretrained_cfg, pretrained_cfg_overlay)
+    source = _source(config)
+    if num_segments is None and pretrained and source is not None:
+        num_segments = _length_said(source, checksum)
     if num_segments is None:
         num_segments = 16 if str(config.tag).endswith("_16f") else 8
-    source = _source(config)
     if pretrained and source is None:
         raise ValueError(
             f"expected weights of tsm_{name}, got pretrained=True and none named. Pass "
@@ -131,6 +134,14 @@ def _create(
         new_head = None if classes == config.num_classes else classes
         load_checkpoint(model, source, new_head=new_head, checksum=checksum, non_local=non_local)
     return model
+
+
+def _length_said(source: Any, checksum: str | None) -> int | None:
+    """T of the weights, where their file says it."""
+    checkpoint, published = open_checkpoint(source, checksum, asks=False)
+    if published is not None:
+        return published.shifts["num_segments"].value if published.sites else None
+    return None if checkpoint.patch is None else checkpoint.patch["num_segments"]
 
 
 def _source(config: Any) -> Any:

@@ -15,4 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--root", type=Path, metavar="DIR", help="what the paths of a list start from (default: its folder)")
     add("--out", type=Path, default=Path("eval"), metavar="DIR", help="folder for results (default: eval/)")
     add("--table", choices=["csv", "parquet"], default="csv", help="predictions as (default: %(default)s)")
+    add("--labels", type=Path, metavar="FILE", help="a class name a line (default: as the checkpoint says)")
     add_prediction_options(parser)

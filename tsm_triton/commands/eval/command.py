@@ -11,7 +11,7 @@ from ...extras import check_installed
 from ...files import replacing
 from ...training.charts import save_confusion
 from ...video.datasets import Listing
-from ..common import few_threads, make_folder
+from ..common import few_threads, make_folder, read_labels
 from ..data import read_data
 from ..interrupt import stop_on_signal
 from ..models import load_trained_model
@@ -32,8 +32,14 @@ def run(args: argparse.Namespace) -> int:
     few_threads()
     trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
     predictor = Predictor.of(trained, args)
-    listing = read_data(args.data, args.split, args.root, default_split="val", classes=trained.labels)
+    names = trained.labels if args.labels is None else read_labels(args.labels)
+    listing = read_data(args.data, args.split, args.root, default_split="val", classes=names)
     _check_labels(listing, args.data)
+    if names is None and not all(name.isdecimal() for name in listing.classes):
+        raise ValueError(
+            f"expected a model that says which class is which, got one without labels for {args.data!r}: pass --labels "
+            "with one on each line, in the order of the model's classes"
+        )
     labels, num_classes = listing.classes, predictor.num_classes
     if len(labels) != num_classes:
         raise ValueError(
