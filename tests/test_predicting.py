@@ -129,6 +129,16 @@ def test_a_direction_that_the_file_contradicts_is_refused(videos, checkpoint, ca
     assert f"expected --direction {own}" in capsys.readouterr().err
 
 
+def test_a_batch_that_cannot_be_read_does_not_end_the_others(videos, checkpoint, tmp_path):
+    damaged, out = tmp_path / "damaged.mp4", tmp_path / "a.csv"
+    damaged.write_bytes(b"no video")
+    given = [str(damaged), str(next(videos.rglob("*.mp4")))]
+    skipping = ["--on-error", "skip", "--batch-size", "1", "--csv", str(out)]
+    with pytest.warns(UserWarning, match="damaged"):
+        assert main(["classify", *given, *options(checkpoint), *skipping]) == 1  # one was left out
+    assert len(out.read_text().splitlines()) == 2
+
+
 def test_an_evaluation_invents_no_order_of_classes(videos, checkpoint, tmp_path, capsys):
     unlabelled, labels = tmp_path / "unlabelled.pt", tmp_path / "labels.txt"
     model = tsm_triton.load_checkpoint(checkpoint)

@@ -126,6 +126,11 @@ def test_a_clip_is_mixed_with_one_other_alike_in_all_frames():
     assert torch.allclose(mixed[0, 3], (1 - share).expand(3, 8, 8))
     assert torch.allclose(targets.sum(1), torch.ones(4))
     assert targets[1, 1] == pytest.approx(share.item(), abs=1e-6)
+    # the last clip of an odd batch has no partner
+    mixed, targets = mix(video[:3].clone(), labels[:3])
+    assert torch.equal(mixed[2], video[2])
+    assert torch.equal(targets[2], torch.tensor([0.0, 0.0, 1.0]))
+    assert not torch.equal(mixed[0], video[0])
 
 
 def frozen(seed: int = 0) -> nn.Module:
@@ -200,6 +205,9 @@ def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_checkpoint(tmp_path)
     [
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"lr": 0}, "lr must be a positive number"),
+        ({"epochs": 1.5}, "epochs must be of type int"),
+        ({"lr": "0.1"}, "lr must be of type float"),
+        ({"compile": "yes"}, "compile must be of type bool"),
         ({"ema": 1.0}, "ema must be from 0 to less than 1"),
         ({"freeze_bn": "some"}, "freeze_bn must be one of 'none', 'all_but_first', 'all'"),
         ({"ema": 0.9, "fsdp": True}, "averaged weights or sharded ones"),

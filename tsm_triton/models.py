@@ -130,7 +130,7 @@ def _create(
     # the architecture stays that of the network inside, by which `save_checkpoint` proves how it is built
     for key in ("input_size", "interpolation", "crop_pct", "mean", "std", "num_classes", "label_names"):
         own[key] = getattr(config, key)
-    if pretrained:
+    if pretrained and source is not None:
         new_head = None if classes == config.num_classes else classes
         load_checkpoint(model, source, new_head=new_head, checksum=checksum, non_local=non_local)
     return model

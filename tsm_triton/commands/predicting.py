@@ -13,6 +13,7 @@ from ..training.machine import default_workers, placed
 from ..training.order import EvalBatches, loader
 from ..video.classifier import VideoClassifier
 from ..video.datasets import Listing, Sample, VideoDataset, collate
+from ..video.datasets.reading import readable
 from ..video.transforms import transform_for
 from .common import pick_device
 from .interrupt import Interrupt
@@ -99,7 +100,7 @@ class Predictor:
         batches = EvalBatches(len(samples), self.batch_size)
         with Bar(len(samples), title, "video") as bar:
             bar.say(f"{title} {len(samples)} videos")
-            for clips, numbers in loader(self.dataset(samples), batches, self.workers, collate):
+            for clips, numbers in readable(loader(self.dataset(samples), batches, self.workers, collate)):
                 yield from zip(numbers.tolist(), self.probabilities(clips), strict=True)
                 bar.update(count=len(numbers))
                 if interrupt.asked:

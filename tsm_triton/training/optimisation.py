@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.data import Mixup  # pyright: ignore[reportPrivateImportUsage]
 from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from torch.optim import Optimizer
 
 from .groups import optimizer_groups
@@ -91,8 +92,14 @@ def make_mixing(
     )
 
     def mix(video: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        frames, targets = mixup(video.flatten(1, -3), labels)  # frames as channels: it mixes in place
-        return frames.view(video.shape), targets
+        even = len(video) // 2 * 2  # it mixes pairs: the last clip of an odd batch stays as it is
+        smoothing = settings.label_smoothing
+        targets = one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+        if not even:
+            return video, targets
+        frames, mixed = mixup(video[:even].flatten(1, -3), labels[:even])  # frames as channels
+        clips = torch.cat([frames.view(even, *video.shape[1:]), video[even:]])
+        return clips, torch.cat([mixed, targets[even:]])
 
     return mix
 

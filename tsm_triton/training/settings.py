@@ -76,6 +76,10 @@ class Settings:
     save_every: int = 0
 
     def __post_init__(self) -> None:
+        for known in fields(self):
+            value, kind = getattr(self, known.name), type(known.default)
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            self._check(known.name, fits, f"of type {kind.__name__}")
         for name in ("epochs", "batch_size", "accumulate"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in (

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,16 @@ from ..decoding import read_clip
 from ..pictures import read_frame_folder
 from ..sampling import Strategy, sample_frames
 
-__all__ = ["EmptyBatchError", "OnError", "Sampling", "Unreadable", "check_on_error", "collate", "read_errors"]
+__all__ = [
+    "EmptyBatchError",
+    "OnError",
+    "Sampling",
+    "Unreadable",
+    "check_on_error",
+    "collate",
+    "read_errors",
+    "readable",
+]
 
 OnError = Literal["raise", "skip"]
 
@@ -80,6 +89,27 @@ def read_errors() -> tuple[type[Exception], ...]:
     except ImportError:
         return (OSError, ValueError)
     return (OSError, ValueError, FFmpegError)
+
+
+def readable(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader, without those of which no item could be read: each item was reported.
+
+    Raises:
+        EmptyBatchError: there is no other.
+    """
+    parts, lost, any_read = iter(batches), None, False
+    while True:
+        try:
+            batch = next(parts)
+        except StopIteration:  # noqa: PERF203 - a loader raises, and goes on
+            break
+        except EmptyBatchError as error:
+            lost = error
+        else:
+            any_read = True
+            yield batch
+    if lost is not None and not any_read:
+        raise lost
 
 
 def collate(batch: Sequence[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor]:
