@@ -9,6 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -228,3 +229,11 @@ def test_damaged_images_are_read_or_refused(kind, tmp_path):
             errors.append(str(error))
     assert errors
     assert all("which cannot be read" in error for error in errors)
+
+
+def test_weights_of_a_changed_network_are_not_run_as_the_plain_one(tmp_path, capsys):
+    model = timm.create_model("test_resnet", num_classes=3, act_layer=torch.nn.SiLU)
+    save_checkpoint(patch(model, 4, direction="causal"), tmp_path / "a.pt")
+    argv = ["stream", "none.mp4", "--weights", str(tmp_path / "a.pt"), "--model", "test_resnet"]
+    assert main(argv) == 2
+    assert "SiLU for ReLU" in capsys.readouterr().err

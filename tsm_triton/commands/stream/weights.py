@@ -93,6 +93,11 @@ def _of_ours(checkpoint: Checkpoint, name: str | None) -> Trained:
                 f"expected weights that name their model, got none named in {checkpoint.source} "
                 f"({checkpoint.why_not}): pass --model"
             )
+        if f"differs from {name} " in checkpoint.why_not:
+            raise ValueError(
+                f"expected weights of {name!r} as its builder makes it, got others in {checkpoint.source} "
+                f"({checkpoint.why_not}): make the model in Python, and call tsm_triton.load_checkpoint(model, path)"
+            )
         model = create_backbone(name, **head_in(name, checkpoint.state))
         apply_patch(model, record)
         load_into(model, checkpoint, ", or check --model")
