@@ -172,20 +172,26 @@ def test_a_stream_in_onnx_is_the_stream(tmp_path):
         assert_close(logits, stream(frame))
 
 
+def run_without_this_package(code, folder):
+    code = f"import sys; sys.modules['tsm_triton'] = None\n{code}"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @torch.no_grad()
 def test_a_pt2_runs_where_this_package_is_not(tmp_path):
     model, frames = small(), torch.randn(3 * T, 3, 64, 64)
     tsm_triton.export(model, "pt2", tmp_path / "model.pt2", frames)
     torch.save((frames, model(frames)), tmp_path / "expected.pt")
     code = (
-        "import json, sys; sys.modules['tsm_triton'] = None; import torch\n"
+        "import json, torch\n"
         "said = {'tsm_triton.json': ''}; model = torch.export.load('model.pt2', extra_files=said).module()\n"
         "frames, expected = torch.load('expected.pt')\n"
         "torch.testing.assert_close(model(frames), expected)\n"
         "assert json.loads(said['tsm_triton.json'])['num_segments'] == 4\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_without_this_package(code, tmp_path)
 
 
 @torch.no_grad()
@@ -205,14 +211,13 @@ def test_a_compiled_package_runs_where_this_package_is_not(tmp_path):
     tsm_triton.export(model, "aoti", tmp_path / "model.pt2", frames)
     torch.save((frames, model(frames)), tmp_path / "expected.pt")
     code = (
-        "import json, sys; sys.modules['tsm_triton'] = None; import torch, torch._inductor\n"
+        "import json, torch, torch._inductor\n"
         "model = torch._inductor.aoti_load_package('model.pt2')\n"
         "frames, expected = torch.load('expected.pt')\n"
         "torch.testing.assert_close(model(frames), expected, rtol=0, atol=1e-4)\n"
         "assert json.loads(model.get_metadata()['tsm_triton'])['num_segments'] == 4\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_without_this_package(code, tmp_path)
 
 
 class OneShift(nn.Module):
@@ -251,9 +256,7 @@ def test_the_client_needs_onnxruntime_pyav_and_numpy_alone(tmp_path):
         "for name in ('tsm_triton', 'torch', 'timm'): sys.modules[name] = None\n"
         f"sys.argv = ['client', 'model.onnx', 'video.mp4']; runpy.run_path({str(CLIENT)!r}, run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
+    rows = [line.split() for line in run_without_this_package(code, tmp_path).splitlines()]
     assert sorted(label for _, label in rows) == list("abcde")
     assert sum(float(probability) for probability, _ in rows) == pytest.approx(1, abs=0.01)
     assert len(CLIENT.read_text().splitlines()) <= 60

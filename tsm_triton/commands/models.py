@@ -1,5 +1,6 @@
 """Shifted models, as the command line names them: by a library's name, or in a checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backbones import create_backbone
 from ..checkpoints import load_checkpoint
-from ..checkpoints.native import load_into, read_checkpoint
+from ..checkpoints.native import labels_of, load_into, read_checkpoint
 from ..patching.hooks import is_patched, shift_hooks
 from ..patching.patch import patch
 
@@ -71,7 +72,7 @@ class Trained:
     model: nn.Module
     name: str
     num_segments: int
-    labels: list[str] | None
+    labels: Sequence[str] | None
 
 
 def load_trained_model(
@@ -95,7 +96,7 @@ def load_trained_model(
     if path is None:
         assert name is not None
         model = create_backbone(name, pretrained=True).eval()
-        return Trained(model, name, num_segments or 8, _labels(model))
+        return Trained(model, name, num_segments or 8, labels_of(model))
     checkpoint = read_checkpoint(path)
     if name is None or checkpoint.ours:
         model = load_checkpoint(path)
@@ -119,13 +120,7 @@ def load_trained_model(
         load_into(model, checkpoint, ", or check --model")
         said = name
     trained_on = shift_hooks(model)[0].num_segments if is_patched(model) else 8
-    return Trained(model.eval(), said, num_segments or trained_on, _labels(model))
-
-
-def _labels(model: nn.Module) -> list[str] | None:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    labels = config.get("label_names") if isinstance(config, dict) else None
-    return None if labels is None else list(labels)
+    return Trained(model.eval(), said, num_segments or trained_on, labels_of(model))
 
 
 def head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
