@@ -100,16 +100,16 @@ MUTATIONS = (
     Mutation(
         "copies: the last frame is not zeroed",
         "shift matches the reference",
-        "ops/temporal_shift.py",
-        "target[num_segments - 1 :: num_segments, start:end] = 0",
-        "target[num_segments - 1 :: num_segments, start:start] = 0",
+        "ops/copies.py",
+        "end = num_segments - 1 if reads_next else 0",
+        "end = 0",
     ),
     Mutation(
         "copies: clips are not told apart",
         "shift matches the reference",
-        "ops/temporal_shift.py",
-        "target[::num_segments, start:end] = 0",
-        "target[:1, start:end] = 0",
+        "ops/copies.py",
+        "part(written, end, frames // num_segments, *fold, step=num_segments)",
+        "part(written, end, 1, *fold, step=num_segments)",
     ),
     Mutation(
         "backward: not the adjoint",

@@ -382,3 +382,19 @@ def test_a_plain_tensor_of_a_cpu_needs_no_dispatcher(monkeypatch):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         assert forward_ad.unpack_dual(dispatched(dual)).tangent is not None
+
+
+def test_what_is_planned_for_one_tensor_serves_no_other():
+    memory = torch.arange(4 * 8 * 3 * 2.0)
+    maps = [memory[start : start + 4 * 8 * 3].view(4, 8, 3) for start in (0, 96, 17)]
+    maps += [memory.view(4, 8, 6)[..., ::2], memory.view(8, 8, 3)[::2], maps[0].mT.contiguous().mT]
+    for x in maps:  # one shape, the offsets and strides differ
+        for _ in range(2):
+            assert torch.equal(temporal_shift(x, 2, shift_div=4), reference.temporal_shift(x, 2, 2, 2, False))
+    temporal_shift(maps[0], 1)
+    for number in (True, 1.0, torch.tensor(1.0)):  # equal to one that was planned
+        with pytest.raises(TypeError, match="num_segments must be an int"):
+            temporal_shift(maps[0], number)
+    for direction in (["causal"], None, 1):
+        with pytest.raises(ValueError, match="direction must be one of"):
+            temporal_shift(maps[0], 1, direction=direction)

@@ -4,6 +4,7 @@ What tensors must be is checked in the ops. Of that only whole clips and the cha
 the same functions: the counts are read off that axis, and out of a compiled graph the error comes as it is.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from . import ops
 from .activations import check_activation
 from .arguments import as_count, as_int, as_ints
 from .choices import DIRECTIONS, FOLD_ORDERS
+from .ops.direct import is_plain
 from .torch_private import assert_async
 
 __all__ = ["residual_shift", "shift_conv1x1", "temporal_shift"]
@@ -62,18 +64,18 @@ def fold_counts(
     return fold, fold, False
 
 
-def check_folded(x: Tensor, num_segments: int, channel_dim: int = 1, name: str = "x") -> None:
-    """Raise for a video that is not folded, whose clips a shift would mix where N is a multiple of T.
+def check_folded(shape: Sequence[int], num_segments: int, channel_dim: int = 1, name: str = "x") -> None:
+    """Raise for the shape of a video that is not folded, whose clips a shift would mix where N is a multiple of T.
 
     Five axes are volumes, `[N*T, C, D, H, W]`, unless the axis where a video has its frames has T entries.
     """
-    if num_segments == 1 or x.dim() < 5:
+    if num_segments == 1 or len(shape) < 5:
         return
-    for axis in (1, 2) if channel_dim == 1 or x.dim() > 5 else (1,):
-        if x.shape[axis] == num_segments:
+    for axis in (1, 2) if channel_dim == 1 or len(shape) > 5 else (1,):
+        if shape[axis] == num_segments:
             moved = "" if axis == 1 else f".movedim({axis}, 1)"
             raise ValueError(
-                f"{name} must hold folded clips [N*T, C, ...], got {tuple(x.shape)} with as many entries on axis "
+                f"{name} must hold folded clips [N*T, C, ...], got {tuple(shape)} with as many entries on axis "
                 f"{axis} as num_segments={num_segments}. Pass {name}{moved}.flatten(0, 1); if that axis is none of "
                 "frames, call the op in torch.ops.tsm_triton with explicit counts."
             )
@@ -178,23 +180,35 @@ def temporal_shift(
     Source: arXiv 1811.08383, section 3.
     """
     _check_tensors(x=x)
-    if (num_segments is None) == (clip_lengths is None):
+    if clip_lengths is None and num_segments is not None:
+        arguments = (num_segments, shift_div, direction, channel_dim, fold_order)
+        if is_plain(x) and all(type(value) in (int, str) for value in arguments):
+            return ops.shift_by_copies(x, *_planned(x.shape, *arguments))
+        return ops.shift(x, *_checked(x.shape, *arguments))
+    if clip_lengths is None or num_segments is not None:
         raise ValueError(
             "expected either num_segments or clip_lengths, got "
             + ("neither" if clip_lengths is None else f"both ({num_segments} and {clip_lengths})")
             + ": pass one of the two"
         )
-    segments, shift_div = check_shift(
-        1 if num_segments is None else num_segments, shift_div, direction, fold_order
-    )
+    _, *shift = _checked(x.shape, 1, shift_div, direction, channel_dim, fold_order)
+    return ops.temporal_shift_packed(x, clip_boundaries(clip_lengths, x.shape[0], x.device), *shift)
+
+
+def _checked(
+    shape: Sequence[int], num_segments: Any, shift_div: Any, direction: str, channel_dim: Any, fold_order: str
+) -> tuple[int, int, int, bool, int]:
+    """The op's arguments behind `x`, for an `x` of this shape."""
+    num_segments, shift_div = check_shift(num_segments, shift_div, direction, fold_order)
     channel_dim = as_int(channel_dim, "channel_dim")
-    ops.check_channel_dim(x, channel_dim)
-    check_folded(x, segments, channel_dim % x.dim())
-    counts = _counts(x, "x", segments, shift_div, direction, fold_order, channel_dim)
-    if clip_lengths is not None:
-        boundaries = clip_boundaries(clip_lengths, x.shape[0], x.device)
-        return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
-    return ops.shift(x, segments, *counts, channel_dim)
+    ops.check_channel_dim(shape, channel_dim)
+    check_folded(shape, num_segments, channel_dim % len(shape))
+    counts = _counts(shape, "x", num_segments, shift_div, direction, fold_order, channel_dim)
+    return num_segments, *counts, channel_dim
+
+
+# once a shape: checked anew they are a seventh of a small map's time
+_planned = functools.lru_cache(maxsize=1024)(_checked)
 
 
 def residual_shift(
@@ -250,9 +264,9 @@ def residual_shift(
     _check_optional_tensors(scale=scale, bias=bias)
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     check_activation(activation)
-    ops.check_channel_dim(branch, 1, "branch")
-    check_folded(branch, num_segments, name="branch")
-    counts = _counts(branch, "branch", num_segments, shift_div, direction)
+    ops.check_channel_dim(branch.shape, 1, "branch")
+    check_folded(branch.shape, num_segments, name="branch")
+    counts = _counts(branch.shape, "branch", num_segments, shift_div, direction)
     return ops.residual_shift(branch, scale, bias, identity, num_segments, *counts, activation)
 
 
@@ -304,8 +318,8 @@ def shift_conv1x1(
     _check_optional_tensors(bias=bias, identity=identity)
     num_segments, shift_div = check_shift(num_segments, shift_div, direction)
     check_activation(activation)
-    ops.check_channel_dim(x, 1)
-    counts = _counts(x, "x", num_segments, shift_div, direction)
+    ops.check_channel_dim(x.shape, 1)
+    counts = _counts(x.shape, "x", num_segments, shift_div, direction)
     return ops.shift_conv1x1(x, weight, bias, identity, num_segments, *counts, activation)
 
 
@@ -320,7 +334,7 @@ def _check_optional_tensors(**values: Any) -> None:
 
 
 def _counts(
-    x: Tensor,
+    shape: Sequence[int],
     name: str,
     num_segments: int,
     shift_div: int,
@@ -328,9 +342,9 @@ def _counts(
     fold_order: str = "future_first",
     channel_dim: int = 1,
 ) -> tuple[int, int, bool]:
-    """`fold_counts`, once it is sure that `x` holds whole clips and something moves."""
-    ops.check_frames(x.shape[0], num_segments, name)
-    channels = x.shape[channel_dim]
+    """`fold_counts`, once it is sure that a shape is of whole clips and something moves."""
+    ops.check_frames(shape[0], num_segments, name)
+    channels = shape[channel_dim]
     counts = fold_counts(channels, shift_div, direction, fold_order)
     if counts[0] == 0:
         raise ValueError(

@@ -7,6 +7,7 @@ Triton on machines that never do.
 from ..activations import check_activation
 from .checks import check_channel_dim, check_frames
 from .convolution import convolution
+from .copies import shift_by_copies
 from .declare import ATEN_FORMS
 from .depthwise import depthwise_convolution
 from .inductor import let_inductor_decompose
@@ -15,7 +16,7 @@ from .shift_conv1x1 import shift_conv1x1
 from .shift_step import shift_step, shift_step_into
 from .shift_step_conv1x1 import shift_step_conv1x1
 from .stem import stem_convolution
-from .temporal_shift import shift, shift_by_copies, temporal_shift
+from .temporal_shift import shift, temporal_shift
 from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [

@@ -1,5 +1,7 @@
 """What the arguments of an op must be, or a form would leave its memory or mix clips."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def check_frames(frames: int, num_segments: int, name: str = "x") -> None:
 
 def check_channels(x: Tensor, n_first: int, n_second: int, channel_dim: int, name: str = "x") -> None:
     """That the two groups of channels are there."""
-    check_channel_dim(x, channel_dim, name)
+    check_channel_dim(x.shape, channel_dim, name)
     channels = x.shape[channel_dim]
     if min(n_first, n_second) < 0 or n_first + n_second > channels:
         raise ValueError(
@@ -34,14 +36,14 @@ def check_channels(x: Tensor, n_first: int, n_second: int, channel_dim: int, nam
         )
 
 
-def check_channel_dim(x: Tensor, channel_dim: int, name: str = "x") -> None:
+def check_channel_dim(shape: Sequence[int], channel_dim: int, name: str = "x") -> None:
     """That the channels have an axis of their own."""
-    if x.dim() < 2:
-        raise ValueError(f"{name} must have shape [N*T, C, ...] or [N*T, ..., C], got {tuple(x.shape)}")
-    if not -x.dim() <= channel_dim < x.dim() or channel_dim % x.dim() == 0:
+    if len(shape) < 2:
+        raise ValueError(f"{name} must have shape [N*T, C, ...] or [N*T, ..., C], got {tuple(shape)}")
+    if not -len(shape) <= channel_dim < len(shape) or channel_dim % len(shape) == 0:
         raise ValueError(
             f"channel_dim must name an axis of {name} behind the frames, got {channel_dim} for shape "
-            f"{tuple(x.shape)}"
+            f"{tuple(shape)}"
         )
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..activations import ACTIVATIONS, activate, activate_, activation_backward, check_activation
 from .checks import check_clips, check_floats, check_frames, check_like
+from .copies import shift_by_copies
 from .declare import declare
 from .derivatives import batch_first, one_by_one
 from .recomputing import made_again
-from .temporal_shift import shift_by_copies, temporal_shift
+from .temporal_shift import temporal_shift
 from .tensors import MAX_FRAME, laid_out_like, wide
 
 __all__ = ["residual_shift", "residual_shift_backward"]

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..activations import ACTIVATIONS, activation_backward, check_activation
 from .checks import check_clips, check_floats, check_frames, check_like
 from .convolution import convolution_in_aten, convolved
+from .copies import shift_by_copies
 from .declare import declare
 from .derivatives import batch_first, one_by_one
-from .temporal_shift import shift_by_copies, temporal_shift
+from .temporal_shift import temporal_shift
 from .tensors import MAX_FRAME, new_channels_last, wide
 
 __all__ = ["UNSHIFTED", "check", "shift_conv1x1"]

@@ -14,7 +14,7 @@ __all__ = ["check_cache", "shift_step", "shift_step_into"]
 
 def check_cache(x: Tensor, cache: Tensor, name: str, channel_dim: int) -> None:
     """What a kernel needs to stay inside its memory."""
-    check_channel_dim(x, channel_dim)
+    check_channel_dim(x.shape, channel_dim)
     dim = channel_dim % x.dim()
     shape, expected = list(cache.shape), list(x.shape)
     if len(shape) == len(expected):

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from ..torch_private import quantised_per_tensor
 from .checks import check_clips, check_frames
+from .copies import shift_by_copies
 from .declare import declare, library
 from .derivatives import batch_first
-from .direct import is_plain
-from .host_memory import clone
 
-__all__ = ["flat_form", "shift", "shift_by_copies", "temporal_shift"]
+__all__ = ["flat_form", "shift", "temporal_shift"]
 
 
 def _check(x: Tensor, num_segments: int, n_first: int, n_second: int, _: bool, channel_dim: int) -> None:
@@ -31,37 +30,8 @@ def _kernel(x: Tensor, *shift: Any) -> Tensor:
     return kernel.temporal_shift(x, *shift)
 
 
-def shift_by_copies(
-    x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
-) -> Tensor:
-    """The shift as a clone whose folds are written anew, any strides and dtype: the fastest form on a CPU.
-
-    Each fold moves by one frame over all clips at once, and what came from a neighbouring clip becomes zero: five calls
-    of torch, where a view of clips takes more, and a small map's time is that of the calls.
-    """
-    out = clone(x)
-    if x.numel() == 0:
-        return out
-    source, target = (
-        (x, out) if channel_dim == 1 else (x.movedim(channel_dim, 1), out.movedim(channel_dim, 1))
-    )
-    moved = n_first + n_second
-    for start, end, reads_next in ((0, n_first, not reverse), (n_first, moved, reverse)):
-        if start == end:
-            continue
-        if reads_next:
-            target[:-1, start:end] = source[1:, start:end]
-            target[num_segments - 1 :: num_segments, start:end] = 0
-        else:
-            target[1:, start:end] = source[:-1, start:end]
-            target[::num_segments, start:end] = 0
-    return out
-
-
 def shift(x: Tensor, *arguments: Any) -> Tensor:
-    """The op, of arguments that are checked; of a plain tensor on a CPU without the dispatcher's way to its form."""
-    if is_plain(x):
-        return shift_by_copies(x, *arguments)
+    """The op, but where `torch.onnx.export` looks on."""
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         # whoever calls torch.onnx.export himself: no runtime of ONNX has the op, and a library has no public table to
         # put a form in; torch's own of decompositions would take the place of the op's fake

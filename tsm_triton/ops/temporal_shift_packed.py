@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .checks import check_channels
+from .copies import shift_by_copies
 from .declare import declare
 from .derivatives import one_by_one
-from .temporal_shift import flat_form, shift_by_copies
+from .temporal_shift import flat_form
 
 __all__ = ["temporal_shift_packed"]
 

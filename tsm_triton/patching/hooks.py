@@ -194,7 +194,7 @@ class ShiftHook(Unscripted):
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or self.step is not None or not keeps_unshifted(module, x):
+        if torch.compiler.is_compiling() or not keeps_unshifted(module, x) or self.step is not None:
             return self.shift(x)
         shift = self._as_of_now()
         shifted = shift(x)

@@ -79,15 +79,7 @@ def run(args: argparse.Namespace) -> int:
     _check_model(args.model, args.direction)
 
     train_clips, test_clips = make_clips(args.out / "clips", args.clips, args.seed)
-    trainings: dict[str, Training] = {}
-    for name in ("TSN", "TSM"):
-        torch.manual_seed(args.seed)
-        model = create_backbone(args.model, num_classes=len(CLASSES))
-        if name == "TSM":
-            patch(model, NUM_SEGMENTS, direction=args.direction)
-        classifier = VideoClassifier(model, NUM_SEGMENTS)
-        trainings[name] = train(classifier, train_clips, test_clips, args.epochs, args.seed, name, device)
-
+    classifier, trainings = _train_both(args, train_clips, test_clips, device)
     accuracy = {name: training.test_accuracy[-1] for name, training in trainings.items()}
     chance = 100 / len(CLASSES)
     as_expected, verdict = _verdict(accuracy["TSN"], accuracy["TSM"], chance)
@@ -112,20 +104,37 @@ def run(args: argparse.Namespace) -> int:
         save_checkpoint(classifier, written[-1], CLASSES)
     save_results(written[0], results)
     save_plot(written[1], results, test_clips.frames, test_clips.labels.tolist())
+    _print_summary(results, written)
+    return 0 if as_expected else 1
 
-    print(
-        f"Test accuracy on {len(test_clips.labels)} clips of {len(CLASSES)} motions (chance {chance:.1f} %):"
-    )
-    for name, training in trainings.items():
+
+def _train_both(
+    args: argparse.Namespace, train_clips: Clips, test_clips: Clips, device: torch.device
+) -> tuple[VideoClassifier, dict[str, Training]]:
+    """The shifted network, trained, and what came of both trainings: same clips, same seed."""
+    trainings = {}
+    for name in ("TSN", "TSM"):
+        torch.manual_seed(args.seed)
+        model = create_backbone(args.model, num_classes=len(CLASSES))
+        if name == "TSM":
+            patch(model, NUM_SEGMENTS, direction=args.direction)
+        classifier = VideoClassifier(model, NUM_SEGMENTS)
+        trainings[name] = train(classifier, train_clips, test_clips, args.epochs, args.seed, name, device)
+    return classifier, trainings
+
+
+def _print_summary(results: dict[str, Any], written: list[Path]) -> None:
+    num_clips, chance = results["num_clips"]["test"], results["chance"]
+    print(f"Test accuracy on {num_clips} clips of {len(CLASSES)} motions (chance {chance:.1f} %):")
+    for name, training in results["trainings"].items():
         kind = "shifted" if name == "TSM" else "unshifted"
-        milliseconds = 1000 * training.seconds_per_step
-        print(f"  {name}, {kind + ':':<11}{accuracy[name]:5.1f} %  {milliseconds:6.1f} ms per training step")
+        accuracy, milliseconds = results["test_accuracy"][name], 1000 * training["seconds_per_step"]
+        print(f"  {name}, {kind + ':':<11}{accuracy:5.1f} %  {milliseconds:6.1f} ms per training step")
     if "streamed" in results:
         offline, streamed = (results["streamed"][how] for how in ("offline", "frame by frame"))
         print(f"  TSM on whole clips {offline:.1f} %, streamed frame by frame {streamed:.1f} %")
     *others, last = map(str, written)
-    print(f"{verdict}\nWrote {', '.join(others)} and {last} in {results['seconds']:.0f} s.")
-    return 0 if as_expected else 1
+    print(f"{results['verdict']}\nWrote {', '.join(others)} and {last} in {results['seconds']:.0f} s.")
 
 
 @torch.no_grad()

@@ -45,12 +45,20 @@ def save_plot(path: Path, results: dict[str, Any], frames: Tensor, labels: list[
     """
     from matplotlib.figure import Figure
 
-    trainings, accuracy = results["trainings"], results["test_accuracy"]
     shown = [labels.index(CLASSES.index(name)) for name in SHOWN if CLASSES.index(name) in labels]
     figure = Figure(figsize=(9, 4.4 + 1.4 * len(shown)), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(1 + len(shown), 1, height_ratios=[3.0, *[1.0] * len(shown)])
 
-    axes = figure.add_subplot(grid[0])
+    _draw_curves(figure.add_subplot(grid[0]), results)
+    for row, index in enumerate(shown, 1):
+        said = {name: results["trainings"][name]["predictions"][index] for name in ("TSN", "TSM")}
+        _draw_clip(figure.add_subplot(grid[row]), frames[index], labels[index], said)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _draw_curves(axes: Any, results: dict[str, Any]) -> None:
+    trainings, accuracy = results["trainings"], results["test_accuracy"]
     epochs = range(1, len(trainings["TSM"]["test_accuracy"]) + 1)
     for name, color in COLORS.items():
         label = f"{name}, test ({accuracy[name]:.1f} %)"
@@ -74,18 +82,12 @@ def save_plot(path: Path, results: dict[str, Any], frames: Tensor, labels: list[
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=5, frameon=False, fontsize=9)
 
-    for row, index in enumerate(shown, 1):
-        axes = figure.add_subplot(grid[row])
-        gap = torch.full_like(frames[index, ..., :3], 255)
-        strip = rearrange(torch.cat([frames[index], gap], dim=-1), "t rgb h w -> h (t w) rgb")
-        axes.imshow(strip[:, :-3].numpy(), interpolation="bilinear")
-        axes.set_axis_off()
-        truth = labels[index]
-        answers = {name: trainings[name]["predictions"][index] for name in ("TSN", "TSM")}
-        said = [f"{name}: {CLASSES[a]} {'✓' if a == truth else '✗'}" for name, a in answers.items()]
-        axes.set_title(
-            f"true motion: {CLASSES[truth]}        {'        '.join(said)}", fontsize=10, loc="left"
-        )
 
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+def _draw_clip(axes: Any, frames: Tensor, label: int, answers: dict[str, int]) -> None:
+    """The frames `[T, 3, H, W]` in a row, and what each model said."""
+    gap = torch.full_like(frames[..., :3], 255)
+    strip = rearrange(torch.cat([frames, gap], dim=-1), "t rgb h w -> h (t w) rgb")
+    axes.imshow(strip[:, :-3].numpy(), interpolation="bilinear")
+    axes.set_axis_off()
+    said = [f"{name}: {CLASSES[a]} {'✓' if a == label else '✗'}" for name, a in answers.items()]
+    axes.set_title(f"true motion: {CLASSES[label]}        {'        '.join(said)}", fontsize=10, loc="left")
