@@ -203,7 +203,9 @@ class Client:
         async with self._turn:
             batcher._check_open()
             if self._slot is None:
-                raise RuntimeError("expected a connected stream, got one that has left. Join again.")
+                raise RuntimeError(
+                    "expected a connected stream, got one that has left: make another with join()"
+                )
             self._reply = asyncio.get_running_loop().create_future()
             batcher._waiting.append(_Request(self, self._slot, frame, self._reply))
             batcher._arrived.set()

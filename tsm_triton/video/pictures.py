@@ -131,7 +131,7 @@ def decode_picture(data: bytes) -> Tensor:
             picture = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # each of Pillow's formats fails in its own ways
         raise ValueError(
-            f"expected a picture, got {len(data)} bytes that are none ({error}): send a JPEG or PNG"
+            f"expected a picture, got {len(data)} bytes that are none ({error}): encode it as JPEG or PNG"
         ) from error
     return torch.from_numpy(picture).permute(2, 0, 1)
 
