@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from examples.stream_server import load_test
-from examples.stream_server.batching import Batcher
 from examples.stream_server.connection import Camera, listening
 from tsm_triton.commands.demo.motion_clips import CLASSES
+from tsm_triton.streaming.batching import Batcher
 from tsm_triton.video.transforms import eval_transform
 
 from .streams import MODELS, assert_close, causal, frames_of, offline

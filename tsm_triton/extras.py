@@ -7,6 +7,7 @@ __all__ = ["check_installed", "requirements"]
 EXTRAS = {
     "accelerate": "accelerate>=1.10",
     "av": "av>=14.1",
+    "fastapi": "fastapi>=0.115",
     "hypothesis": "hypothesis>=6.100",
     "matplotlib": "matplotlib>=3.8",
     "pyarrow": "pyarrow>=17",
@@ -15,6 +16,8 @@ EXTRAS = {
     "tomli": "tomli>=2",
     "torchmetrics": "torchmetrics>=1.6",
     "webdataset": "webdataset>=0.2.100",
+    "uvicorn": "uvicorn>=0.35",
+    "websockets": "websockets>=13",
     "onnx": "onnx>=1.18",
     "onnxscript": "onnxscript>=0.5.6",
 }

@@ -10,8 +10,8 @@ import torch
 from tsm_triton.commands.common import pick_device
 from tsm_triton.commands.demo import DEMO_WEIGHTS
 from tsm_triton.commands.stream.weights import load_trained
+from tsm_triton.streaming.batching import Batcher
 
-from .batching import Batcher
 from .connection import listening
 
 

@@ -6,17 +6,15 @@ picture. A client leaves by closing the connection.
 """
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from .batching import Batcher
+from tsm_triton.streaming.batching import Batcher
+from tsm_triton.video.pictures import decode_picture
 
 __all__ = ["Camera", "listening"]
 
@@ -90,23 +88,13 @@ async def _answer(
                 return await send(error=f"expected a picture of at most {MAX_BYTES} bytes, got {length}")
             data = await reader.readexactly(length)
             try:
-                frame = await asyncio.to_thread(lambda data=data: preprocess(_decoded(data)[None])[0])
+                frame = await asyncio.to_thread(lambda data=data: preprocess(decode_picture(data)[None])[0])
             except ValueError as error:
                 await send(frame=number, error=str(error))
             else:
                 probability, best = (await client.predict(frame)).float().softmax(-1).max(-1)
                 await send(frame=number, label=labels[int(best)], probability=round(probability.item(), 4))
             number += 1
-
-
-def _decoded(data: bytes) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return pil_to_tensor(picture.convert("RGB"))
-    except Exception as error:  # each of Pillow's formats fails in its own ways
-        raise ValueError(
-            f"expected a picture, got {len(data)} bytes that are none ({error}): send a JPEG or PNG"
-        ) from error
 
 
 class Camera:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 import tsm_triton
 from tsm_triton.backbones import create_backbone
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures
+from tsm_triton.streaming.batching import Batcher
 from tsm_triton.video.transforms import eval_transform
 
-from .batching import Batcher
 from .connection import Camera, listening
 
 HEAD = (

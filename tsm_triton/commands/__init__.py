@@ -7,6 +7,7 @@ COMMANDS = {
     "eval": "measure a model on labelled videos: top-1 and top-5, per class and per video",
     "export": "write a model as ONNX, torch.export's .pt2 or an AOTInductor package, for use without this package",
     "inspect": "say what a file of weights is, how it is shifted, and which line loads it",
+    "serve": "show a page on which a camera or a video is seen by a causal model, live",
     "sites": "list the modules of a timm or torchvision model that the shift would stand before",
     "stream": "run a causal model on live video, frame by frame, and draw what it makes of it",
     "train": "train a shifted model on videos, on one device or many, going on exactly where it was stopped",

@@ -1,5 +1,6 @@
-"""Videos that are kept as folders of pictures, a file a frame, in the natural order of their names."""
+"""Frames that come as encoded pictures: folders of them, in the natural order of their names, or one by one."""
 
+import io
 import os
 import re
 
@@ -12,7 +13,7 @@ from ..arguments import as_count
 from .containers import MAX_PIXELS, scaled
 from .sampling import Strategy, sample_frames
 
-__all__ = ["PICTURES", "frame_files", "natural", "read_frame_folder"]
+__all__ = ["PICTURES", "decode_picture", "frame_files", "natural", "read_frame_folder"]
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FLOW = re.compile(
@@ -105,6 +106,34 @@ def read_frame_folder(
                 f"{pictures[0].shape[1]} x {pictures[0].shape[0]} before: make a folder for each video"
             )
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)[rows]
+
+
+def decode_picture(data: bytes) -> Tensor:
+    """The RGB picture, uint8 `[3, H, W]`, in the bytes of a JPEG, PNG or WebP, as a stranger may send them.
+
+    Raises:
+        ValueError: they are no such picture, not all of it, or of more than `MAX_PIXELS`.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (64, 48), (255, 0, 0)).save(file, "png")
+        >>> decode_picture(file.getvalue())[:, 0, 0]
+        tensor([255,   0,   0], dtype=torch.uint8)
+    """
+    try:
+        # by name: of Pillow's other formats some start programs
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"expected at most MAX_PIXELS = {MAX_PIXELS} pixels, got {image.width} x {image.height}: scale it "
+                    "down first"
+                )
+            picture = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # each of Pillow's formats fails in its own ways
+        raise ValueError(
+            f"expected a picture, got {len(data)} bytes that are none ({error}): encode it as JPEG or PNG"
+        ) from error
+    return torch.from_numpy(picture).permute(2, 0, 1)
 
 
 def _picture(path: str, size: int | None) -> np.ndarray:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tsm_triton.streaming.state import StreamState
-from tsm_triton.streaming.step import StreamStep
+from .fused_step import FusedStep
+from .state import StreamState
+from .step import StreamStep
 
 __all__ = ["Batcher", "Client"]
 
@@ -31,12 +32,14 @@ class Batcher:
         capacity: how many streams may be connected at once.
         max_batch: how many frames a tick may take; the others wait for the next one.
         max_wait: how long, in seconds, a tick waits for the streams that have not sent yet.
+        fused: run the copy that `Streaming(model, fused=True)` runs, made here, in some seconds.
 
     Attributes:
+        step: the `StreamStep`, or `FusedStep`, that every tick calls.
         batches: how many ticks took how many frames.
 
     Example:
-        >>> import timm, tsm_triton
+        >>> import asyncio, timm, tsm_triton
         >>> async def main():
         ...     model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=5), direction="causal")
         ...     async with Batcher(model.eval(), (3, 32, 32)) as batcher:
@@ -55,8 +58,9 @@ class Batcher:
         capacity: int = 64,
         max_batch: int = 32,
         max_wait: float = 0.002,
+        fused: bool = False,
     ) -> None:
-        self.step = StreamStep(model)
+        self.step = (FusedStep if fused else StreamStep)(model)
         self.frame_shape = tuple(frame_shape)
         self.capacity = capacity
         self.max_batch = max_batch
@@ -199,7 +203,9 @@ class Client:
         async with self._turn:
             batcher._check_open()
             if self._slot is None:
-                raise RuntimeError("expected a connected stream, got one that has left. Join again.")
+                raise RuntimeError(
+                    "expected a connected stream, got one that has left: make another with join()"
+                )
             self._reply = asyncio.get_running_loop().create_future()
             batcher._waiting.append(_Request(self, self._slot, frame, self._reply))
             batcher._arrived.set()

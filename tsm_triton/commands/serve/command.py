@@ -1,0 +1,107 @@
+"""`tsm-triton serve CHECKPOINT`: a page on which a camera or a video is seen by a causal model."""
+
+import argparse
+import asyncio
+import socket
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ...extras import check_installed
+from ...patching.hooks import shift_hooks
+from ...streaming.batching import Batcher
+from ..classify.command import labels_of
+from ..common import few_threads, pick_device, printable
+from ..interrupt import Interrupt, stop_on_signal
+from ..stream.weights import load_trained
+from .service import Limits, Service
+
+__all__ = ["run"]
+
+MEGABYTE = 10**6
+
+
+def run(args: argparse.Namespace) -> int:
+    check_installed("serve", "av", "fastapi", "uvicorn", "websockets")
+    few_threads()
+    with (
+        stop_on_signal() as interrupt,
+        _listening(args.host, args.port) as listener,
+        TemporaryDirectory(prefix="tsm-triton-serve-", ignore_cleanup_errors=True) as folder,
+    ):
+        service = _service(args, Path(folder))
+        if not interrupt.asked:
+            _announce(args, service, listener)
+            asyncio.run(_serve(service, listener, interrupt))
+    print("Stopped.")
+    return 0
+
+
+def _service(args: argparse.Namespace, folder: Path) -> Service:
+    """The model of the arguments, with what the checkpoint says of it."""
+    device = pick_device(args.device)
+    trained = load_trained(args.checkpoint, args.model, args.direction)
+    preprocess, num_segments = trained.transform(), shift_hooks(trained.model)[0].num_segments
+    frame = preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    batcher = Batcher(
+        trained.model.to(device),
+        frame.shape[1:],
+        capacity=args.clients,
+        max_batch=min(args.clients, 32),
+        fused=args.fused,
+    )
+    with torch.inference_mode():
+        logits, _ = batcher.step(frame.to(device), batcher.step.init_state(frame.to(device)))
+    labels = labels_of(args, trained.classes, logits.shape[-1])
+    limits = Limits(max_bytes=args.max_upload * MEGABYTE)
+    return Service(trained.name, labels, num_segments, preprocess, batcher, folder, limits)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections, which wait until the model is there.
+
+    Raises:
+        ValueError: nobody can listen there.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"expected an address to listen at, got {host!r} port {port} ({reason}): pass another --host or --port; "
+            "--port 0 is any that is free"
+        ) from error
+
+
+def _announce(args: argparse.Namespace, service: Service, listener: socket.socket) -> None:
+    host, port = (f"[{args.host}]" if ":" in args.host else args.host), listener.getsockname()[1]
+    print(f"{service.name} of {printable(str(args.checkpoint))}, {len(service.labels)} classes", flush=True)
+    if listener.getsockname()[0] in ("0.0.0.0", "::"):
+        print("Whoever reaches this machine may use it, without a password; cameras need https or localhost.")
+    print(f"http://{host}:{port}; Ctrl-C to stop", flush=True)
+
+
+async def _serve(service: Service, listener: socket.socket, interrupt: Interrupt) -> None:
+    import uvicorn
+
+    from .app import make_app
+
+    config = uvicorn.Config(
+        make_app(service),
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=service.limits.max_message,
+        ws_per_message_deflate=False,  # pictures are compressed already
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not serving.done():  # of the signals uvicorn hears two itself, and says them again in the end
+        server.should_exit |= interrupt.asked
+        await asyncio.wait([serving], timeout=0.2)
+    await serving
