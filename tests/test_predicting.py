@@ -44,7 +44,7 @@ def expected(checkpoint, path, average="logits", views=1):
     classifier = tsm_triton.VideoClassifier(
         model, T, view_average="softmax" if average == "probabilities" else "logits"
     )
-    clip = transform_for(model, views=views)(read_clip(path, T)[0])[None]
+    clip = transform_for(model, views=views)(read_clip(path, T, size=36)[0])[None]
     with torch.inference_mode():
         scores = classifier(clip)[0]
     return scores if average == "probabilities" and views > 1 else scores.softmax(-1)
@@ -81,6 +81,23 @@ def test_the_table_of_an_evaluation_is_what_the_model_says(videos, checkpoint, t
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert f"Top-1 {results['top1']:.1f} %" in printed
     assert "Testing 12 videos" in said
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "dense"])
+def test_a_training_and_an_evaluation_find_the_same(strategy, tmp_path):
+    """Of frames that are larger than the model's: both scale them in the same way."""
+    data = write_motions(tmp_path / "videos", 8, size=100, frames=6)
+    fixed = ["--device", "cpu", "--workers", "0", "--sampling", strategy]
+    small = ["--model", "test_resnet", "--num-segments", "4", "--size", "32", "--epochs", "1"]
+    said = ["--val", str(data), "--out", str(tmp_path / "run"), "--batch-size", "8"]
+    assert main(["train", str(data), *said, *small, *fixed]) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    best = ["--checkpoint", str(tmp_path / "run" / "best.pt"), "--out", str(tmp_path / "eval")]
+    assert main(["eval", str(data), *best, *fixed]) == 0
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["top1"] == float(row["val_top1"])
+    assert results["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
@@ -154,7 +171,32 @@ def test_an_evaluation_invents_no_order_of_classes(videos, checkpoint, tmp_path,
     assert tables[0] == tables[1]
 
 
-def test_a_bare_state_dict_needs_its_name_and_its_direction(videos, checkpoint, tmp_path, capsys):
+SHIFT = {"direction": "causal", "place": "block", "shift-div": "4"}
+
+
+def test_a_bare_state_dict_is_shifted_as_it_is_said(videos, tmp_path, capsys):
+    torch.manual_seed(1)
+    model = tsm_triton.patch(
+        create_backbone("test_resnet", num_classes=4), T, direction="causal", place="block", shift_div=4
+    )
+    model.eval()
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    tsm_triton.save_checkpoint(model, tmp_path / "ours.pt")
+    path, found = str(next(videos.rglob("*.mp4"))), []
+    said = [word for name, value in SHIFT.items() for word in (f"--{name}", value)]
+    bare = ["--model", "test_resnet", "--num-segments", str(T)]
+    for name, more in (("bare.pth", [*bare, *said]), ("ours.pt", []), ("ours.pt", said)):
+        out = tmp_path / "a.json"
+        assert main(["classify", path, *options(tmp_path / name, *more), "--json", str(out)]) == 0
+        found.append(json.loads(out.read_text()))
+    assert found[0] == found[1] == found[2]
+    assert "says nothing of its frames" in capsys.readouterr().err
+    for name, other in (("direction", "bidirectional"), ("place", "blockres"), ("shift-div", "8")):
+        assert main(["classify", path, *options(tmp_path / "ours.pt", f"--{name}", other)]) == 2
+        assert f"expected --{name} {SHIFT[name]}, as " in capsys.readouterr().err
+
+
+def test_a_bare_state_dict_needs_its_name_and_its_shift(videos, checkpoint, tmp_path, capsys):
     bare = tmp_path / "bare.pth"
     torch.save(tsm_triton.load_checkpoint(checkpoint).state_dict(), bare)
     path = str(next(videos.rglob("*.mp4")))
@@ -162,12 +204,17 @@ def test_a_bare_state_dict_needs_its_name_and_its_direction(videos, checkpoint, 
     assert "state dict" in capsys.readouterr().err
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(NAMES))
-    more = ["--model", "test_resnet", "--labels", str(labels)]
+    more = ["--labels", str(labels)]
     assert main(["classify", path, *options(bare, *more)]) == 2
-    assert "pass --direction as it was trained" in capsys.readouterr().err
-    more += ["--direction", "causal"]
-    assert main(["classify", path, *options(bare, *more)]) == 0
-    assert "class 0" not in capsys.readouterr().out
+    asked = "pass --model, --direction, --place, --shift-div, --num-segments as it was trained"
+    assert asked in capsys.readouterr().err
+    more += ["--model", "test_resnet", "--num-segments", str(T)]
+    for shift in ({"direction": "causal"}, {"shift-div": "8"}, {"place": "block", "shift-div": "4"}):
+        some = [*more, *(word for name, value in shift.items() for word in (f"--{name}", value))]
+        assert main(["classify", path, *options(bare, *some)]) == 2
+        error = capsys.readouterr().err
+        assert all((f"--{name}" in error.split("pass ")[1]) != (name in shift) for name in SHIFT)
+    more += [word for name, value in SHIFT.items() for word in (f"--{name}", value)]
     labels.write_text("one\ntwo\n")
     assert main(["classify", path, *options(bare, *more)]) == 2
     assert "expected 4 labels, one a class, got 2" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from tsm_triton import load_checkpoint
 from tsm_triton.checkpoints.download import local_file
 from tsm_triton.checkpoints.published import LAYOUTS
 from tsm_triton.cli import main
-from tsm_triton.commands.stream.weights import load_trained
+from tsm_triton.commands.models import Said, load_trained_model
 from tsm_triton.patching.hooks import shift_hooks
 from tsm_triton.preparation import preparation_of
 
@@ -482,14 +482,16 @@ def test_a_pickle_of_paddles_is_refused_with_the_way_round(tmp_path):
 
 def test_the_online_demos_weights_are_streamed_by_the_command_and_no_others(tmp_path):
     state, expected = online()
-    weights = load_trained(save(tmp_path, "mobilenetv2_jester_online.pth.tar", state), None)
-    assert (weights.name, weights.classes[0]) == ("torchvision/mobilenet_v2", "Doing other things")
+    path = save(tmp_path, "mobilenetv2_jester_online.pth.tar", state)
+    weights = load_trained_model(path, Said(), streamed=True)
+    assert weights.labels is not None
+    assert (weights.name, weights.labels[0]) == ("torchvision/mobilenet_v2", "Doing other things")
     stream = tsm_triton.Streaming(weights.model)
     rows = torch.cat([stream(FRAMES[number : number + 1]) for number in range(T)])
     # convolutions of one frame round in another way than those of eight
     torch.testing.assert_close(rows, expected[:T], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="got bidirectional ones of authors in .*a stream has no next frame"):
-        load_trained(save(tmp_path, "a.pth", authors()[0]), None)
+        load_trained_model(save(tmp_path, "a.pth", authors()[0]), Said(), streamed=True)
 
 
 def test_the_table_of_layouts_names_them_all():

@@ -20,10 +20,10 @@ from tsm_triton.cli import main
 from tsm_triton.commands.common import read_labels
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.interrupt import Interrupt
+from tsm_triton.commands.models import Said, load_trained_model
 from tsm_triton.commands.stream import annotation, sources
 from tsm_triton.commands.stream import command as stream
 from tsm_triton.commands.stream.sources import open_source
-from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.video import live, probe, read_frames
 from tsm_triton.video.transforms import eval_transform
@@ -100,7 +100,7 @@ def test_probabilities_are_those_of_the_stream(clip, weights, tmp_path, monkeypa
     argv = ["stream", str(clip), "--weights", str(weights), "--device", "cpu", "--consensus", "2"]
     assert main([*argv, "--every", "2", "--max-frames", "5", "--out", str(tmp_path / "out")]) == 0
     ((_, times, probabilities, labels, _),) = drawn
-    trained = load_trained(weights, None)
+    trained = load_trained_model(weights, Said(), streamed=True)
     expected = Streaming(trained.model, consensus=2, every=2)
     video = eval_transform(48, short_side=48)(read_frames(clip, range(5)))
     for frame, actual in zip(video, probabilities, strict=True):
@@ -125,12 +125,14 @@ def test_plain_state_dicts_need_a_model_and_take_labels(clip, tmp_path, capsys):
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
     argv = ["stream", str(clip), "--weights", str(tmp_path / "plain.pt"), "--out", str(tmp_path / "out")]
-    assert main(argv) == 2
-    assert "got none named in" in capsys.readouterr().err
-    argv += ["--model", "test_resnet"]
-    assert main(argv) == 2
-    assert "a bare state dict" in capsys.readouterr().err
-    argv += ["--direction", "causal"]
+    said = {"model": "test_resnet", "direction": "causal", "place": "blockres", "shift-div": "8"}
+    for left_out in said:  # nothing that decides the numbers is guessed
+        some = [word for name, value in said.items() if name != left_out for word in (f"--{name}", value)]
+        assert main([*argv, *some]) == 2
+        error = capsys.readouterr().err
+        assert "a bare state dict" in error
+        assert f"pass --{left_out} as it was trained" in error
+    argv += [word for name, value in said.items() for word in (f"--{name}", value)]
     assert main([*argv, "--labels", str(tmp_path / "labels.txt")]) == 0
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     for path in (tmp_path / "out").iterdir():

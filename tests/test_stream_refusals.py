@@ -16,15 +16,18 @@ from PIL import Image
 from tsm_triton import patch, save_checkpoint
 from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
+from tsm_triton.commands.models import Said, load_trained_model
 from tsm_triton.commands.stream.annotation import MAX_WIDTH, annotated_video
 from tsm_triton.commands.stream.sources import open_source
-from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.video import probe
 
 from .damage import damaged
 
 CLASSES = ("left", "right", "still")
+SAID = Said("test_resnet", place="blockres", shift_div=8, direction="causal")
+# the same, on the command line
+OPTIONS = ["--model", "test_resnet", "--direction", "causal", "--place", "blockres", "--shift-div", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def test_scores_that_are_no_numbers_are_refused(state, picture, tmp_path, refuse
         {key: value * torch.nan if value.is_floating_point() else value for key, value in state.items()},
         tmp_path / "nan.pt",
     )
-    error = refused(picture, tmp_path / "nan.pt", "--model", "test_resnet", "--direction", "causal")
+    error = refused(picture, tmp_path / "nan.pt", *OPTIONS)
     assert "expected finite scores" in error
     assert "nan.pt" in error
 
@@ -149,7 +152,7 @@ def test_a_file_is_no_folder_for_results(weights, picture, capsys):
     argv = ["stream", str(picture), "--weights", str(weights), "--out", str(weights)]
     assert main(argv) == 2
     assert "expected a folder for results" in capsys.readouterr().err
-    assert load_trained(weights, None).classes == list(CLASSES)
+    assert load_trained_model(weights, Said(), streamed=True).labels == list(CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +197,17 @@ def test_keys_and_values_that_no_model_has_are_refused(state, picture, tmp_path,
         {last: state[last].to_sparse()},
     ):
         torch.save({**state, **changed}, tmp_path / "odd.pt")
-        options = ("--model", "test_resnet", "--direction", "causal")
-        assert "odd.pt" in refused(picture, tmp_path / "odd.pt", *options)
+        assert "odd.pt" in refused(picture, tmp_path / "odd.pt", *OPTIONS)
 
 
 def test_classes_are_made_printable(weights):
     held = torch.load(weights, weights_only=True)
     torch.save({**held, "labels": ["a", "\x1b[31mred", "c"]}, weights)
-    assert load_trained(weights, None).classes == ["a", "\N{REPLACEMENT CHARACTER}[31mred", "c"]
+    assert load_trained_model(weights, Said(), streamed=True).labels == [
+        "a",
+        "\N{REPLACEMENT CHARACTER}[31mred",
+        "c",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -213,7 +219,7 @@ def test_damaged_weights_are_refused(zipped, state, tmp_path):
     for _ in range(150):
         path.write_bytes(damaged(whole, rng, 800))
         with pytest.raises(ValueError, match="expected .*got"):
-            load_trained(path, "test_resnet", "causal")
+            load_trained_model(path, SAID, streamed=True)
 
 
 @pytest.mark.parametrize("kind", ["bmp", "jpeg", "png", "ppm", "tiff", "webp"])

@@ -9,21 +9,23 @@ import torch
 
 from tsm_triton.commands.common import pick_device
 from tsm_triton.commands.demo import DEMO_WEIGHTS
-from tsm_triton.commands.stream.weights import load_trained
+from tsm_triton.commands.models import Said, load_trained_model
+from tsm_triton.commands.options import add_shift_options
 from tsm_triton.streaming.batching import Batcher
+from tsm_triton.video.transforms import transform_for
 
 from .connection import listening
 
 
 async def serve(args: argparse.Namespace) -> None:
-    trained = load_trained(args.weights, args.model, args.direction)
-    preprocess = trained.transform()
+    trained = load_trained_model(args.weights, Said.of(args), streamed=True)
+    preprocess = transform_for(trained.model)
     shape = preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape[1:]
     model = trained.model.to(pick_device(args.device))
     options = {"capacity": args.capacity, "max_batch": args.max_batch, "max_wait": args.max_wait / 1000}
     with torch.inference_mode():
         classes = model(torch.zeros(8, *shape, device=next(model.parameters()).device)).shape[1]
-    labels = trained.classes or [f"class {i}" for i in range(classes)]
+    labels = trained.labels or [f"class {i}" for i in range(classes)]
     async with (
         Batcher(model, shape, **options) as batcher,
         listening(batcher, preprocess, labels, args.host, args.port) as port,
@@ -37,7 +39,7 @@ def main() -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=DEMO_WEIGHTS, help="causal weights (default: the demo's)")
     add("--model", metavar="NAME", help="whose weights they are, where the file does not say")
-    add("--direction", choices=["causal"], help="how they were trained, where the file does not say")
+    add_shift_options(parser, ["causal"])
     add("--device", help="default: cuda where there is one, else cpu")
     add("--host", default="127.0.0.1", help="default: %(default)s")
     add("--port", type=int, default=8765, help="default: %(default)s")

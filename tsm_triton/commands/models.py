@@ -1,7 +1,9 @@
 """Shifted models, as the command line names them: by a library's name, or in a checkpoint."""
 
+import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import create_backbone
-from ..checkpoints import load_checkpoint
-from ..checkpoints.native import labels_of, load_into, read_checkpoint
+from ..checkpoints.load import open_checkpoint
+from ..checkpoints.native import Checkpoint, built, labels_of, load_into
+from ..checkpoints.patches import apply_patch
+from ..checkpoints.published import Published
+from ..checkpoints.published.build import build_published, full_name
 from ..patching.hooks import is_patched, shift_hooks
 from ..patching.patch import patch
+from ..preparation import preparation_of
 
-__all__ = ["Trained", "check_runs", "head_in", "load_trained_model", "start_from"]
+__all__ = ["Said", "Trained", "check_runs", "load_trained_model"]
 
 
 @torch.no_grad()
@@ -33,29 +39,33 @@ def check_runs(model: nn.Module, name: str, num_segments: int, size: int) -> Non
         model.train(training)
 
 
-def start_from(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint's weights, but for a head of other classes.
+@dataclass(frozen=True)
+class Said:
+    """What the command line says of weights: all of a bare state dict, of others what they do not say themselves.
 
-    Raises:
-        ValueError: weights of another network.
+    Attributes:
+        model: the name of a library's model.
+        num_segments: frames of a clip.
+        place, shift_div, direction: of the shift that they were trained with.
+        non_local: the mode of published weights' non-local blocks.
     """
-    checkpoint = read_checkpoint(path)
-    given = load_checkpoint(path).state_dict() if checkpoint.ours else checkpoint.state
-    own = model.state_dict()
-    head = {
-        key
-        for key in own.keys() & given.keys()
-        if own[key].shape != given[key].shape and own[key].shape[1:] == given[key].shape[1:]
-    }
-    other = (own.keys() ^ given.keys()) | {
-        key for key in own.keys() & given.keys() if own[key].shape != given[key].shape and key not in head
-    }
-    if other or len(head) > 2:
-        raise ValueError(
-            f"expected weights of {type(model).__name__} in {checkpoint.source}, got others at "
-            f"{', '.join(sorted(other | head)[:6])}: pass the --model that they are of"
-        )
-    model.load_state_dict({**own, **{key: value for key, value in given.items() if key not in head}})
+
+    model: str | None = None
+    num_segments: int | None = None
+    place: str | None = None
+    shift_div: int | None = None
+    direction: str | None = None
+    non_local: str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Said":
+        return cls(**{field.name: getattr(args, field.name, None) for field in fields(cls)})
+
+    @property
+    def shift(self) -> dict[str, Any]:
+        """What decides the numbers, where it is said."""
+        names = ("place", "shift_div", "direction", "non_local")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -75,55 +85,150 @@ class Trained:
     labels: Sequence[str] | None
 
 
-def load_trained_model(
-    path: Path | None, name: str | None, num_segments: int | None, direction: str | None = None
-) -> Trained:
-    """What `--checkpoint` and `--model` name.
+def load_trained_model(source: str | Path | None, said: Said, *, streamed: bool = False) -> Trained:
+    """What `--checkpoint` and `--model` name, loaded strictly; no code of a file is run.
 
     Args:
-        path: a checkpoint; ours and published ones say what they are, a bare state dict is of the model `name`.
-        name: of a library's model; without `path` with its weights of images, unshifted: a picture at a time.
-        num_segments: frames of a clip; None for as many as the model was trained on, or 8.
-        direction: of a bare state dict, which does not say it.
+        source: a file or an address; weights of ours and published ones say what they are. None for a library's model
+            with its weights of images, unshifted: a picture at a time.
+        said: of weights, what they do not say; of the clips, how many frames they have.
+        streamed: weights that read the next frame, or were never shifted, are refused.
 
     Raises:
-        FileNotFoundError, ValueError: neither, or what cannot be loaded.
+        FileNotFoundError, ValueError: neither, or what cannot be loaded; what the weights contradict; a bare state
+            dict of which not all is said.
     """
-    if path is None and name is None:
+    if source is None:
+        return _of_images(said)
+    checkpoint, published = open_checkpoint(source, options=said.shift, asks=False)
+    if published is not None and any(choice.value is None for choice in published.choices):
+        # T where the file does not say it, and only there: PaddleVideo's shift_div follows from it
+        options = {} if said.num_segments is None else {"num_segments": said.num_segments}
+        checkpoint, published = open_checkpoint(source, options={**said.shift, **options})
+    if streamed:
+        _check_causal(checkpoint, published)
+    if published is not None:
+        model, name, labels = _of_published(checkpoint, published, said)
+    elif checkpoint.ours:
+        _check_said(checkpoint, said)
+        model, name, labels = _of_ours(checkpoint, said.model)
+    else:
+        model, name, labels = _of_state_dict(checkpoint, said, streamed)
+    trained_on = shift_hooks(model)[0].num_segments if is_patched(model) else 8
+    return Trained(model.eval(), name, said.num_segments or trained_on, labels or labels_of(model))
+
+
+_Loaded = tuple[nn.Module, str, Sequence[str] | None]
+
+
+def _of_images(said: Said) -> Trained:
+    if said.model is None:
         raise ValueError(
             "expected a model, got none: pass --checkpoint FILE, or --model NAME for weights of images"
         )
-    if path is None:
-        assert name is not None
-        model = create_backbone(name, pretrained=True).eval()
-        return Trained(model, name, num_segments or 8, labels_of(model))
-    checkpoint = read_checkpoint(path)
-    if name is None or checkpoint.ours:
-        model = load_checkpoint(path)
-        said = checkpoint.origin.full_name if checkpoint.origin is not None else type(model).__name__
-        own = shift_hooks(model)[0].direction if is_patched(model) else "unshifted"
-        if direction not in (None, own):
-            raise ValueError(
-                f"expected --direction {own}, as {str(path)!r} says, got {direction}: drop --direction"
-            )
-        if name not in (None, said):
-            raise ValueError(
-                f"expected weights of {name!r}, got weights of {said!r} in {str(path)!r}: drop --model"
-            )
+    if said.shift:
+        option = _option(next(iter(said.shift)))
+        raise ValueError(
+            f"expected no {option} with weights of images, which have no shift, got one: drop it, or pass --checkpoint"
+        )
+    model = create_backbone(said.model, pretrained=True).eval()
+    return Trained(model, said.model, said.num_segments or 8, labels_of(model))
+
+
+def _check_causal(checkpoint: Checkpoint, published: Published | None) -> None:
+    """Raise for weights of which it is known that they read the next frame, or none."""
+    if published is not None:
+        kind = published.shifts["direction"].value if published.sites else "unshifted"
+        whose = f" of {published.layout}"
+    elif checkpoint.ours:
+        kind, whose = "unshifted" if checkpoint.patch is None else checkpoint.patch["direction"], ""
     else:
-        if direction is None:
+        return
+    if kind != "causal":
+        raise ValueError(
+            f"expected causal weights, which read the past only, got {kind} ones{whose} in {checkpoint.source}: a "
+            "stream has no next frame. Train a causal model, as `tsm-triton train --direction causal` does, or use "
+            "those of the authors' online demo."
+        )
+
+
+def _of_published(checkpoint: Checkpoint, published: Published, said: Said) -> _Loaded:
+    libraries = {full_name(library, known): library for library, (known, _) in published.networks.items()}
+    if said.model not in (None, *libraries):
+        raise ValueError(
+            f"expected weights of {said.model!r}, got weights of {' or '.join(libraries)} in {checkpoint.source}: drop "
+            "--model"
+        )
+    name = said.model or next(iter(libraries))
+    return build_published(published, checkpoint.source, libraries[name]), name, published.labels
+
+
+def _check_said(checkpoint: Checkpoint, said: Said) -> None:
+    """Raise for what a checkpoint of ours contradicts."""
+    own = checkpoint.patch or {}
+    for key, value in said.shift.items():
+        if own.get(key) == value:
+            continue
+        option = _option(key)
+        expected = f"no {option}" if key not in own else f"{option} {own[key]}"
+        kind = " of an unshifted network" if checkpoint.patch is None else ""
+        raise ValueError(
+            f"expected {expected}, as {checkpoint.source}{kind} says, got {value}: drop {option}"
+        )
+
+
+def _of_ours(checkpoint: Checkpoint, name: str | None) -> _Loaded:
+    origin = checkpoint.origin
+    if origin is not None:
+        if name not in (None, origin.full_name):
             raise ValueError(
-                f"expected weights that say how they are shifted, got a bare state dict in {checkpoint.source}: pass "
-                "--direction as it was trained, or use tsm_triton.save_checkpoint, which writes that down"
+                f"expected weights of {name!r}, got weights of {origin.full_name!r} in {checkpoint.source}: drop "
+                "--model"
             )
-        model = patch(create_backbone(name, **head_in(name, checkpoint.state)), direction=direction)
-        load_into(model, checkpoint, ", or check --model")
-        said = name
-    trained_on = shift_hooks(model)[0].num_segments if is_patched(model) else 8
-    return Trained(model.eval(), said, num_segments or trained_on, labels_of(model))
+        return built(checkpoint), origin.full_name, checkpoint.labels
+    if name is None:
+        raise ValueError(
+            f"expected weights that name their model, got none named in {checkpoint.source} ({checkpoint.why_not}): "
+            "pass --model, or make the model in Python, patch it, and call tsm_triton.load_checkpoint(model, path)"
+        )
+    if f"differs from {name} " in checkpoint.why_not:
+        raise ValueError(
+            f"expected weights of {name!r} as its builder makes it, got others in {checkpoint.source} "
+            f"({checkpoint.why_not}): make the model in Python, and call tsm_triton.load_checkpoint(model, path)"
+        )
+    model = create_backbone(name, **_head_in(name, checkpoint.state))
+    if checkpoint.patch is not None:
+        apply_patch(model, checkpoint.patch)
+    load_into(model, checkpoint, ", or check --model")
+    return model, name, checkpoint.labels
 
 
-def head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
+def _of_state_dict(checkpoint: Checkpoint, said: Said, streamed: bool) -> _Loaded:
+    needed = ["model", "direction", "place", "shift_div", *([] if streamed else ["num_segments"])]
+    missing = [_option(name) for name in needed if getattr(said, name) is None]
+    if missing or said.model is None:
+        raise ValueError(
+            f"expected weights that say what they are, got a bare state dict in {checkpoint.source}: pass "
+            f"{', '.join(missing)} as it was trained, or use tsm_triton.save_checkpoint, which writes that down"
+        )
+    if said.non_local is not None:
+        raise ValueError(
+            "expected no --non-local with a bare state dict, got one: make the model in Python, load the weights, and "
+            "call tsm_triton.save_checkpoint"
+        )
+    model = create_backbone(said.model, **_head_in(said.model, checkpoint.state))
+    patch(model, said.num_segments or 8, **said.shift)
+    load_into(model, checkpoint, ", or check --model")
+    frames = preparation_of(model)
+    print(
+        f"tsm-triton: {checkpoint.source} says nothing of its frames: they are taken as {said.model} takes them, "
+        f"{frames.size} pixels of a short side of {frames.short_side}, mean {frames.mean}, std {frames.std}",
+        file=sys.stderr,
+    )
+    return model, said.model, None
+
+
+def _head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """`num_classes` of the weights, where the last linear layer tells it, behind whichever prefix."""
     with torch.device("meta"):
         model = create_backbone(name)
@@ -133,3 +238,7 @@ def head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     wanted = f"{layers[-1]}.weight"
     found = [value for key, value in state.items() if f".{key}".endswith(f".{wanted}") and value.dim()]
     return {"num_classes": found[0].shape[0]} if found else {}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,10 +1,12 @@
 """Values and options that several commands take. Imports no torch: `COMMAND --help` is there at once."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["SEEDS", "add_prediction_options", "within"]
+from ..choices import DIRECTIONS, PLACES
+
+__all__ = ["SEEDS", "add_prediction_options", "add_shift_options", "weights_at", "within"]
 
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.manual_seed takes
 
@@ -21,16 +23,35 @@ def within(low: int, high: int) -> Callable[[str], int]:
     return number
 
 
+def weights_at(text: str) -> str | Path:
+    """A file of weights, or the address of one, as the type of an option."""
+    return text if text.startswith(("hf-hub:", "https://", "http://")) else Path(text)
+
+
+def add_shift_options(parser: argparse.ArgumentParser, directions: Sequence[str] = DIRECTIONS) -> None:
+    """How weights were trained, where they do not say it."""
+    add = parser.add_argument
+    add("--direction", choices=directions, help="how a bare state dict was trained, which it does not say")
+    add("--place", choices=PLACES, help="the same: what was shifted, a branch or its block")
+    add("--shift-div", type=within(1, 4096), metavar="D", help="the same: a D-th of the channels each way")
+
+
 def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     """The model, and which clips and views of a video it predicts."""
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", help="of tsm-triton train, or a published one")
+    add(
+        "--checkpoint",
+        type=weights_at,
+        metavar="FILE",
+        help="of tsm-triton train, or a published one; or its address",
+    )
     add(
         "--model",
         metavar="NAME",
         help="of a bare state dict; alone, a library's model with weights of images",
     )
-    add("--direction", choices=["bidirectional", "causal"], help="how a bare state dict was trained")
+    add_shift_options(parser)
+    add("--non-local", metavar="MODE", help="of published weights with non-local blocks that do not say it")
     add(
         "--num-segments", type=within(1, 1024), metavar="T", help="frames a clip (default: as it was trained)"
     )

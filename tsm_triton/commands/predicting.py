@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..preparation import preparation_of
 from ..progress import Bar
 from ..training.machine import default_workers, placed
 from ..training.order import EvalBatches, loader
@@ -57,6 +58,7 @@ class Predictor:
             transform=transform_for(trained.model, views=args.views),
             sampling=args.sampling,
             clips=args.clips,
+            size=preparation_of(trained.model).short_side,  # as in training: the same numbers
             on_error=args.on_error,
         )
         workers = default_workers() if args.workers is None else args.workers

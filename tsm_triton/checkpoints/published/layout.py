@@ -144,6 +144,11 @@ class Published:
     dropout: float = 0.5
     notes: tuple[str, ...] = ()
 
+    @property
+    def choices(self) -> list[Choice]:
+        """All that had to be found out beside the weights."""
+        return [*self.shifts.values(), *([] if self.mode is None else [self.mode])]
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -15,9 +15,8 @@ import torch
 
 from ...progress import say
 from ...video.datasets import Listing, Sample, Unreadable, VideoDataset
-from ...video.transforms import transform_for
 from ..interrupt import exit_on_signal
-from ..models import load_trained_model
+from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
 
 __all__ = ["classify_on_cluster"]
@@ -39,7 +38,7 @@ class Classifying:
 
     def __init__(self, args: argparse.Namespace, labels: Sequence[str]) -> None:
         torch.set_num_threads(1)
-        trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
+        trained = load_trained_model(args.checkpoint, Said.of(args))
         self.predictor, self.labels, self.top = Predictor.of(trained, args), labels, args.top
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +53,7 @@ class Classifying:
 
 
 def classify_on_cluster(
-    args: argparse.Namespace, samples: Sequence[Sample], labels: Sequence[str], num_segments: int, model: Any
+    args: argparse.Namespace, samples: Sequence[Sample], labels: Sequence[str], predictor: Predictor
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """The likeliest labels of each video that can be read, in their order; `args.parquet` becomes a folder of files.
 
@@ -69,17 +68,11 @@ def classify_on_cluster(
     partial = args.parquet.with_name(f".{args.parquet.name}.{os.getpid()}.partial")
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if args.device != "cpu" else 0
-        options = dict(
-            transform=transform_for(model, views=args.views),
-            sampling=args.sampling,
-            clips=args.clips,
-            on_error=args.on_error,
-        )
         rows = [{"number": number, "video": os.path.abspath(s.path)} for number, s in enumerate(samples)]
         say(f"Classifying {len(rows)} videos on {gpus or 'no'} accelerators")
         blocks = max(1, min(len(rows) // args.batch_size, 1000))
         clips = ray.data.from_items(rows, override_num_blocks=blocks).flat_map(
-            Decoder(num_segments, options), num_cpus=1
+            Decoder(predictor.num_segments, predictor.options), num_cpus=1
         )
         tables = clips.map_batches(
             Classifying,
@@ -104,7 +97,7 @@ def classify_on_cluster(
 
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:
     """Workers stand in another folder."""
-    path = None if args.checkpoint is None else args.checkpoint.absolute()
+    path = args.checkpoint.absolute() if isinstance(args.checkpoint, Path) else args.checkpoint
     return argparse.Namespace(**{**vars(args), "checkpoint": path})
 
 

@@ -11,7 +11,7 @@ from ...extras import check_installed
 from ...video.datasets import Sample, read_listing
 from ..common import few_threads, make_folder, printable, read_labels
 from ..interrupt import stop_on_signal
-from ..models import load_trained_model
+from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
 from ..tables import as_text, save_csv, save_json, save_parquet
 from .picture import save_picture
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         args.parquet = Path("classes.parquet")
     _check_files(args)
     samples = _samples(args.videos, args.root)
-    trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
+    trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     labels = labels_of(args, trained.labels, predictor.num_classes)
     if args.pictures:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if args.engine == "ray":
             from .cluster import classify_on_cluster
 
-            results = classify_on_cluster(args, samples, labels, trained.num_segments, trained.model)
+            results = classify_on_cluster(args, samples, labels, predictor)
         else:
             predictions = predictor.predictions(samples, "Classifying", interrupt)
             results = ((samples[n].path, likeliest(scores, labels, args.top)) for n, scores in predictions)
@@ -131,7 +131,7 @@ def _check_files(args: argparse.Namespace) -> None:
     taken = {
         path.absolute()
         for path in (args.checkpoint, args.labels, *map(Path, args.videos))
-        if path is not None
+        if isinstance(path, Path)
     }
     for option in ("json", "csv", "parquet"):
         path: Path | None = getattr(args, option)

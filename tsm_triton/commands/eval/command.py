@@ -14,7 +14,7 @@ from ...video.datasets import Listing
 from ..common import few_threads, make_folder, read_labels
 from ..data import read_data
 from ..interrupt import stop_on_signal
-from ..models import load_trained_model
+from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
 from ..tables import as_text, save_csv, save_parquet
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from ...training.metrics import Scores
 
     few_threads()
-    trained = load_trained_model(args.checkpoint, args.model, args.num_segments, args.direction)
+    trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     names = trained.labels if args.labels is None else read_labels(args.labels)
     listing = read_data(args.data, args.split, args.root, default_split="val", classes=names)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..demo import DEMO_WEIGHTS
+from ..options import add_shift_options, weights_at
 
 __all__ = ["add_arguments"]
 
@@ -12,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video file, a folder of images, a camera's number or a URL")
     add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
-    add("--weights", type=Path, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
-    add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
+    add("--weights", type=weights_at, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
+    add_shift_options(parser, ["causal"])
     add("--labels", type=Path, metavar="FILE", help="a class name a line")
     add(
         "--out",

@@ -13,14 +13,15 @@ from tqdm import tqdm
 from ...extras import check_installed
 from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
+from ...video.transforms import transform_for
 from ..common import make_folder, pick_device, printable, read_labels
 from ..demo import DEMO_WEIGHTS
 from ..interrupt import Interrupt, stop_on_signal
+from ..models import Said, load_trained_model
 from .annotation import AnnotatedVideo, annotated_video, save_csv, save_json, save_timeline
 from .pace import Meter, Pace
 from .seen import Seen
 from .sources import Source, open_source
-from .weights import load_trained
 
 __all__ = ["run"]
 
@@ -31,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     weights = _weights(args.weights)
     _check_files(args, weights)
-    trained = load_trained(weights, args.model, args.direction)
-    labels = trained.classes if args.labels is None else read_labels(args.labels)
+    trained = load_trained_model(weights, Said.of(args), streamed=True)
+    labels = trained.labels if args.labels is None else read_labels(args.labels)
     seen = Seen(labels, str(args.labels or weights), str(weights))
     stream = Streaming(trained.model.to(device), consensus=args.consensus, every=args.every)
-    preprocess = trained.transform()
+    preprocess = transform_for(trained.model)
     source, name = open_source(args.source), printable(without_login(args.source))
     make_folder(args.out)
     video, timeline = args.out / "annotated.mp4", args.out / "timeline.png"
@@ -127,7 +128,7 @@ def _check_counts(args: argparse.Namespace) -> None:
         raise ValueError(f"expected --top of at least 1, got {args.top}: leave it out for 5")
 
 
-def _weights(path: Path | None) -> Path:
+def _weights(path: str | Path | None) -> str | Path:
     if path is None and not DEMO_WEIGHTS.exists():
         raise FileNotFoundError(
             f"expected the demo's trained weights at {str(DEMO_WEIGHTS)!r}, which does not exist. Run "
@@ -136,9 +137,9 @@ def _weights(path: Path | None) -> Path:
     return path or DEMO_WEIGHTS
 
 
-def _check_files(args: argparse.Namespace, weights: Path) -> None:
+def _check_files(args: argparse.Namespace, weights: str | Path) -> None:
     """Raise for a file of predictions that could not be written in the end, or that would replace another one."""
-    taken = {path.absolute() for path in (weights, args.labels, Path(args.source)) if path is not None}
+    taken = {path.absolute() for path in (weights, args.labels, Path(args.source)) if isinstance(path, Path)}
     for option, path in (("--json", args.json), ("--csv", args.csv)):
         if path is None:
             continue

@@ -1,5 +1,6 @@
 """What a stream made of each frame that it took."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,7 +23,7 @@ class Seen:
         probabilities: each frame's, `[num_classes]`.
     """
 
-    labels: list[str] | None
+    labels: Sequence[str] | None
     labels_from: str
     weights: str
     numbers: list[int] = field(default_factory=list)
@@ -30,7 +31,7 @@ class Seen:
     probabilities: list[Tensor] = field(default_factory=list)
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         if self.labels is None and self.probabilities:
             self.labels = [f"class {i}" for i in range(len(self.probabilities[0]))]
         return self.labels or []

@@ -5,10 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ...choices import DIRECTIONS
+from ...choices import DIRECTIONS, PLACES
 from ...training.recipes import RECIPES
 from ...training.settings import FREEZE_BN, GROUPS, PRECISIONS, Settings
-from ..options import within
+from ..options import weights_at, within
 
 __all__ = ["MODEL_DEFAULTS", "add_arguments"]
 
@@ -19,6 +19,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "num_segments": 8,
     "size": None,
     "direction": "bidirectional",
+    "place": "blockres",
     "shift_div": 8,
     "dropout": 0.0,
     "flip": False,
@@ -74,9 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--weights",
-        type=Path,
+        type=weights_at,
         metavar="FILE",
-        help="a checkpoint to start from; its head, if of as many classes",
+        help="weights to start from, ours or published: their model and shift, unless options say otherwise, and "
+        "their head, if of the same classes",
     )
     add("--on-error", choices=["raise", "skip"], default="raise", help="of a video that cannot be read")
     add("--device", help="where to train (default: cuda where there is one, else cpu)")
@@ -95,8 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=within(1, 4096), metavar="S", help="side of a frame in pixels (default: the model's)"
     )
     model("--direction", choices=DIRECTIONS, help="causal for live video (default: bidirectional)")
+    model("--place", choices=PLACES, help="what is shifted, a branch or its block (default: blockres)")
     model(
-        "--shift-div", type=within(1, 4096), metavar="D", help="an D-th of the channels each way (default: 8)"
+        "--shift-div", type=within(1, 4096), metavar="D", help="a D-th of the channels each way (default: 8)"
     )
     model("--dropout", type=float, metavar="P", help="before the head (default: 0)")
     model(

@@ -22,8 +22,9 @@ from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
 from ..data import holds, read_data
 from ..interrupt import stop_on_signal
-from ..models import check_runs, start_from
+from ..models import check_runs
 from . import MODEL_DEFAULTS
+from .start import Start, read_start
 
 if TYPE_CHECKING:
     from ...training.state import Progress
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     few_threads()
     device = None if args.device is None else pick_device(args.device)
-    options = _options(args)
+    start = None if args.weights is None else read_start(args.weights)
+    options = _options(args, start)
     settings = _settings(args, options)
     listing = read_data(args.data, args.split, args.root, default_split="train")
     val = _val_listing(args, listing)
@@ -50,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
         len(listing.classes),
         options["pretrained"],
         options["direction"],
+        place=options["place"],
         shift_div=options["shift_div"],
         dropout=options["dropout"],
         size=options["size"],
     )
-    if args.weights is not None:
-        start_from(model, args.weights)
+    notes = [] if start is None else start.load(model, listing.classes, options["num_segments"])
     said = preparation_of(model)
     size = options["size"] or said.size
     short_side = said.short_side * size // said.size
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     check_runs(model, options["model"], options["num_segments"], size)
     train_data, val_data = _datasets(args, options, settings, model, listing, val)
     make_folder(args.out)
+    if int(os.environ.get("RANK", "0")) == 0:  # accelerate, which knows it too, is set up by the loop
+        print(*notes, sep="\n", end="\n" if notes else "", flush=True)
 
     with stop_on_signal() as interrupt:
         try:
@@ -78,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
                 about={
                     **options,
                     "size": size,
+                    "frames": [short_side, said.mean, said.std],
+                    "weights": start and start.name,
                     "data": _fingerprint(listing),
                     "val": val and _fingerprint(val),
                 },
@@ -94,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
     return _parted(settings, 0)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the recipe says, and the command line instead of it."""
+def _options(args: argparse.Namespace, start: Start | None) -> dict[str, Any]:
+    """What the weights say, the recipe instead of them, and the command line instead of both."""
     recipe = {} if args.recipe is None else read_recipe(args.recipe)
     known = {*MODEL_DEFAULTS, *(field.name for field in fields(Settings))}
     unknown = sorted(recipe.keys() - known)
@@ -105,7 +111,13 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             "options with underscores"
         )
     given = {name: value for name, value in vars(args).items() if name in known and value is not None}
-    return {**MODEL_DEFAULTS, **recipe, **given}
+    if start is None:
+        return {**MODEL_DEFAULTS, **recipe, **given}
+    if args.pretrained:
+        raise ValueError("expected one of --pretrained and --weights, got both: drop one")
+    options = {**MODEL_DEFAULTS, **start.options(), **recipe, **given, "pretrained": False}
+    start.check(options)
+    return options
 
 
 def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:

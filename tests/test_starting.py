@@ -1,0 +1,142 @@
+"""`tsm-triton train --weights`: from files of ours and of others, as they were trained, or not at all."""
+
+import pytest
+import timm
+import torch
+
+import tsm_triton
+from tsm_triton.checkpoints import read_checkpoint
+from tsm_triton.cli import main
+from tsm_triton.commands.demo.motion_clips import CLASSES
+from tsm_triton.preparation import Preparation, set_preparation
+
+from .motion_videos import write_motions
+
+LABELS = sorted(name.replace(" ", "-") for name in CLASSES[:4])
+# so slowly that the weights stay what they were
+STILL = ["--lr", "1e-30", "--opt", "sgd", "--weight-decay", "0", "--freeze-bn", "all", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return write_motions(tmp_path_factory.mktemp("videos"), 8, size=32, frames=4)
+
+
+def command(videos, out, weights, *more):
+    fixed = ["--size", "32", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
+    return ["train", str(videos), "--out", str(out), "--weights", str(weights), *fixed, *STILL, *more]
+
+
+def authors(path, classes=7, **options):
+    """A ResNet-18 under the authors' keys."""
+    torch.manual_seed(5)
+    model = timm.create_model("resnet18", num_classes=classes)
+    sites = {site.name for site in tsm_triton.find_sites(model)}
+    state = {}
+    for key, value in model.state_dict().items():
+        name, _, last = key.rpartition(".")
+        key = f"{name}.net.{last}" if name in sites else key
+        state[f"module.{key.replace('fc.', 'new_fc.')}" if name == "fc" else f"module.base_model.{key}"] = (
+            value
+        )
+    torch.save({"state_dict": state}, path)
+    return model.state_dict()
+
+
+def same(first, second, but=()):
+    assert first.keys() == second.keys()
+    different = {key for key in first if not torch.equal(first[key], second[key])}
+    assert different == set(but)
+
+
+def test_published_weights_start_a_training_of_other_classes(videos, tmp_path, capsys):
+    given = authors(tmp_path / "TSM_kinetics_shift8_segment16.pth")
+    arguments = command(videos, tmp_path / "out", tmp_path / "TSM_kinetics_shift8_segment16.pth")
+    assert main([*arguments, "--num-segments", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "with a new head" in said
+    assert "trained on clips of 16 frames, here they have 2" in said
+    trained = read_checkpoint(tmp_path / "out" / "last.pt")
+    state = {key: value for key, value in trained.state.items() if not key.startswith("fc.")}
+    same(state, {key: value for key, value in given.items() if not key.startswith("fc.")})
+    assert trained.state["fc.weight"].shape[0] == 4
+    assert trained.labels == LABELS
+    assert trained.origin is not None
+    assert trained.origin.name == "resnet18"
+    # and says its own in the end
+    evaluation = ["eval", str(videos), "--checkpoint", str(tmp_path / "out" / "best.pt"), "--workers", "0"]
+    assert main([*evaluation, "--out", str(tmp_path / "eval"), "--device", "cpu"]) == 0
+    # what it was begun with is what it goes on with
+    authors(tmp_path / "other_segment16.pth")
+    again = command(videos, tmp_path / "out", tmp_path / "other_segment16.pth", "--num-segments", "2")
+    assert main([*again, "--resume"]) == 2
+    assert "weights 'other_segment16.pth' for 'TSM_kinetics_shift8_segment16.pth'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--direction", "causal"], "expected --direction bidirectional, as"),
+        (["--shift-div", "4"], "expected --shift-div 8, as"),
+        (["--place", "block"], "expected --place blockres, as"),
+        (["--model", "test_resnet"], "expected --model resnet18 or torchvision/resnet18"),
+        (["--pretrained"], "expected one of --pretrained and --weights"),
+        (["--recipe", "causal"], "expected --model resnet18"),
+    ],
+)
+def test_a_training_that_the_weights_contradict_is_refused(more, words, videos, tmp_path, capsys):
+    authors(tmp_path / "weights.pth")
+    assert main(command(videos, tmp_path / "out", tmp_path / "weights.pth", *more)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("labels", [LABELS, ["a", "b", "c", "d"]])
+def test_our_weights_say_model_shift_and_frames_and_keep_the_head_of_their_own_classes(
+    labels, videos, tmp_path, capsys
+):
+    torch.manual_seed(7)  # another than the training's, whose new head would be the same
+    options = dict(direction="causal", place="block", shift_div=4)
+    model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=4), 2, **options)
+    set_preparation(model, Preparation(32, 36, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    tsm_triton.save_checkpoint(model, tmp_path / "weights.pt", labels)
+    assert main(command(videos, tmp_path / "out", tmp_path / "weights.pt")) == 0
+    trained = read_checkpoint(tmp_path / "out" / "last.pt")
+    assert trained.patch is not None
+    assert {key: trained.patch[key] for key in options} == options
+    assert trained.patch["num_segments"] == 2
+    assert trained.preparation == Preparation(32, 36, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    same(trained.state, model.state_dict(), () if labels == LABELS else ("fc.weight", "fc.bias"))
+    said = capsys.readouterr().out
+    assert f"with {'its' if labels == LABELS else 'a new'} head" in said
+    assert "normalised as it was trained: mean (0.1, 0.2, 0.3)" in said
+
+
+@pytest.mark.parametrize("kind", ["bare", "ours"])
+def test_unshifted_weights_are_taken_and_it_is_said(kind, videos, tmp_path, capsys):
+    model, path = timm.create_model("test_resnet", num_classes=9), tmp_path / "weights.pt"
+    if kind == "bare":
+        torch.save(torch.nn.DataParallel(model).state_dict(), path)
+    else:
+        tsm_triton.save_checkpoint(model, path)
+    arguments = command(videos, tmp_path / "out", path, "--num-segments", "2")
+    assert main([*arguments, "--model", "test_resnet"]) == 0
+    assert "says of no shift" in capsys.readouterr().out
+    trained = read_checkpoint(tmp_path / "out" / "last.pt").state
+    for key, value in model.state_dict().items():
+        assert key.startswith("fc.") or torch.equal(trained[key], value)
+    (tmp_path / "out").rename(tmp_path / "before")
+    assert main([*arguments, "--model", "resnet18"]) == 2
+    assert "pass the --model that they are of" in capsys.readouterr().err or kind == "ours"
+
+
+def test_networks_that_a_name_does_not_tell_are_refused(videos, tmp_path, capsys):
+    for number, options in enumerate(({"temporal_pool": True}, {"non_local": "gaussian"})):
+        model = tsm_triton.create_model("resnet50", num_segments=2, num_classes=4, **options)
+        tsm_triton.save_checkpoint(model, tmp_path / f"{number}.pt")
+        assert main(command(videos, tmp_path / "out", tmp_path / f"{number}.pt")) == 2
+        assert "its name alone tells, got one of ResNet differs from resnet50 at" in capsys.readouterr().err
+    model = tsm_triton.patch(timm.create_model("test_resnet"), 2, fold_order="past_first")
+    tsm_triton.save_checkpoint(model, tmp_path / "paddle.pt")
+    assert main(command(videos, tmp_path / "out", tmp_path / "paddle.pt")) == 2
+    assert "got one of fold_order=past_first" in capsys.readouterr().err
