@@ -4,7 +4,7 @@ BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 NEXT := .venv-next/bin
 
-.PHONY: demo test test-slow test-oldest test-next mutations lint bench sweep clean
+.PHONY: demo test test-slow test-release test-oldest test-next mutations lint bench sweep clean
 
 demo: .venv/installed
 	$(BIN)/tsm-triton demo
@@ -15,6 +15,10 @@ test: .venv/installed
 # Whole models under the compile backend, and what else takes long.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# The distributions: built, compared with the tree, installed into empty environments and tried outside of the checkout.
+test-release: .venv/installed
+	$(BIN)/python -m pytest -m slow tests/test_release.py
 
 # The oldest torch we support, with the triton it brings: the suite, or some files of it, TESTS="tests/test_ops.py ...".
 test-oldest: .venv-oldest/installed

@@ -7,6 +7,7 @@ import shlex
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 from tsm_triton.cli import main
@@ -15,7 +16,11 @@ from tsm_triton.progress import Bar
 from .motion_videos import write_motions
 from .video_files import write_video
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted(
+    path for folder in (".", "docs", "examples", "examples/*") for path in ROOT.glob(f"{folder}/*.md")
+)
 # the same calls without a download, on a smaller model and smaller frames
 SMALLER = {"pretrained=True": "pretrained=False", "resnet50": "test_resnet", "224, 224": "64, 64"}
 
@@ -40,6 +45,25 @@ def test_the_first_block_predicts_as_a_user_would():
     assert ".eval()" in first[1]
     for words in ("## install", "fine-tune", "horizontal flip"):
         assert words in text.lower()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_relative_link_leads_to_a_file_and_a_heading_of_it(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text())
+    for name, heading in links:
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+        anchors = [re.sub(r"[^\w -]", "", words).lower().replace(" ", "-") for words in headings]
+        assert not heading or heading in anchors, heading
+
+
+def test_the_pages_that_the_readme_links_to_are_all_that_there_are():
+    linked = set(re.findall(r"\]\((docs/[^)#]*\.md)", README.read_text()))
+    more = re.findall(r"\]\(([^)#/]*\.md)\)", (ROOT / "docs" / "design.md").read_text())
+    assert linked | {f"docs/{name}" for name in more} == {
+        f"docs/{page.name}" for page in ROOT.glob("docs/*.md")
+    }
 
 
 def test_the_five_commands_lead_from_a_folder_to_a_stream(tmp_path, monkeypatch, capsys):

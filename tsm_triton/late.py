@@ -52,9 +52,12 @@ class _AfterImport:
         if spec is None or spec.loader is None:
             return spec
         loader, run = spec.loader, spec.loader.exec_module
+        another = "exec_module" in vars(loader)  # of a copy of the package that waits for the same module
 
         def run_then(module: ModuleType) -> None:
             del loader.exec_module  # the class's own again
+            if another:
+                loader.exec_module = run
             run(module)
             self.then(module)
 

@@ -25,7 +25,9 @@ CONTAINERS = (
 )
 # what torch puts into the middle of a name
 WRAPPERS = (COMPILED, CHECKPOINTED, SHARDED)
-# classes that hold a model and add no weights, and where
+# modules whose classes hold a model and add no weights; the last is this package, whatever it is imported as
+LIBRARIES = ("torch.", "timm.", __name__.removesuffix("checkpoints.keys"))
+# which classes do, and where
 HOLDERS = {
     COMPILED_CLASS: COMPILED,
     "DataParallel": "module",
@@ -46,10 +48,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         >>> unwrapped(nn.DataParallel(VideoClassifier(nn.Linear(1, 1))))
         Linear(in_features=1, out_features=1, bias=True)
     """
-    while (
-        type(model).__module__.partition(".")[0] in ("torch", "timm", "tsm_triton")
-        and type(model).__name__ in HOLDERS
-    ):
+    while type(model).__name__ in HOLDERS and f"{type(model).__module__}.".startswith(LIBRARIES):
         model = getattr(model, HOLDERS[type(model).__name__])
     return model
 

@@ -33,7 +33,7 @@ __all__ = ["BATCH", "Call", "Trace", "Value", "copied", "input_shape", "meta_twi
 
 # A prime that is no map size, window count or head count of any model: an axis it divides holds frames.
 BATCH = 11
-TRUSTED_HOOKS = ("torch", "timm", "torchvision", "tsm_triton")
+TRUSTED_HOOKS = ("torch.", "timm.", "torchvision.", __name__.removesuffix("dataflow.tracing"))
 
 
 @dataclass(eq=False)
@@ -213,7 +213,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
                 origin = getattr(hook, "__module__", None) or getattr(
                     getattr(hook, "func", None), "__module__", ""
                 )
-                if (origin or "").partition(".")[0] not in TRUSTED_HOOKS:
+                if not f"{origin}.".startswith(TRUSTED_HOOKS):
                     del hooks[key]
     return twin
 

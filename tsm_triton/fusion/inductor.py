@@ -91,7 +91,7 @@ def rewritten(module: GraphModule) -> tuple[GraphModule, FusionReport] | None:
 
 
 def _is_shift(node: torch.fx.Node) -> bool:
-    return node.target in (ops.temporal_shift, torch.ops.tsm_triton.temporal_shift)
+    return node.target in (ops.temporal_shift, ops.temporal_shift.overloadpacket)
 
 
 def _is_plain(module: GraphModule, inputs: list[Any]) -> bool:

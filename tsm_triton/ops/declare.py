@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .._ops import NAMESPACE, add_op_namespace_prefix
+from .._ops import ops as namespace
 from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
@@ -17,11 +19,11 @@ from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
 
 __all__ = ["ATEN_FORMS", "declare", "library"]
 
-library = torch.library.Library("tsm_triton", "DEF")
+library = torch.library.Library(NAMESPACE, "DEF")
 
 # The caches of torch.compile on disk know an op by its name alone: without this they would hand on the backward,
 # and the forms in torch's own operators, of the version that was installed when they were filled.
-torch.compiler.config.cache_key_tag += f" tsm_triton {__version__}"
+torch.compiler.config.cache_key_tag += f" {NAMESPACE} {__version__}"
 
 # op -> the same in torch's own operators: a table for `ExportedProgram.run_decompositions`
 ATEN_FORMS: dict[OpOverload, Callable[..., Any]] = {}
@@ -50,7 +52,7 @@ def declare(
     layout: str = "exact",
     cheap: bool = False,
 ) -> OpOverload:
-    """Register an op of `torch.ops.tsm_triton` and return it.
+    """Register an op of the package's namespace and return it.
 
     All functions take the op's arguments in their order.
 
@@ -70,7 +72,7 @@ def declare(
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=TAGS[layout])
-    op: OpOverload = getattr(torch.ops.tsm_triton, name).default
+    op: OpOverload = getattr(namespace, name).default
 
     def on_cpu_or_interpreted(*arguments: Any) -> Any:
         form = on_cuda if os.environ.get("TRITON_INTERPRET") == "1" else on_cpu
@@ -78,7 +80,7 @@ def declare(
 
     checked_fake = _checked(check, fake)
 
-    @torch.library.register_fake(f"tsm_triton::{name}", lib=library)
+    @torch.library.register_fake(add_op_namespace_prefix(name), lib=library)
     def _(*arguments: Any) -> Any:
         if needs_inductor(op, arguments):
             let_inductor_decompose()

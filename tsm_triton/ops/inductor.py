@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
 from ..torch_private import OpOverload
 
 __all__ = ["INDUCTOR_FORMS", "let_inductor_decompose", "needs_inductor", "offer_to_inductor"]
@@ -60,7 +61,7 @@ def _form(op: OpOverload, arguments: Sequence[Any]) -> str:
 
 
 def _name(op: OpOverload) -> str:
-    return op.name().removeprefix("tsm_triton::")
+    return op.name().removeprefix(add_op_namespace_prefix(""))
 
 
 def let_inductor_decompose() -> None:

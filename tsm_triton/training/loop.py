@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..fusion.inductor import compile_graph
 from ..progress import Bar
 from .batch_norm import freeze_batch_norm
 from .devices import accelerator_for, any_process, gathered_state
@@ -71,7 +72,7 @@ class Trainer:
         self.inner = model
         optimizer = make_optimizer(model, settings)
         if settings.compile:
-            model.compile(backend="tsm_triton")
+            model.compile(backend=compile_graph)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.scheduler = make_scheduler(self.optimizer.optimizer, settings, self.batches.steps)
         self.mix, self.loss = make_mixing(settings, num_classes), make_loss(settings)
