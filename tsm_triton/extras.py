@@ -17,6 +17,7 @@ EXTRAS = {
     "webdataset": "webdataset>=0.2.100",
     "onnx": "onnx>=1.18",
     "onnxscript": "onnxscript>=0.5.6",
+    "onnxruntime": "onnxruntime>=1.20",
 }
 
 

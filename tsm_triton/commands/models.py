@@ -13,6 +13,7 @@ from ..checkpoints import load_checkpoint
 from ..checkpoints.native import labels_of, load_into, read_checkpoint
 from ..patching.hooks import is_patched, shift_hooks
 from ..patching.patch import patch
+from .exported import exported_clips, exported_file
 
 __all__ = ["Trained", "check_runs", "head_in", "load_trained_model", "start_from"]
 
@@ -63,7 +64,7 @@ class Trained:
     """A model that predicts.
 
     Attributes:
-        model: in evaluation mode; shifted, or not.
+        model: in evaluation mode; shifted, or not; or a file's, of clips.
         name: of it, for titles.
         num_segments: frames of a clip.
         labels: of the classes, or None.
@@ -82,13 +83,18 @@ def load_trained_model(
 
     Args:
         path: a checkpoint; ours and published ones say what they are, a bare state dict is of the model `name`.
-        name: of a library's model; without `path` with its weights of images, unshifted: a picture at a time.
+        name: of a library's model; without `path` with its weights of images, unshifted: a picture at a time. Or an
+            exported file.
         num_segments: frames of a clip; None for as many as the model was trained on, or 8.
         direction: of a bare state dict, which does not say it.
 
     Raises:
         FileNotFoundError, ValueError: neither, or what cannot be loaded.
     """
+    if exported := exported_file(name, path, "--checkpoint"):
+        clips = exported_clips(exported, num_segments, direction)
+        length = num_segments or clips.said["num_segments"]
+        return Trained(clips, exported.stem, length, clips.said["labels"])
     if path is None and name is None:
         raise ValueError(
             "expected a model, got none: pass --checkpoint FILE, or --model NAME for weights of images"

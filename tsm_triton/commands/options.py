@@ -28,7 +28,7 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME",
-        help="of a bare state dict; alone, a library's model with weights of images",
+        help="of a bare state dict; alone, a library's model with weights of images, or an exported .onnx or .pt2",
     )
     add("--direction", choices=["bidirectional", "causal"], help="how a bare state dict was trained")
     add(

@@ -16,6 +16,7 @@ import torch
 from ...progress import say
 from ...video.datasets import Listing, Sample, Unreadable, VideoDataset
 from ...video.transforms import transform_for
+from ..exported import exported_file
 from ..interrupt import exit_on_signal
 from ..models import load_trained_model
 from ..predicting import Predictor, likeliest
@@ -105,7 +106,9 @@ def classify_on_cluster(
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:
     """Workers stand in another folder."""
     path = None if args.checkpoint is None else args.checkpoint.absolute()
-    return argparse.Namespace(**{**vars(args), "checkpoint": path})
+    exported = exported_file(args.model, args.checkpoint, "--checkpoint")
+    model = args.model if exported is None else str(exported.absolute())
+    return argparse.Namespace(**{**vars(args), "checkpoint": path, "model": model})
 
 
 def _replace_folder(new: Path, path: Path) -> None:

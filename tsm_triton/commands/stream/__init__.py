@@ -11,7 +11,11 @@ __all__ = ["add_arguments"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video file, a folder of images, a camera's number or a URL")
-    add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
+    add(
+        "--model",
+        metavar="NAME",
+        help="a timm name, or torchvision/NAME (default: as the weights say); or an exported .onnx or .pt2",
+    )
     add("--weights", type=Path, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
     add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
     add("--labels", type=Path, metavar="FILE", help="a class name a line")

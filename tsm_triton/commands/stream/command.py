@@ -15,12 +15,13 @@ from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
 from ..common import make_folder, pick_device, printable, read_labels
 from ..demo import DEMO_WEIGHTS
+from ..exported import exported_file, exported_step
 from ..interrupt import Interrupt, stop_on_signal
 from .annotation import AnnotatedVideo, annotated_video, save_csv, save_json, save_timeline
 from .pace import Meter, Pace
 from .seen import Seen
 from .sources import Source, open_source
-from .weights import load_trained
+from .weights import Trained, load_trained
 
 __all__ = ["run"]
 
@@ -28,10 +29,15 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> int:
     check_installed("stream", "av", "matplotlib")
     _check_counts(args)
-    device = pick_device(args.device)
-    weights = _weights(args.weights)
+    exported = exported_file(args.model, args.weights, "--weights")
+    weights = exported or _weights(args.weights)
     _check_files(args, weights)
-    trained = load_trained(weights, args.model, args.direction)
+    if exported:
+        step = exported_step(exported, args.direction).on(args.device)
+        device, trained = step.device, Trained(step, exported.stem, step.said["labels"])
+    else:
+        device = pick_device(args.device)
+        trained = load_trained(weights, args.model, args.direction)
     labels = trained.classes if args.labels is None else read_labels(args.labels)
     seen = Seen(labels, str(args.labels or weights), str(weights))
     stream = Streaming(trained.model.to(device), consensus=args.consensus, every=args.every)
