@@ -33,7 +33,7 @@ def prepare(frame: av.VideoFrame, said: dict) -> numpy.ndarray:
     return normalised.transpose(2, 0, 1)
 
 
-def classify(model: str, video: str, clip_length: int = 8) -> list[tuple[str, float]]:
+def classify(model: str, video: str) -> list[tuple[str, float]]:
     """Each class with its probability, the likeliest first."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     said = json.loads(session.get_modelmeta().custom_metadata_map["tsm_triton"])
@@ -42,7 +42,7 @@ def classify(model: str, video: str, clip_length: int = 8) -> list[tuple[str, fl
         raise ValueError(
             f"expected a model of clips that says how frames are prepared, got {said}: export such a one"
         )
-    frames = read_frames(video, said["num_segments"] or clip_length)
+    frames = read_frames(video, said["num_segments"])
     clip = numpy.stack([prepare(frame, said) for frame in frames])
     (logits,) = session.run(["logits"], {name: clip[None] if name == "video" else clip})
     logits = numpy.asarray(logits).mean(0)  # over the frames of the clip, or one row for it

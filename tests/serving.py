@@ -16,8 +16,8 @@ from torch import Tensor
 from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.backbones import create_backbone
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures, write_clip
+from tsm_triton.commands.models import Said, load_trained_model
 from tsm_triton.commands.serve import add_arguments
-from tsm_triton.commands.stream.weights import load_trained
 from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.video.transforms import transform_for
 
@@ -52,8 +52,8 @@ def write_motion(path: Path, num_frames: int = 12, kind: int = 0, fps: int = 50)
 
 def streamed(weights: Path, frames: Tensor) -> list[list[tuple[str, float]]]:
     """The five likeliest labels of each frame `[T, 3, H, W]`, by `Streaming` itself."""
-    trained = load_trained(weights, None)
-    stream, preprocess = Streaming(trained.model), trained.transform()
+    trained = load_trained_model(weights, Said(), streamed=True)
+    stream, preprocess = Streaming(trained.model), transform_for(trained.model)
     found = []
     for frame in frames:
         shares, labels = stream(preprocess(frame[None]))[0].softmax(-1).topk(5)

@@ -525,6 +525,7 @@ def test_a_package_is_compiled_into_a_file():
     names = inspect.signature(torch_private.aoti_compile_and_package).parameters
     assert {"package_path", "inductor_configs"} <= set(names)
     assert "aot_inductor.metadata" in torch_private.inductor_config.get_config_copy()
+    assert "path" in inspect.signature(torch_private.aoti_load_package).parameters
 
 
 def test_inductor_gives_an_op_the_layout_that_it_asks_for():

@@ -20,6 +20,7 @@ EXTRAS = {
     "websockets": "websockets>=13",
     "onnx": "onnx>=1.18",
     "onnxscript": "onnxscript>=0.5.6",
+    "onnxruntime": "onnxruntime>=1.20",
 }
 
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from torch._dynamo import maybe_mark_dynamic
     from torch._functorch import config as autograd_config
     from torch._higher_order_ops.wrap import uid as checkpointed_regions
-    from torch._inductor import aoti_compile_and_package, list_mode_options
+    from torch._inductor import aoti_compile_and_package, aoti_load_package, list_mode_options
     from torch._inductor import config as inductor_config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -91,6 +91,7 @@ __all__ = [
     "TorchDispatchMode",
     "TransformType",
     "aoti_compile_and_package",
+    "aoti_load_package",
     "assert_async",
     "autograd_config",
     "buffers_of",
@@ -152,6 +153,7 @@ _LATER = {
     "compile_fx": "torch._inductor.compile_fx:compile_fx",
     # documented, in a folder with a private name (test_a_package_is_compiled_into_a_file)
     "aoti_compile_and_package": "torch._inductor:aoti_compile_and_package",
+    "aoti_load_package": "torch._inductor:aoti_load_package",
     "list_mode_options": "torch._inductor:list_mode_options",
     # a pass over the graph of a forward and its backward (test_a_joint_graph_can_be_rewritten)
     "CustomGraphPass": "torch._inductor.custom_graph_pass:CustomGraphPass",

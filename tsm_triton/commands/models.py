@@ -19,6 +19,7 @@ from ..checkpoints.published.build import build_published, full_name
 from ..patching.hooks import is_patched, shift_hooks
 from ..patching.patch import patch
 from ..preparation import preparation_of
+from .exported import exported_clips, exported_file
 
 __all__ = ["Said", "Trained", "check_runs", "load_trained_model"]
 
@@ -73,7 +74,7 @@ class Trained:
     """A model that predicts.
 
     Attributes:
-        model: in evaluation mode; shifted, or not.
+        model: in evaluation mode; shifted, or not; or a file's, of clips.
         name: of it, for titles.
         num_segments: frames of a clip.
         labels: of the classes, or None.
@@ -90,7 +91,7 @@ def load_trained_model(source: str | Path | None, said: Said, *, streamed: bool 
 
     Args:
         source: a file or an address; weights of ours and published ones say what they are. None for a library's model
-            with its weights of images, unshifted: a picture at a time.
+            with its weights of images, unshifted: a picture at a time; or for the exported file that `--model` names.
         said: of weights, what they do not say; of the clips, how many frames they have.
         streamed: weights that read the next frame, or were never shifted, are refused.
 
@@ -98,6 +99,10 @@ def load_trained_model(source: str | Path | None, said: Said, *, streamed: bool 
         FileNotFoundError, ValueError: neither, or what cannot be loaded; what the weights contradict; a bare state
             dict of which not all is said.
     """
+    if exported := exported_file(said.model, source, "--checkpoint"):
+        clips = exported_clips(exported, said.num_segments, said.shift)
+        length = said.num_segments or clips.said["num_segments"]
+        return Trained(clips, exported.stem, length, clips.said["labels"])
     if source is None:
         return _of_images(said)
     checkpoint, published = open_checkpoint(source, options=said.shift, asks=False)

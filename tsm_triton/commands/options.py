@@ -48,7 +48,7 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME",
-        help="of a bare state dict; alone, a library's model with weights of images",
+        help="of a bare state dict; alone, a library's model with weights of images, or an exported .onnx or .pt2",
     )
     add_shift_options(parser)
     add("--non-local", metavar="MODE", help="of published weights with non-local blocks that do not say it")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exporting.loading import ExportedClips
 from ..preparation import preparation_of
 from ..progress import Bar
 from ..training.machine import default_workers, placed
@@ -48,12 +49,16 @@ class Predictor:
     @classmethod
     def of(cls, trained: Trained, args: argparse.Namespace) -> "Predictor":
         """As the options of `add_prediction_options` say."""
-        device = pick_device(args.device)
         average = "softmax" if args.average == "probabilities" else "logits"
-        classifier = VideoClassifier(trained.model, trained.num_segments, view_average=average)
-        classifier.to(device)
-        if device.type == "cuda":
-            classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if isinstance(trained.model, ExportedClips):
+            classifier = trained.model.on(args.device)
+            classifier.view_average, device = average, classifier.runtime.device
+        else:
+            device = pick_device(args.device)
+            classifier = VideoClassifier(trained.model, trained.num_segments, view_average=average)
+            classifier.to(device)
+            if device.type == "cuda":
+                classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         options = dict(
             transform=transform_for(trained.model, views=args.views),
             sampling=args.sampling,

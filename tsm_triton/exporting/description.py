@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +20,39 @@ from ..version import __version__
 from ..video.classifier import VideoClassifier
 from .interface import Interface
 
-__all__ = ["KEY", "as_text", "described"]
+__all__ = ["KEY", "as_text", "checked", "described"]
 
 # of ONNX's metadata_props and AOTInductor's metadata; and, with .json behind it, of the extra file of a .pt2
 KEY = "tsm_triton"
+FRAMES = ("size", "short_side", "mean", "std")
+# what a file must say to be run; each with the kinds of value that it may have
+SAID: dict[str, tuple[type, ...]] = {
+    "inputs": (dict,),
+    "outputs": (list,),
+    "dtypes": (dict,),
+    "device": (str,),
+    "num_segments": (int, type(None)),
+    "direction": (str, type(None)),
+    "labels": (list, type(None)),
+    "size": (int, type(None)),
+    "short_side": (int, type(None)),
+    "mean": (list, type(None)),
+    "std": (list, type(None)),
+}
 
 
 def described(model: Any, interface: Interface, outputs: list[str], native: bool) -> dict[str, Any]:
     """Plain values, for JSON.
 
     Returns:
-        `inputs`, name -> shape, a name or a multiple of one where a size is free; `outputs`, names; `num_segments`,
-        None where any is taken; `direction`; `labels`, or None; `size`, `short_side`, `mean` and `std` of frames, None
-        where the model does not say them; `needs`, which package beside torch; `versions`.
+        `inputs`, name -> shape, a name or a multiple of one where a size is free; `dtypes` of these, and the `device`
+        they are taken on, `"cpu"` in ONNX; `outputs`, names; `num_segments` of a clip, where its length is free those
+        that the model was made for, None in a stream; `direction`; `labels`, or None; `size`, `short_side`, `mean` and
+        `std` of frames, None where the model does not say them; `needs`, which package beside torch; `versions`.
     """
     first, *_ = interface.inputs.values()
     height, width = first.shape[-2:]
-    frames: dict[str, Any] = dict.fromkeys(("size", "short_side", "mean", "std"))
+    frames: dict[str, Any] = dict.fromkeys(FRAMES)
     inner = model.model if isinstance(model, (Streaming, StreamStep, VideoClassifier)) else model
     with suppress(ValueError):  # models inside that want other frames, or a size that is not square
         if height == width:
@@ -43,6 +60,8 @@ def described(model: Any, interface: Interface, outputs: list[str], native: bool
     labels = labels_of(inner)
     return {
         "inputs": {name: list(axes) for name, axes in interface.axes.items()},
+        "dtypes": {name: str(x.dtype).removeprefix("torch.") for name, x in interface.inputs.items()},
+        "device": first.device.type,
         "outputs": outputs,
         "num_segments": interface.num_segments,
         "direction": _direction(inner),
@@ -55,6 +74,29 @@ def described(model: Any, interface: Interface, outputs: list[str], native: bool
 
 def as_text(description: dict[str, Any]) -> str:
     return json.dumps(description)
+
+
+def checked(text: str | None, path: Path) -> dict[str, Any]:
+    """The description that stands in a file.
+
+    Raises:
+        ValueError: none stands there, or not all of it.
+    """
+    try:
+        said = json.loads(text or "{}")
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise ValueError(
+            f"expected JSON by the key {KEY!r} in {str(path)!r}, got other text: export it again"
+        )
+    missing = [key for key, kinds in SAID.items() if key not in said or not isinstance(said[key], kinds)]
+    if missing:
+        raise ValueError(
+            f"expected a file that says how it is used, got {str(path)!r} without {', '.join(missing)} in its metadata "
+            f"by the key {KEY!r}: write it with tsm_triton.export"
+        )
+    return said
 
 
 def _direction(model: nn.Module) -> str | None:

@@ -31,7 +31,7 @@ class Interface:
         dynamic_shapes: as `torch.export.export` takes them.
         axes: of each input, a name where a size is free.
         outputs: names; None where what comes out shows only in the graph.
-        num_segments: T; None where any is taken, or a frame comes alone.
+        num_segments: T; where any is taken the one that the model is made for; None where a frame comes alone.
     """
 
     module: nn.Module
@@ -66,7 +66,7 @@ def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool
     if fixed is None:
         shapes[1] = torch.export.Dim("frames", min=1, max=MOST_ROWS)
     named = ("clips", fixed or "frames", *axes)
-    return Interface(model, {"video": video}, (shapes,), {"video": named}, ("logits",), fixed)
+    return Interface(model, {"video": video}, (shapes,), {"video": named}, ("logits",), num_segments)
 
 
 def _of_frames(model: nn.Module, example: Tensor | None, dynamic_size: bool) -> Interface:

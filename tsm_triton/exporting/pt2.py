@@ -1,5 +1,6 @@
 """torch.export's archive: for Python with torch, and what else reads it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,5 +15,7 @@ __all__ = ["write"]
 
 
 def write(program: ExportedProgram, interface: Interface, description: dict[str, Any], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file, warnings.catch_warnings():
+        # of weights in channels_last, as fused ones are: the archive keeps their strides
+        warnings.filterwarnings("ignore", message="No complete tensor found")
         torch.export.save(program, file, extra_files={f"{KEY}.json": as_text(description)})

@@ -90,6 +90,11 @@ class StreamStep(nn.Module):
                     "unpatch the model, patch it with direction='causal', and train it so."
                 )
 
+    @property
+    def device(self) -> torch.device:
+        """Where frames are taken."""
+        return next(self.model.parameters()).device
+
     def forward(self, frame: Tensor, state: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
         self.check(frame, state)
         return self.run(frame, state)

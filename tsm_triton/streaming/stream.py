@@ -28,7 +28,8 @@ class Streaming:
     Threads may share a model, each with `Streaming` objects of its own, and run clips through it meanwhile.
 
     Args:
-        model: a model patched with `direction="causal"`, in evaluation mode; compiled or not.
+        model: a model patched with `direction="causal"`, in evaluation mode; compiled or not. Or a step by itself, as
+            `exporting.load_exported` makes one of a stream's file.
         consensus: how many frames a prediction is made of: the mean of the logits of each stream's last
             `consensus` frames, as `VideoClassifier` takes it of all frames of a clip. None: of the last alone.
         every: compute each `every`-th frame of a stream, counted from its reset; the frames between return
@@ -80,7 +81,7 @@ class Streaming:
     ) -> None:
         self.consensus = None if consensus is None else as_count(consensus, "consensus")
         self.every = as_count(every, "every")
-        self.step = (FusedStep if fused else StreamStep)(model, features=features)
+        self.step = _step_of(model, features, fused)
         self._forget()
 
     @property
@@ -171,7 +172,7 @@ class Streaming:
                 f"{', '.join(missing) or 'nothing'} is missing and {', '.join(unexpected) or 'nothing'} is "
                 "unexpected. Make the stream as the saved one was made."
             )
-        loaded = self.state.loaded(state, self.consensus, next(self.model.parameters()).device)
+        loaded = self.state.loaded(state, self.consensus, self.step.device)
         if loaded is not self.state:
             self.state, self._kind = loaded, None
             self._stage()
@@ -253,3 +254,14 @@ class Streaming:
                 f"{type(self.model).__name__}. Pass a model with one output, or leave "
                 "consensus and every out."
             )
+
+
+def _step_of(model: nn.Module, features: bool, fused: bool) -> StreamStep:
+    if not isinstance(model, StreamStep):
+        return (FusedStep if fused else StreamStep)(model, features=features)
+    if (features, fused) not in ((False, False), (model.features, isinstance(model, FusedStep))):
+        raise ValueError(
+            f"expected neither features nor fused with a step, which was made with them or without, got "
+            f"features={features} and fused={fused}: leave them out"
+        )
+    return model

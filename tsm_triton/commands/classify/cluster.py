@@ -15,6 +15,7 @@ import torch
 
 from ...progress import say
 from ...video.datasets import Listing, Sample, Unreadable, VideoDataset
+from ..exported import exported_file
 from ..interrupt import exit_on_signal
 from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
@@ -98,7 +99,9 @@ def classify_on_cluster(
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:
     """Workers stand in another folder."""
     path = args.checkpoint.absolute() if isinstance(args.checkpoint, Path) else args.checkpoint
-    return argparse.Namespace(**{**vars(args), "checkpoint": path})
+    exported = exported_file(args.model, args.checkpoint, "--checkpoint")
+    model = args.model if exported is None else str(exported.absolute())
+    return argparse.Namespace(**{**vars(args), "checkpoint": path, "model": model})
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -81,7 +81,7 @@ def labels_of(args: argparse.Namespace, said: Sequence[str] | None, num_classes:
     if len(labels) != num_classes:
         raise ValueError(
             f"expected {num_classes} labels, one a class, got {len(labels)} in "
-            f"{str(args.labels or args.checkpoint)!r}: pass --labels with one on each line"
+            f"{str(args.labels or args.checkpoint or args.model)!r}: pass --labels with one on each line"
         )
     return labels
 
@@ -130,7 +130,7 @@ def _check_files(args: argparse.Namespace) -> None:
     """Raise now for what could not be written in the end, or would replace what is read."""
     taken = {
         path.absolute()
-        for path in (args.checkpoint, args.labels, *map(Path, args.videos))
+        for path in (args.checkpoint, args.model and Path(args.model), args.labels, *map(Path, args.videos))
         if isinstance(path, Path)
     }
     for option in ("json", "csv", "parquet"):

@@ -41,10 +41,16 @@ def run(args: argparse.Namespace) -> int:
             "--dynamic-size."
         ) from error
     print(f"{path}: {', '.join(f'{key} {shape}' for key, shape in said['inputs'].items())}")
-    length = said["num_segments"] or ("one frame at a time" if args.streaming else "any")
-    print(f"  frames of a clip: {length}")
+    print(f"  frames of a clip: {_length(said)}")
     print(f"  outputs: {', '.join(said['outputs'])}")
     return 0
+
+
+def _length(said: dict[str, Any]) -> str:
+    if said["num_segments"] is None:
+        return "one frame at a time"
+    free = "frames" in said["inputs"].get("video", ())
+    return f"{said['num_segments']}{', or any other number' if free else ''}"
 
 
 def _model(args: argparse.Namespace) -> nn.Module:

@@ -3,16 +3,16 @@
 import argparse
 from pathlib import Path
 
-from ..options import within
+from ..options import add_shift_options, weights_at, within
 
 __all__ = ["add_arguments"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="causal weights, as of tsm-triton stream")
+    add("checkpoint", type=weights_at, metavar="CHECKPOINT", help="causal weights, as of tsm-triton stream")
     add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
-    add("--direction", choices=["causal"], help="how a bare state dict was trained, which it does not say")
+    add_shift_options(parser, ["causal"])
     add("--labels", type=Path, metavar="FILE", help="a class name a line (default: as the weights say)")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine alone)")
     add("--port", type=within(0, 65535), default=8000, help="0 for any that is free (default: %(default)s)")

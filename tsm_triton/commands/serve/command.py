@@ -11,10 +11,11 @@ import torch
 from ...extras import check_installed
 from ...patching.hooks import shift_hooks
 from ...streaming.batching import Batcher
+from ...video.transforms import transform_for
 from ..classify.command import labels_of
 from ..common import few_threads, pick_device, printable
 from ..interrupt import Interrupt, stop_on_signal
-from ..stream.weights import load_trained
+from ..models import Said, load_trained_model
 from .service import Limits, Service
 
 __all__ = ["run"]
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 def _service(args: argparse.Namespace, folder: Path) -> Service:
     """The model of the arguments, with what the checkpoint says of it."""
     device = pick_device(args.device)
-    trained = load_trained(args.checkpoint, args.model, args.direction)
-    preprocess, num_segments = trained.transform(), shift_hooks(trained.model)[0].num_segments
+    trained = load_trained_model(args.checkpoint, Said.of(args), streamed=True)
+    preprocess, num_segments = transform_for(trained.model), shift_hooks(trained.model)[0].num_segments
     frame = preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     batcher = Batcher(
         trained.model.to(device),
@@ -53,7 +54,7 @@ def _service(args: argparse.Namespace, folder: Path) -> Service:
     )
     with torch.inference_mode():
         logits, _ = batcher.step(frame.to(device), batcher.step.init_state(frame.to(device)))
-    labels = labels_of(args, trained.classes, logits.shape[-1])
+    labels = labels_of(args, trained.labels, logits.shape[-1])
     limits = Limits(max_bytes=args.max_upload * MEGABYTE)
     return Service(trained.name, labels, num_segments, preprocess, batcher, folder, limits)
 

@@ -12,7 +12,11 @@ __all__ = ["add_arguments"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video file, a folder of images, a camera's number or a URL")
-    add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
+    add(
+        "--model",
+        metavar="NAME",
+        help="a timm name, or torchvision/NAME (default: as the weights say); or an exported .onnx or .pt2",
+    )
     add("--weights", type=weights_at, metavar="FILE", help=f"a causal checkpoint (default: {DEMO_WEIGHTS})")
     add_shift_options(parser, ["causal"])
     add("--labels", type=Path, metavar="FILE", help="a class name a line")

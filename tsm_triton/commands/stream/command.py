@@ -16,8 +16,9 @@ from ...video.live import ConnectionLostError, without_login
 from ...video.transforms import transform_for
 from ..common import make_folder, pick_device, printable, read_labels
 from ..demo import DEMO_WEIGHTS
+from ..exported import exported_file, exported_step
 from ..interrupt import Interrupt, stop_on_signal
-from ..models import Said, load_trained_model
+from ..models import Said, Trained, load_trained_model
 from .annotation import AnnotatedVideo, annotated_video, save_csv, save_json, save_timeline
 from .pace import Meter, Pace
 from .seen import Seen
@@ -29,10 +30,15 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> int:
     check_installed("stream", "av", "matplotlib")
     _check_counts(args)
-    device = pick_device(args.device)
-    weights = _weights(args.weights)
+    exported = exported_file(args.model, args.weights, "--weights")
+    weights = exported or _weights(args.weights)
     _check_files(args, weights)
-    trained = load_trained_model(weights, Said.of(args), streamed=True)
+    if exported:
+        step = exported_step(exported, Said.of(args).shift).on(args.device)
+        device, trained = step.device, Trained(step, exported.stem, 1, step.said["labels"])
+    else:
+        device = pick_device(args.device)
+        trained = load_trained_model(weights, Said.of(args), streamed=True)
     labels = trained.labels if args.labels is None else read_labels(args.labels)
     seen = Seen(labels, str(args.labels or weights), str(weights))
     stream = Streaming(trained.model.to(device), consensus=args.consensus, every=args.every)
