@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export.passes import move_to_device_pass
 
 from ..extras import check_installed
-from ..torch_private import aoti_load_package
 from .description import KEY, checked
 
 __all__ = ["Runtime", "open_file"]
@@ -90,6 +88,8 @@ class _Program(Runtime):
         said = checked(text, path)
         device = torch.device(said["device"]) if device is None else device
         if device.type != said["device"]:
+            from torch.export.passes import move_to_device_pass  # which imports the compiler
+
             program = move_to_device_pass(program, str(device))
         super().__init__(path, text, device)
         self.module = program.module()
@@ -101,6 +101,8 @@ class _Program(Runtime):
 class _Package(Runtime):
     def __init__(self, path: Path, device: torch.device | None) -> None:
         try:
+            from ..torch_private import aoti_load_package  # Inductor
+
             self.package: Any = aoti_load_package(path)
             text = self.package.get_metadata().get(KEY)
         except Exception as error:
