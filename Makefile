@@ -4,7 +4,7 @@ BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 NEXT := .venv-next/bin
 
-.PHONY: demo test test-slow test-release test-oldest test-next mutations lint bench sweep clean
+.PHONY: demo test test-slow test-release test-oldest test-next mutations lint bench sweep kernel-hub clean
 
 demo: .venv/installed
 	$(BIN)/tsm-triton demo
@@ -48,6 +48,10 @@ bench: .venv/installed
 # Patch and check every model of the installed timm and torchvision; goes on where it was stopped.
 sweep: .venv/installed
 	$(BIN)/python -m sweep
+
+# The ops as a kernel of Hugging Face's hub, in build/kernel_hub.
+kernel-hub: .venv/installed
+	$(BIN)/python -m kernel_hub
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

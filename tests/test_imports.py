@@ -123,7 +123,7 @@ def test_only_the_library_of_the_model_is_imported():
 
 def test_the_source_distribution_holds_what_the_tests_read():
     taken = (ROOT / "MANIFEST.in").read_text().split()
-    for folder in ("tests", "docs", "benchmarks", "sweep", "examples"):
+    for folder in ("tests", "docs", "benchmarks", "sweep", "examples", "kernel_hub"):
         assert (ROOT / folder).is_dir()
         assert folder in taken
     assert {"Makefile", "CHANGELOG.md"} <= set(taken)

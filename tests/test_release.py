@@ -100,7 +100,7 @@ def test_the_source_distribution_holds_the_tree(built):
         files = {member.name.partition("/")[2] for member in archive if not member.isdir()}
     files = {name for name in files if not name.startswith("tsm_triton.egg-info/")}
     assert files - MADE == tracked() - LEFT_OUT
-    folders = ("tests/", "docs/", "examples/", "benchmarks/", "sweep/")
+    folders = ("tests/", "docs/", "examples/", "benchmarks/", "sweep/", "kernel_hub/")
     assert all(any(name.startswith(folder) for name in files) for folder in folders)
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "setup.py"} <= files
 

@@ -52,7 +52,7 @@ OF_OTHERS = {
 
 
 def sources() -> list[Path]:
-    folders = ("tsm_triton", "benchmarks", "sweep", "examples")
+    folders = ("tsm_triton", "benchmarks", "sweep", "examples", "kernel_hub")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return [
         path

@@ -8,12 +8,12 @@ import re
 
 import torch
 
-__all__ = ["NAMESPACE", "add_op_namespace_prefix", "ops"]
+__all__ = ["add_op_namespace_prefix", "ops"]
 
-NAMESPACE = re.sub(r"\W", "_", __name__.removesuffix("._ops"))
-ops = getattr(torch.ops, NAMESPACE)
+_NAMESPACE = re.sub(r"\W", "_", __name__.removesuffix("._ops"))
+ops = getattr(torch.ops, _NAMESPACE)
 
 
 def add_op_namespace_prefix(op_name: str) -> str:
     """The op's full name, `namespace::op_name`."""
-    return f"{NAMESPACE}::{op_name}"
+    return f"{_NAMESPACE}::{op_name}"

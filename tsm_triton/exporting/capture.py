@@ -8,7 +8,6 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from .. import ops
-from .._ops import NAMESPACE
 from ..fusion.fuse import CAPTURING, FusedModel
 from ..patching.hooks import is_patched, shift_hooks
 from ..patching.keeping import check_whole
@@ -111,4 +110,4 @@ def ops_of_ours(program: ExportedProgram) -> set[str]:
     """The names of the registered ops that a program calls."""
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
     called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
-    return {name for name in called if name.startswith(f"{NAMESPACE}.")}
+    return {name for name in called if name.startswith(f"{ops.NAMESPACE}.")}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._ops import NAMESPACE
+from .. import ops
 from ..checkpoints.native import labels_of
 from ..fusion.fuse import FusedModel
 from ..patching.hooks import is_patched, shift_hooks
@@ -67,7 +67,7 @@ def described(model: Any, interface: Interface, outputs: list[str], native: bool
         "direction": _direction(inner),
         "labels": None if labels is None else list(labels),
         **frames,
-        "needs": NAMESPACE if native else None,
+        "needs": ops.NAMESPACE if native else None,
         "versions": {"tsm_triton": __version__, "torch": torch.__version__},
     }
 

@@ -8,7 +8,7 @@ from ..activations import check_activation
 from .checks import check_channel_dim, check_frames
 from .convolution import convolution
 from .copies import shift_by_copies
-from .declare import ATEN_FORMS
+from .declare import ATEN_FORMS, NAMESPACE
 from .depthwise import depthwise_convolution
 from .inductor import let_inductor_decompose
 from .residual_shift import residual_shift, residual_shift_backward
@@ -21,6 +21,7 @@ from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [
     "ATEN_FORMS",
+    "NAMESPACE",
     "check_activation",
     "check_channel_dim",
     "check_frames",

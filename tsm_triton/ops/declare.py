@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from .._ops import NAMESPACE, add_op_namespace_prefix
+from .._ops import add_op_namespace_prefix
 from .._ops import ops as namespace
 from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
 
-__all__ = ["ATEN_FORMS", "declare", "library"]
+__all__ = ["ATEN_FORMS", "NAMESPACE", "declare", "library"]
+
+NAMESPACE = add_op_namespace_prefix("").removesuffix("::")
 
 library = torch.library.Library(NAMESPACE, "DEF")
 
