@@ -147,7 +147,7 @@ def test_weights_of_another_model_name_the_keys(clip, weights, tmp_path, capsys)
     state["extra.weight"] = state.pop("conv1.0.weight" if "conv1.0.weight" in state else next(iter(state)))
     torch.save(state, tmp_path / "other.pt")
     argv = ["stream", str(clip), "--weights", str(tmp_path / "other.pt"), "--model", "test_resnet"]
-    argv += ["--direction", "causal"]
+    argv += ["--direction", "causal", "--place", "blockres", "--shift-div", "8"]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "missing: conv1.0.weight" in error or "missing: " in error

@@ -60,7 +60,6 @@ def classify_on_cluster(
     A cluster that runs is taken (`RAY_ADDRESS`); else this machine is one.
     """
     import ray
-    from pyarrow import parquet
 
     begun = not ray.is_initialized()
     if begun:
@@ -82,17 +81,33 @@ def classify_on_cluster(
             num_gpus=1 if gpus else 0,
             num_cpus=1,
         )
-        with exit_on_signal():  # Ray cannot be asked to end behind a block
+        # Ctrl-C would be Ray's to handle from here on, and Ray cannot be asked to end behind a block
+        with exit_on_signal():
             tables.write_parquet(os.path.abspath(partial))
+        found = _rows(partial)
         _replace_folder(partial, args.parquet)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if begun:
             ray.shutdown()
-    found = sorted(parquet.read_table(args.parquet).to_pylist(), key=lambda row: row["number"])
     for row in found:
         ranks = range(1, 1 + sum(key.startswith("label_") for key in row))
         yield samples[row["number"]].path, [(row[f"label_{k}"], row[f"probability_{k}"]) for k in ranks]
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """What was written, in the order of the videos.
+
+    Raises:
+        ValueError: nothing.
+    """
+    from pyarrow import parquet
+
+    written = folder.is_dir() and any(folder.iterdir())
+    rows = parquet.read_table(folder).to_pylist() if written else []
+    if not rows:
+        raise ValueError("expected videos that can be read, got none: check the files")
+    return sorted(rows, key=lambda row: row["number"])
 
 
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:
