@@ -75,12 +75,16 @@ def _on_the_command_line(message: str, names: Iterable[str]) -> str:
     Example:
         >>> _on_the_command_line("every must be at least 1, got 0: pass every=1", ["every"])
         '--every must be at least 1, got 0: pass --every 1'
+        >>> _on_the_command_line("left and right: pass flip=False", ["flip"])
+        'left and right: pass --no-flip'
         >>> _on_the_command_line("broken PNG file (chunk b'tEXt')", [])
         'broken PNG file (chunk tEXt)'
     """
     for name in names:
         option = _option(name)
         # told from the word of everyday by what stands around it, or by its underscore
+        for said, turned in (("True", option), ("False", option.replace("--", "--no-", 1))):
+            message = re.sub(rf"(?<![\w.-]){name}={said}\b", turned, message)
         value = r"=(?:'([^']*)'|\"([^\"]*)\"|([\w.]+))"
         message = re.sub(rf"(?<![\w.-]){name}{value}", rf"{option} \1\2\3", message)
         word = rf"{name}\b" if "_" in name else rf"{name}(?= must )"
