@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -34,23 +35,36 @@ def kill_a_predicting_worker(killed: list[int], ended: threading.Event) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of ray's own
-def test_a_cluster_predicts_what_one_process_does_though_a_worker_is_killed(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
+    """Of this machine: two workers."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+    os.environ |= {"OMP_NUM_THREADS": before} if before is not None else {}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
     torch.manual_seed(3)
     model = tsm_triton.patch(create_backbone("test_resnet", num_classes=4), 4)
     set_preparation(model, Preparation(32, 36))
-    checkpoint = tmp_path / "best.pt"
+    checkpoint = tmp_path_factory.mktemp("weights") / "best.pt"
     tsm_triton.save_checkpoint(model, checkpoint, ["a", "b", "c", "d"])
-    videos = write_motions(tmp_path / "videos", 24)
-    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--workers", "0", "--batch-size", "4"]
+    return ["--checkpoint", str(checkpoint), "--device", "cpu", "--workers", "0", "--batch-size", "4"]
 
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of ray's own
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_predicts_what_one_process_does_though_a_worker_is_killed(options, tmp_path, capsys):
+    videos = write_motions(tmp_path / "videos", 24)
     found = {}
     killed, ended = [], threading.Event()
     killer = threading.Thread(target=kill_a_predicting_worker, args=(killed, ended))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         for engine in ("local", "ray"):
             if engine == "ray":
@@ -65,7 +79,7 @@ def test_a_cluster_predicts_what_one_process_does_though_a_worker_is_killed(tmp_
             found[engine] = json.loads((tmp_path / f"{engine}.json").read_text())
     finally:
         ended.set()
-        ray.shutdown()
+    assert "Classifying 24 videos on no accelerators" in capsys.readouterr().err
     assert len(killed) == 1
     assert len(found["ray"]) == 24
     for one, other in zip(found["local"], found["ray"], strict=True):
@@ -74,3 +88,68 @@ def test_a_cluster_predicts_what_one_process_does_though_a_worker_is_killed(tmp_
         probabilities = [[top["probability"] for top in record["top"]] for record in (one, other)]
         assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
     assert parquet.read_table(tmp_path / "ray.parquet").num_rows == 24
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_leaves_out_or_refuses_what_cannot_be_read(options, tmp_path, capsys):
+    videos = write_motions(tmp_path / "videos", 3)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(b"no video")
+    table = ["--engine", "ray", "--parquet", str(tmp_path / "a.parquet")]
+    assert main(["classify", str(videos), str(damaged), *options, *table]) == 2
+    assert "damaged.mp4" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "a.parquet").exists()
+    assert main(["classify", str(videos), str(damaged), *options, *table, "--on-error", "skip"]) == 1
+    assert "Left out 1 videos" in capsys.readouterr().out
+    assert parquet.read_table(tmp_path / "a.parquet").num_rows == 3
+    assert main(["classify", str(damaged), *options, *table, "--on-error", "skip"]) == 2
+    assert "expected videos that can be read, got none" in capsys.readouterr().err
+    # the results of before stay, and nothing beside them
+    assert parquet.read_table(tmp_path / "a.parquet").num_rows == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"videos", "damaged.mp4", "a.parquet"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("cluster", "signals_heard")
+def test_a_signal_ends_a_cluster_with_the_files_of_before(number, options, tmp_path):
+    videos = write_motions(tmp_path / "videos", 24)
+    before = tmp_path / "a.parquet"
+    before.mkdir()
+    (before / "kept.parquet").write_bytes(b"of before")
+    asked = threading.Event()
+
+    def ask():  # as soon as something is predicted or written
+        while not asked.wait(0.1):
+            if any("Classifying" in " ".join(words) for words in workers()) or list(
+                tmp_path.glob(".a.parquet.*")
+            ):
+                asked.set()
+                os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        status = main(["classify", str(videos), *options, "--engine", "ray", "--parquet", str(before)])
+    except SystemExit as error:
+        status = error.code
+    finally:
+        ended = asked.is_set()
+        asked.set()
+        asking.join()
+    assert ended
+    assert status == 128 + number
+    assert [path.name for path in before.iterdir()] == ["kept.parquet"]
+    assert {path.name for path in tmp_path.iterdir()} == {"videos", "a.parquet"}
+
+
+def workers() -> list[list[str]]:
+    """What this process's own are called."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found.append(child.cmdline())
+    return found

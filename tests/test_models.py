@@ -1,6 +1,7 @@
 """create_model, the layers that the authors put beside the shift, and the models that timm lists."""
 
 import json
+from urllib.error import URLError
 
 import pytest
 import timm
@@ -11,9 +12,12 @@ from torch.nn import functional as F
 import tsm_triton
 import tsm_triton.models
 from tsm_triton import VideoClassifier, create_model
-from tsm_triton.backbones import add_non_local
+from tsm_triton.backbones import add_non_local, create_backbone
+from tsm_triton.cli import main
 from tsm_triton.modules import DropoutLinear, NonLocal, RecurrentHead, TemporalPool
 from tsm_triton.patching.hooks import shift_hooks
+
+from .video_files import write_video
 
 T = 4
 
@@ -162,6 +166,27 @@ def test_one_graph_serves_clips_of_every_length():
 def test_what_no_model_is_made_of_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_weights_of_images_that_cannot_be_downloaded_are_said(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(
+        ValueError, match="expected weights of 'torchvision/resnet18'.*URLError.*no route to host"
+    ):
+        tsm_triton.create_model("torchvision/resnet18", pretrained=True)
+    write_video(tmp_path / "a.mp4", 4)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    for name in ("resnet18", "mobilenetv2_035"):  # which cannot be reached, and of which there are none
+        assert main(["classify", str(tmp_path / "a.mp4"), "--model", name]) == 2
+        error = capsys.readouterr().err
+        assert f"expected weights of '{name}', which its library downloads" in error
+        assert "Check the network" in error
+    with pytest.raises(TypeError):  # of arguments
+        create_backbone("resnet18", pretrained=True, odd=1)
 
 
 def test_timm_lists_shifted_models_once_they_are_imported():

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 import tsm_triton
 from tsm_triton import training
 from tsm_triton.training import Settings, fit, freeze_batch_norm, optimizer_groups, read_recipe
+from tsm_triton.training.memory import checkpoint_activations
 from tsm_triton.training.metrics import Scores
 from tsm_triton.training.optimisation import make_mixing, make_optimizer, make_scheduler
 from tsm_triton.training.order import EpochBatches, EvalBatches
@@ -158,6 +159,27 @@ def test_parts_and_recomputed_activations_change_nothing():
         for key, value in whole.items():
             torch.testing.assert_close(other[key], value, msg=lambda m, key=key: f"{key}: {m}")
     assert any(not torch.equal(value, whole[key]) for key, value in trained(clip_grad=0.01).items())
+
+
+def test_blocks_of_torchvision_are_computed_again_and_left_as_they_were():
+    states, calls = [], []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        inner = tsm_triton.create_model("torchvision/resnet18", 2, 3, dropout=0.2)
+        model = tsm_triton.VideoClassifier(inner, 2)
+        handle = inner.layer2[0].conv2.register_forward_hook(lambda *_, now=recomputed: calls.append(now))
+        settings = Settings(
+            epochs=1, batch_size=4, opt="sgd", checkpoint_activations=recomputed, ema=0.5, freeze_bn="all"
+        )
+        fit(model, clips(4), settings=settings, num_classes=3, device=CPU)
+        handle.remove()
+        assert not any("forward" in vars(module) for module in model.modules())
+        states.append(model.state_dict())
+    assert (calls.count(False), calls.count(True)) == (1, 2)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, msg=lambda m, key=key: f"{key}: {m}")
+    with pytest.raises(ValueError, match="expected a model of blocks in an nn.Sequential"):
+        checkpoint_activations(nn.Linear(1, 1))
 
 
 @pytest.mark.slow

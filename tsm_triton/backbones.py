@@ -2,7 +2,8 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -111,7 +112,7 @@ def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn
         kwargs: passed on to the library, `num_classes` for instance.
 
     Raises:
-        ValueError: an unknown name; the message lists close ones.
+        ValueError: an unknown name; the message lists close ones. Weights that cannot be downloaded, or are not there.
 
     Example:
         >>> type(create_backbone("torchvision/resnet18", num_classes=2)).__module__
@@ -122,14 +123,32 @@ def create_backbone(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn
         from torchvision import models
 
         _check_name(name, rest, models.list_models(module=models), "torchvision")
-        return models.get_model(rest, weights="DEFAULT" if pretrained else None, **kwargs)
+        weights = "DEFAULT" if pretrained else None
+        with _downloading(name, pretrained):
+            return models.get_model(rest, weights=weights, **kwargs)
     import timm
 
     if not timm.is_model(name):
         _check_name(name, name, timm.list_models(), "timm")
     elif "." in name:
         _check_name(name, name, timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True), "timm")
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+    with _downloading(name, pretrained):
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+@contextmanager
+def _downloading(name: str, pretrained: bool) -> Iterator[None]:
+    """What fails with a library's own weights and not without: libraries and their hubs raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        if not pretrained or isinstance(error, TypeError):  # of arguments
+            raise
+        raise ValueError(
+            f"expected weights of {name!r}, which its library downloads, got {type(error).__name__} "
+            f"({str(error).strip().partition(chr(10))[0]}). Check the network, choose a name that has "
+            "weights, or leave pretrained out."
+        ) from error
 
 
 def head_of(model: nn.Module) -> str:

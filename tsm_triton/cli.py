@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from .commands import COMMANDS
+from .commands.interrupt import exit_on_signal
 from .version import __version__
 
 __all__ = ["main"]
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 where the command did not find what it should (`demo`, `verify`), 2 for an error of
         the user's, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: 128 and the signal's number, after another signal that asks for an end.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an ascii locale: a label's letters are no reason to fail
@@ -33,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         usage = commands[args.command].format_usage()
         names = [name for name in vars(args) if _option(name) in usage]
-        status = import_module(f".commands.{args.command}.command", __package__).run(args)
+        with (
+            exit_on_signal()
+        ):  # no temporary file stays, of commands that do not end in an order of their own
+            status = import_module(f".commands.{args.command}.command", __package__).run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # piped into head: nobody reads on, and Python must not flush again at exit
@@ -68,12 +75,16 @@ def _on_the_command_line(message: str, names: Iterable[str]) -> str:
     Example:
         >>> _on_the_command_line("every must be at least 1, got 0: pass every=1", ["every"])
         '--every must be at least 1, got 0: pass --every 1'
+        >>> _on_the_command_line("left and right: pass flip=False", ["flip"])
+        'left and right: pass --no-flip'
         >>> _on_the_command_line("broken PNG file (chunk b'tEXt')", [])
         'broken PNG file (chunk tEXt)'
     """
     for name in names:
         option = _option(name)
         # told from the word of everyday by what stands around it, or by its underscore
+        for said, turned in (("True", option), ("False", option.replace("--", "--no-", 1))):
+            message = re.sub(rf"(?<![\w.-]){name}={said}\b", turned, message)
         value = r"=(?:'([^']*)'|\"([^\"]*)\"|([\w.]+))"
         message = re.sub(rf"(?<![\w.-]){name}{value}", rf"{option} \1\2\3", message)
         word = rf"{name}\b" if "_" in name else rf"{name}(?= must )"

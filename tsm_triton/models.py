@@ -156,12 +156,34 @@ def _source(config: Any) -> Any:
     return config.url
 
 
+ENTRY = """timm's {name}, shifted: folded clips `[N*T, 3, H, W]` -> logits `[N*T, num_classes]`, a row a frame.
+
+Args:
+    pretrained: load the weights that the configuration names, or `pretrained_cfg_overlay`; strictly, whatever layout.
+    num_segments: T; by default that of the weights, or 8.
+    num_classes: by default the configuration's; another number gives a new head.
+    direction, place, shift_div, non_local, temporal_pool: see `tsm_triton.create_model`; for pretrained weights
+        those that they were trained with. `temporal_pool` halves the rows.
+    checksum: the SHA-256 of the weights, or its beginning.
+    kwargs: timm's own, `drop_rate` for instance.
+
+Raises:
+    ValueError: pretrained without weights, weights that do not fit, or what `tsm_triton.patch` raises.
+
+Example:
+    >>> import timm, torch, tsm_triton.models
+    >>> model = timm.create_model("tsm_{name}", num_segments=4, num_classes=5)
+    >>> model(torch.zeros(2 * 4, 3, 64, 64)).shape
+    torch.Size([8, 5])
+"""
+
+
 def _register(name: str) -> None:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return _create(name, pretrained, **kwargs)
 
     entry.__name__ = entry.__qualname__ = f"tsm_{name}"
-    entry.__doc__ = f"timm's {name}, shifted; see `tsm_triton.create_model`."
+    entry.__doc__ = ENTRY.format(name=name)
     globals()[entry.__name__] = register_model(entry)
 
 

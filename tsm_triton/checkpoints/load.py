@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from torch import nn
 
@@ -17,8 +17,10 @@ from .download import check_sum, is_remote, local_file
 from .keys import fits, unwrapped
 from .native import Checkpoint, built, load_into, read_checkpoint
 
-if TYPE_CHECKING:  # a file a layout, imported when one is asked for
-    from .published import Published
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .published import Published  # a file a layout, imported when one is asked for
 
 __all__ = ["load_checkpoint", "open_checkpoint"]
 
@@ -27,34 +29,22 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 PUBLISHED_OPTIONS = ("place", "shift_div", "direction", "non_local", "into")
 
 
+class _Options(TypedDict, total=False):
+    num_segments: int | None
+    place: str | None
+    shift_div: int | None
+    direction: str | None
+    non_local: str | None
+    new_head: int | None
+    checksum: str | None
+
+
 @overload
 def load_checkpoint(
-    source: Source,
-    /,
-    *,
-    num_segments: int | None = None,
-    place: str | None = None,
-    shift_div: int | None = None,
-    direction: str | None = None,
-    non_local: str | None = None,
-    into: str | None = None,
-    new_head: int | None = None,
-    checksum: str | None = None,
+    source: Source, /, *, into: str | None = None, **options: "Unpack[_Options]"
 ) -> nn.Module: ...
 @overload
-def load_checkpoint(
-    model: nn.Module,
-    source: Source,
-    /,
-    *,
-    num_segments: int | None = None,
-    place: str | None = None,
-    shift_div: int | None = None,
-    direction: str | None = None,
-    non_local: str | None = None,
-    new_head: int | None = None,
-    checksum: str | None = None,
-) -> nn.Module: ...
+def load_checkpoint(model: nn.Module, source: Source, /, **options: "Unpack[_Options]") -> nn.Module: ...
 
 
 def load_checkpoint(

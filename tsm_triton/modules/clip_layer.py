@@ -13,10 +13,29 @@ class ClipLayer(nn.Module):
     """The base of layers of folded clips, `[N*T, ...]`: they hold T, which `set_num_segments` and the wrappers over
     clips set with that of the shifts.
 
-    Attributes:
+    A layer of one's own calls `self.clips(x)` in its `forward`, and gives rows of frames back.
+
+    Args:
         num_segments: T, the frames of a clip where this layer stands.
+
+    Attributes:
+        num_segments: T, as it was set last.
         pools: how many frames become one in it, 1 of most.
         length: T in a call that is being traced, a symbol; None else.
+
+    Shapes:
+        `[N*T, ...]` -> `[N*T / pools, ...]`.
+
+    Raises:
+        TypeError, ValueError: a T that is no positive integer; when called, frames that are no whole clips.
+
+    Example:
+        >>> class Mean(ClipLayer):
+        ...     def forward(self, x):
+        ...         clips = self.clips(x)
+        ...         return clips.mean(1, keepdim=True).expand_as(clips).flatten(0, 1)
+        >>> Mean(num_segments=2)(torch.tensor([[0.0], [2.0], [4.0], [6.0]])).flatten()
+        tensor([1., 1., 5., 5.])
     """
 
     pools = 1

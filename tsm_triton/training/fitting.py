@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .loop import Stopped, Trainer
+from .memory import checkpoint_activations
 from .settings import Settings
 from .state import Progress, latest_state, load_state
 
@@ -75,6 +76,8 @@ def fit(
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
         del model.forward
+    if trainer.settings.checkpoint_activations:
+        checkpoint_activations(model, enable=False)
     if trainer.ema is not None:
         trainer.inner.load_state_dict(trainer.ema.module.state_dict())
     return trainer.progress

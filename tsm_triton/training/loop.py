@@ -22,8 +22,10 @@ from .memory import checkpoint_activations
 from .metrics import Scores
 from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler
 from .order import EpochBatches, EvalBatches, loader
+from .parts import Part, completed, next_part
 from .settings import Settings
 from .state import Progress, save_state
+from .testing import test
 
 __all__ = ["Stopped", "Trainer"]
 
@@ -91,8 +93,9 @@ class Trainer:
                 self.train_epoch(epoch, bar)
                 row = self.row(epoch)
                 said = f"loss {row['train_loss']:.3f}"
-                if "val_top1" in row:
-                    said += f", test accuracy {row['val_top1']:.1f} %"
+                said += f", test accuracy {row['val_top1']:.1f} %" if "val_top1" in row else ""
+                if lost := row["train_left_out"] + row.get("val_left_out", 0):
+                    said += f", {lost} clips left out that cannot be read"
                 bar.say(f"{self.title}, epoch {epoch} of {settings.epochs}: {said}")
 
     def train_epoch(self, epoch: int, bar: Bar) -> None:
@@ -101,17 +104,18 @@ class Trainer:
         getattr(self.train_data, "set_epoch", lambda _: None)(epoch)
         self.batches.start(epoch, progress.step - (epoch - 1) * steps)
         parts = iter(self.loader(self.train_data, self.batches))
-        self.model.train()
         began, before = time.perf_counter(), progress.seconds
         while progress.step < epoch * steps:
-            loss = [self.part(*next(parts)) for _ in range(self.settings.accumulate)][-1]
+            step = completed(accelerator, [next_part(parts) for _ in range(self.settings.accumulate)])
+            losses = [loss for held in step if (loss := self.part(*held)) is not None]
             progress.step += 1
             if self.scheduler is not None:
                 self.scheduler.step_update(progress.step)
             if self.ema is not None:
                 self.ema.update(self.inner, progress.step)
             progress.seconds = before + time.perf_counter() - began
-            bar.update(f"epoch {epoch}" if accelerator.device.type == "cuda" else f"loss {loss:.3f}")
+            shown = losses and accelerator.device.type != "cuda"  # where it would be waited for
+            bar.update(f"loss {losses[-1]:.3f}" if shown else f"epoch {epoch}")
             asked = any_process(accelerator, self.stop())
             every = self.settings.save_every
             if asked or (every and progress.step % every == 0 and progress.step < epoch * steps):
@@ -119,19 +123,27 @@ class Trainer:
             if asked:
                 raise Stopped
 
-    def part(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def part(self, held: Part | None, share: float) -> Tensor | None:
         """Forward and backward of a part of a step; behind the last part, the step."""
         accelerator = self.accelerator
-        inputs, labels = placed(inputs, accelerator.device), placed(labels, accelerator.device)
-        mixed, targets = (inputs, labels) if self.mix is None else self.mix(inputs, labels)
         with accelerator.accumulate(self.model):
-            logits = self.model(mixed)
-            loss = self.loss(logits, targets)
-            accelerator.backward(loss)
+            loss = None if held is None else self.learn(*held, share)
             if accelerator.sync_gradients and self.settings.clip_grad:
                 accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
             self.optimizer.step()
             self.optimizer.zero_grad()
+        return loss
+
+    def learn(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor | None:
+        inputs, labels = placed(inputs, self.accelerator.device), placed(labels, self.accelerator.device)
+        mixed, targets = (inputs, labels) if self.mix is None or not share else self.mix(inputs, labels)
+        if self.model.training != (share > 0):  # a blank clip moves no statistics
+            self.model.train(share > 0)
+        logits = self.model(mixed)
+        loss = self.loss(logits, targets)
+        self.accelerator.backward(loss * share)
+        if not share:
+            return None
         self.scores.update(logits, labels, loss)
         return loss.detach()
 
@@ -143,15 +155,19 @@ class Trainer:
         trained = self.scores.compute()
         row |= {"train_loss": trained["loss"], "train_top1": trained["top1"]}
         row["seconds"] = round(progress.seconds, 3)
+        row["train_left_out"] = self.batches.steps * self.batches.batch_size - self.scores.seen()
         if not row["train_loss"] < float("inf"):
             raise ValueError(
                 f"expected a loss, got {row['train_loss']} in epoch {epoch}: lower lr, or use precision='no'"
             )
         confusion = None
-        if self.val_data is not None:
-            scores = self.tested()
+        if self.val_data is not None and self.val_batches is not None:
+            model = self.model if self.ema is None else self.ema.module
+            batches = self.loader(self.val_data, self.val_batches)
+            scores = test(model, batches, self.val_batches.real, self.accelerator, self.num_classes)
             row |= {f"val_{key}": value for key, value in scores.compute().items()}
             confusion = scores.confusion()
+            row["val_left_out"] = len(self.val_data) - scores.seen()  # pyright: ignore[reportArgumentType]
         best = progress.best is None or row.get("val_top1", epoch) > progress.best.get("val_top1", 0)
         progress.rows.append(row)
         if best:
@@ -166,20 +182,6 @@ class Trainer:
             if self.results is not None:
                 self.results.epoch()
         return row
-
-    @torch.no_grad()
-    def tested(self) -> Scores:
-        assert self.val_data is not None
-        assert self.val_batches is not None
-        model = self.model if self.ema is None else self.ema.module
-        model.eval()
-        scores = Scores(self.num_classes, self.accelerator.device, confusion=True)
-        batches = self.loader(self.val_data, self.val_batches)
-        for (inputs, labels), real in zip(batches, self.val_batches.real, strict=True):
-            logits = model(placed(inputs, self.accelerator.device))
-            if real:
-                scores.update(logits[:real], labels[:real].to(logits.device))
-        return scores
 
     def weights(self) -> nn.Module:
         """The model to keep: the averaged one, or a sharded one gathered; every process must call it."""

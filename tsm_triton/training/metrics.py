@@ -56,7 +56,13 @@ class Scores:
             self.matrix.update(logits, labels)
 
     def compute(self) -> dict[str, float]:
-        """The mean loss, and accuracies in percent; every process must call it."""
+        """The mean loss, and accuracies in percent; every process must call it.
+
+        Raises:
+            ValueError: of no clip.
+        """
+        if not self.seen():
+            raise ValueError("expected videos that can be read, got none: check the files")
         with warnings.catch_warnings():  # of one that was restored and saw nothing since
             warnings.filterwarnings("ignore", message="The ``compute`` method")
             accuracies = self.means.compute()
@@ -65,6 +71,12 @@ class Scores:
             "loss": loss.item(),
             **{key: 100 * accuracies[key].item() for key in ("top1", "top5")},
         }
+
+    def seen(self) -> int:
+        """How many clips; every process must call it."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The ``compute`` method")
+            return int(self.count.compute())
 
     def confusion(self) -> list[list[int]]:
         """How many clips of each class (row) were taken for each class (column); every process must call it."""

@@ -71,18 +71,18 @@ class EpochBatches(Sampler[list[int]]):
 class EvalBatches(Sampler[list[int]]):
     """All clips in their order, each process every `world`-th: the same number of batches on all.
 
-    A process without a clip of its own at the end repeats its first one; `real` counts its own in each
-    batch.
+    A process without a clip of its own at the end repeats its first one, in a batch of its own; `real` counts the clips
+    of each batch, and none in that one.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         if length < 1:
             raise ValueError(f"expected clips to test on, got {length}: check the data set")
         own = list(range(rank, length, world))
-        padded = own + [(own or [0])[0]] * (-(-length // world) - len(own))
         size = max(1, batch_size // world)
-        self.batches = [padded[i : i + size] for i in range(0, len(padded), size)]
-        self.real = [len(own[i : i + size]) for i in range(0, len(padded), size)]
+        shares = [own[i : i + size] for i in range(0, -(-length // world), size)]
+        self.batches = [share or [(own or [0])[0]] for share in shares]
+        self.real = [len(share) for share in shares]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

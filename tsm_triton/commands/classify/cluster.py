@@ -6,8 +6,10 @@ whose worker is lost is computed again, by Ray.
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def classify_on_cluster(
     A cluster that runs is taken (`RAY_ADDRESS`); else this machine is one.
     """
     import ray
-    from pyarrow import parquet
+    from ray.exceptions import RayTaskError
 
     begun = not ray.is_initialized()
     if begun:
@@ -83,17 +85,44 @@ def classify_on_cluster(
             num_gpus=1 if gpus else 0,
             num_cpus=1,
         )
-        with exit_on_signal():  # Ray cannot be asked to end behind a block
+        # Ctrl-C would be Ray's to handle from here on, and Ray cannot be asked to end behind a block
+        with exit_on_signal(), _said_by_workers(RayTaskError):
             tables.write_parquet(os.path.abspath(partial))
+        found = _rows(partial)
         _replace_folder(partial, args.parquet)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if begun:
             ray.shutdown()
-    found = sorted(parquet.read_table(args.parquet).to_pylist(), key=lambda row: row["number"])
     for row in found:
         ranks = range(1, 1 + sum(key.startswith("label_") for key in row))
         yield samples[row["number"]].path, [(row[f"label_{k}"], row[f"probability_{k}"]) for k in ranks]
+
+
+@contextmanager
+def _said_by_workers(kind: type[Exception]) -> Iterator[None]:
+    """An error of a worker in its own words: what is raised here has its traceback for a message."""
+    try:
+        yield
+    except kind as error:
+        reasons = re.findall(r"^(?:[\w.]*\.)?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE)
+        own = [reason for reason in reasons if not reason.startswith("UDF failed")]
+        raise ValueError(own[0] if own else str(error).strip().rpartition("\n")[2]) from error
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """What was written, in the order of the videos.
+
+    Raises:
+        ValueError: nothing.
+    """
+    from pyarrow import parquet
+
+    written = folder.is_dir() and any(folder.iterdir())
+    rows = parquet.read_table(folder).to_pylist() if written else []
+    if not rows:
+        raise ValueError("expected videos that can be read, got none: check the files")
+    return sorted(rows, key=lambda row: row["number"])
 
 
 def _absolute(args: argparse.Namespace) -> argparse.Namespace:

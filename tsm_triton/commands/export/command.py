@@ -15,6 +15,7 @@ from ...exporting import FORMATS, export
 from ...fusion.fuse import fuse
 from ...patching.hooks import is_patched, set_num_segments, shift_hooks
 from ...patching.patch import patch
+from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
 
@@ -26,7 +27,19 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("expected one of --frames and --streaming, got both: drop one")
     name = Path(args.model).stem if Path(args.model).exists() else args.model.rpartition("/")[2]
     path = args.path or Path(name + FORMATS[args.to])
+    with Bar(2, f"Exporting to {args.to}", "part") as bar:
+        bar.say(f"Exporting {args.model} to {args.to}: this may take minutes")
+        said = _exported(args, path, bar)
+    print(f"{path}: {', '.join(f'{key} {shape}' for key, shape in said['inputs'].items())}")
+    print(f"  frames of a clip: {_length(said)}")
+    print(f"  outputs: {', '.join(said['outputs'])}")
+    return 0
+
+
+def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> dict[str, Any]:
+    """What the file says of itself."""
     model = _model(args)
+    bar.update("the model is made")
     channels, *sides = input_shape(model)[1:]
     size = (channels, *(sides if args.size is None else 2 * [as_count(args.size, "size")]))
     num_segments = shift_hooks(model)[0].num_segments
@@ -35,15 +48,13 @@ def run(args: argparse.Namespace) -> int:
         said = export(
             exported, args.to, path, torch.zeros(*leading, *size), args.native, dynamic_size=args.dynamic_size
         )
+        bar.update("written")
+        return said
     except RuntimeError as error:  # a model that cannot be captured so is an error of the user's here
         raise ValueError(
             f"expected a model that can be exported so, got one that cannot: {error} Try another --size, or drop "
             "--dynamic-size."
         ) from error
-    print(f"{path}: {', '.join(f'{key} {shape}' for key, shape in said['inputs'].items())}")
-    print(f"  frames of a clip: {_length(said)}")
-    print(f"  outputs: {', '.join(said['outputs'])}")
-    return 0
 
 
 def _length(said: dict[str, Any]) -> str:

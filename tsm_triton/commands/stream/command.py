@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ...extras import check_installed
+from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
 from ...video.transforms import transform_for
@@ -98,16 +98,17 @@ def _watch(
     """Take a source's frames as they come, and draw each with what the model makes of it."""
     total = max_frames if source.num_frames is None else min(source.num_frames, max_frames or sys.maxsize)
     meter = Meter()
-    with tqdm(total=total, desc="Streaming", unit="frame", disable=None) as progress:
+    with Bar(total, "Streaming", "frame") as bar:
+        bar.say(f"Streaming {'until it is stopped' if total is None else f'{total} frames'}")
         for number, frame, at in _until(source, pace.interrupt, max_frames):
-            progress.update()
             if not pace.keeps(at):
+                bar.update()
                 continue
             started = time.perf_counter()
             label, confidence = seen.add(number, at, predicted(frame))
             latency = time.perf_counter() - started
             writer.write(frame, at, label, confidence, meter.tick())
-            progress.set_postfix_str(
+            bar.update(
                 f"{label} {confidence:.0%}, {1000 * latency:.0f} ms, {meter.fps:.0f} fps"
                 + (f", {pace.dropped} dropped" if pace.dropped else "")
             )

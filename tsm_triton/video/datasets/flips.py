@@ -94,7 +94,7 @@ def check_transform(
         )
         raise ValueError(
             f"expected a transform that does not mirror, got RandomHorizontalFlip with {exchanged}: its labels would "
-            "be wrong. Pass train_transform(size, flip=False), and flip_pairs where videos shall be mirrored."
+            "be wrong. Leave its flip out, and pass flip_pairs where videos shall be mirrored with their labels."
         )
 
 
