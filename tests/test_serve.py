@@ -8,7 +8,8 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -323,6 +324,12 @@ def test_scores_that_are_no_numbers_and_a_model_that_fails_are_told(served, capl
     assert [record.message for record in caplog.records] == ["a stream failed"]
 
 
+def closing_code(stream):
+    with pytest.raises(ConnectionClosed) as closed:
+        deque(iter(lambda: stream.recv(timeout=10), None), maxlen=0)
+    return closed.value.rcvd.code
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_nothing_left(ended_by, weights, tmp_path, monkeypatch, capsys, signals_heard):
     data = write_motion(tmp_path / "clip.mp4", 60, fps=8).read_bytes()
@@ -335,26 +342,23 @@ def test_a_signal_ends_it_with_nothing_left(ended_by, weights, tmp_path, monkeyp
     closed = []
 
     def clients():
-        try:
-            while not list(temporary.iterdir()):
-                time.sleep(0.01)
-            address = f"ws://127.0.0.1:{port}/stream"
-            with connect(address, open_timeout=60) as sending, connect(address) as playing:
+        with ExitStack() as stack:
+            try:
+                while not list(temporary.iterdir()):
+                    time.sleep(0.01)
+                address = f"ws://127.0.0.1:{port}/stream"
+                sending = stack.enter_context(connect(address, open_timeout=60))
+                playing = stack.enter_context(connect(address, open_timeout=60))
                 sending.send(asked("a.mp4", bytes(10**6)))
+                assert "send" in sending.recv()
                 playing.send(asked("clip.mp4", data))
                 playing.send(part(json.loads(playing.recv()), data))
                 while "top" not in playing.recv():
                     pass
                 assert len(list(temporary.rglob("*"))) == 3
+            finally:  # a failed test, too, must end the server
                 signal.raise_signal(ended_by)
-                for stream in (sending, playing):
-                    with suppress(ConnectionClosed):
-                        while stream.recv(timeout=10):
-                            pass
-                    closed.append(stream.close_code)
-        finally:
-            if not closed:  # the server must not outlive a failed test
-                signal.raise_signal(ended_by)
+            closed.extend(map(closing_code, (sending, playing)))
 
     thread = threading.Thread(target=clients)
     thread.start()

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -28,7 +28,7 @@ HEADERS = {
 
 def make_app(service: Service) -> FastAPI:
     """`/` is the page, `/model` tells what is served, and each connection to `/stream` is a stream, see `Session`."""
-    page = files(__package__).joinpath("page.html").read_text("utf-8")
+    page = Path(__file__).with_name("page.html").read_text("utf-8")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
