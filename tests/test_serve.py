@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from tsm_triton.cli import main
 from tsm_triton.commands.demo.motion_clips import CLASSES
-from tsm_triton.commands.serve import command
+from tsm_triton.commands.serve import command, uploads
 from tsm_triton.commands.serve.app import make_app
 from tsm_triton.commands.serve.service import Limits
 from tsm_triton.video import read_frames
@@ -177,6 +177,41 @@ def test_a_broken_picture_costs_the_stream_nothing(broken, served, weights):
     assert refusal["frame"] == 2
     assert re.search("expected a picture, got .* encode it as JPEG or PNG", refusal["error"])
     assert_seen(answers, streamed(weights, frames))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 20_000), (3, 20_000, 1)])
+def test_a_strip_is_refused_before_it_is_scaled_up(shape, served):
+    with served() as (client, _), client.websocket_connect("/stream") as stream:
+        stream.send_json(CAMERA)
+        assert (
+            "at most 16 times as long as wide" in show(stream, torch.zeros(shape, dtype=torch.uint8))["error"]
+        )
+        assert "top" in show(stream, motion(1)[0])
+
+
+def test_files_that_are_long_to_open_hold_nobody_up(served, monkeypatch):
+    opened, opening = threading.Event(), []
+
+    def play(path):
+        opening.append(path)
+        opened.wait(60)
+        raise ValueError("expected a video")
+
+    monkeypatch.setattr(uploads, "play", play)
+    monkeypatch.setattr(uploads.Upload, "_check_format", lambda upload: None)
+    with served("--clients", 41) as (client, _), ExitStack() as stack:
+        stack.callback(opened.set)
+        others = [stack.enter_context(client.websocket_connect("/stream")) for _ in range(40)]
+        for other in others:  # more than asyncio has threads by itself
+            other.send_text(asked("a.mp4", b"video"))
+            other.send_bytes(part(other.receive_json(), b"video"))
+        with client.websocket_connect("/stream") as stream:
+            stream.send_json(CAMERA)
+            assert "top" in show(stream, motion(1)[0])
+        while len(opening) < 40:
+            time.sleep(0.01)
+        opened.set()
+        assert [other.receive_json()["error"] for other in others] == ["expected a video"] * 40
 
 
 def test_a_files_labels_are_those_of_a_stream(served, weights, tmp_path):

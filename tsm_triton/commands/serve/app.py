@@ -1,7 +1,9 @@
 """The page and its connections, as a FastAPI application."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # a thread a client, each of which waits for one at a time: a file that is long to open holds nobody up
+        threads = ThreadPoolExecutor(service.batcher.capacity, "tsm-triton serve")
+        asyncio.get_running_loop().set_default_executor(threads)
         async with service.batcher:
             yield
 
