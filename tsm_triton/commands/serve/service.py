@@ -62,7 +62,7 @@ class Service:
         short, long = sorted(picture.shape[1:])
         if long > LONGEST * short:
             raise ValueError(
-                f"expected a picture at most {LONGEST} times as long as wide, got {short} x {long}: cut it first"
+                f"expected a picture at most {LONGEST} times as long as wide, got {short} x {long}: pass a part of it"
             )
         return self.preprocess(picture[None])[0]
 
