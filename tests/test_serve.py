@@ -8,7 +8,8 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from websockets.sync.client import connect
 
 from tsm_triton.cli import main
 from tsm_triton.commands.demo.motion_clips import CLASSES
-from tsm_triton.commands.serve import command
+from tsm_triton.commands.serve import command, uploads
 from tsm_triton.commands.serve.app import make_app
 from tsm_triton.commands.serve.service import Limits
 from tsm_triton.video import read_frames
@@ -178,6 +179,41 @@ def test_a_broken_picture_costs_the_stream_nothing(broken, served, weights):
     assert_seen(answers, streamed(weights, frames))
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 20_000), (3, 20_000, 1)])
+def test_a_strip_is_refused_before_it_is_scaled_up(shape, served):
+    with served() as (client, _), client.websocket_connect("/stream") as stream:
+        stream.send_json(CAMERA)
+        assert (
+            "at most 16 times as long as wide" in show(stream, torch.zeros(shape, dtype=torch.uint8))["error"]
+        )
+        assert "top" in show(stream, motion(1)[0])
+
+
+def test_files_that_are_long_to_open_hold_nobody_up(served, monkeypatch):
+    opened, opening = threading.Event(), []
+
+    def play(path):
+        opening.append(path)
+        opened.wait(60)
+        raise ValueError("expected a video")
+
+    monkeypatch.setattr(uploads, "play", play)
+    monkeypatch.setattr(uploads.Upload, "_check_format", lambda upload: None)
+    with served("--clients", 41) as (client, _), ExitStack() as stack:
+        stack.callback(opened.set)
+        others = [stack.enter_context(client.websocket_connect("/stream")) for _ in range(40)]
+        for other in others:  # more than asyncio has threads by itself
+            other.send_text(asked("a.mp4", b"video"))
+            other.send_bytes(part(other.receive_json(), b"video"))
+        with client.websocket_connect("/stream") as stream:
+            stream.send_json(CAMERA)
+            assert "top" in show(stream, motion(1)[0])
+        while len(opening) < 40:
+            time.sleep(0.01)
+        opened.set()
+        assert [other.receive_json()["error"] for other in others] == ["expected a video"] * 40
+
+
 def test_a_files_labels_are_those_of_a_stream(served, weights, tmp_path):
     path = write_motion(tmp_path / "clip.mp4", 10)
     began = time.monotonic()
@@ -323,6 +359,12 @@ def test_scores_that_are_no_numbers_and_a_model_that_fails_are_told(served, capl
     assert [record.message for record in caplog.records] == ["a stream failed"]
 
 
+def closing_code(stream):
+    with pytest.raises(ConnectionClosed) as closed:
+        deque(iter(lambda: stream.recv(timeout=10), None), maxlen=0)
+    return closed.value.rcvd.code
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_nothing_left(ended_by, weights, tmp_path, monkeypatch, capsys, signals_heard):
     data = write_motion(tmp_path / "clip.mp4", 60, fps=8).read_bytes()
@@ -335,26 +377,23 @@ def test_a_signal_ends_it_with_nothing_left(ended_by, weights, tmp_path, monkeyp
     closed = []
 
     def clients():
-        try:
-            while not list(temporary.iterdir()):
-                time.sleep(0.01)
-            address = f"ws://127.0.0.1:{port}/stream"
-            with connect(address, open_timeout=60) as sending, connect(address) as playing:
+        with ExitStack() as stack:
+            try:
+                while not list(temporary.iterdir()):
+                    time.sleep(0.01)
+                address = f"ws://127.0.0.1:{port}/stream"
+                sending = stack.enter_context(connect(address, open_timeout=60))
+                playing = stack.enter_context(connect(address, open_timeout=60))
                 sending.send(asked("a.mp4", bytes(10**6)))
+                assert "send" in sending.recv()
                 playing.send(asked("clip.mp4", data))
                 playing.send(part(json.loads(playing.recv()), data))
                 while "top" not in playing.recv():
                     pass
                 assert len(list(temporary.rglob("*"))) == 3
+            finally:  # a failed test, too, must end the server
                 signal.raise_signal(ended_by)
-                for stream in (sending, playing):
-                    with suppress(ConnectionClosed):
-                        while stream.recv(timeout=10):
-                            pass
-                    closed.append(stream.close_code)
-        finally:
-            if not closed:  # the server must not outlive a failed test
-                signal.raise_signal(ended_by)
+            closed.extend(map(closing_code, (sending, playing)))
 
     thread = threading.Thread(target=clients)
     thread.start()

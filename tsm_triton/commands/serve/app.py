@@ -1,9 +1,11 @@
 """The page and its connections, as a FastAPI application."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -28,10 +30,13 @@ HEADERS = {
 
 def make_app(service: Service) -> FastAPI:
     """`/` is the page, `/model` tells what is served, and each connection to `/stream` is a stream, see `Session`."""
-    page = files(__package__).joinpath("page.html").read_text("utf-8")
+    page = Path(__file__).with_name("page.html").read_text("utf-8")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # a thread a client, each of which waits for one at a time: a file that is long to open holds nobody up
+        threads = ThreadPoolExecutor(service.batcher.capacity, "tsm-triton serve")
+        asyncio.get_running_loop().set_default_executor(threads)
         async with service.batcher:
             yield
 

@@ -11,6 +11,8 @@ from ...streaming.batching import Batcher
 
 __all__ = ["Limits", "Service"]
 
+LONGEST = 16  # times the short side of a picture
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,6 +52,19 @@ class Service:
     batcher: Batcher
     folder: Path
     limits: Limits = field(default_factory=Limits)
+
+    def prepared(self, picture: Tensor) -> Tensor:
+        """A picture, uint8 `[3, H, W]`, as the model takes it, `batcher.frame_shape`.
+
+        Raises:
+            ValueError: it is a strip, which would grow without bounds where its short side is scaled up.
+        """
+        short, long = sorted(picture.shape[1:])
+        if long > LONGEST * short:
+            raise ValueError(
+                f"expected a picture at most {LONGEST} times as long as wide, got {short} x {long}: pass a part of it"
+            )
+        return self.preprocess(picture[None])[0]
 
     def description(self) -> dict[str, Any]:
         """For the page."""

@@ -115,7 +115,7 @@ class Session:
             video = await in_thread(upload.open)
             await self._send({"video": video})
             number, start = 0, time.monotonic()
-            while (picture := await in_thread(upload.picture, self.service.preprocess)) is not None:
+            while (picture := await in_thread(upload.picture, self.service.prepared)) is not None:
                 early = start + picture.time - time.monotonic()
                 start -= max(0.0, early - LONGEST_WAIT)
                 top = await self._top(client, picture.frame)
@@ -137,7 +137,7 @@ class Session:
         return likeliest(scores, self.service.labels, TOP)
 
     def _decoded(self, data: bytes) -> Tensor:
-        return self.service.preprocess(decode_picture(data)[None])[0]
+        return self.service.prepared(decode_picture(data))
 
     async def _asked(self) -> dict[str, Any]:
         text = (await self._receive()).get("text")

@@ -124,17 +124,18 @@ class Upload:
             raise
         return {name: getattr(info, name) for name in ("num_frames", "fps", "width", "height", "duration")}
 
-    def picture(self, preprocess: Callable[[Tensor], Tensor]) -> Picture | None:
-        """The next frame, None behind the last."""
+    def picture(self, prepared: Callable[[Tensor], Tensor]) -> Picture | None:
+        """The next frame, None behind the last; `prepared` makes of a picture what the model takes."""
         item = next(self.frames, None)
         if item is None:
             return None
         frame, time = item
+        ready = prepared(frame)
         image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
         image.thumbnail((SHOWN, SHOWN), Image.Resampling.BILINEAR, reducing_gap=2.0)
         file = io.BytesIO()
         image.save(file, "jpeg", quality=80)
-        return Picture(time, preprocess(frame[None])[0], file.getvalue())
+        return Picture(time, ready, file.getvalue())
 
     def _check_format(self) -> None:
         """Raise for all that FFmpeg does not read, without opening a file that it may name."""
