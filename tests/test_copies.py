@@ -18,7 +18,7 @@ for package, namespace in ((tsm_triton, torch.ops.tsm_triton), (second_copy, tor
     seen = x.clone().requires_grad_()
     shifted = package.temporal_shift(seen, 4)
     shifted.square().sum().backward()
-    compiled = torch.compile(lambda x: package.temporal_shift(x, 4).relu(), fullgraph=True)
+    compiled = torch.compile(lambda x: package.temporal_shift(x, 4).relu(), backend='aot_eager', fullgraph=True)
     assert torch.equal(compiled(x), shifted.relu())
     assert torch.equal(namespace.temporal_shift(x, 4, 2, 2, False, 1), shifted)
     kept.append([shifted.detach(), seen.grad])
@@ -89,4 +89,19 @@ def test_a_copy_is_loaded_from_its_file_under_a_name_that_is_no_identifier(copie
         "assert torch.equal(module.temporal_shift(x, 2), tsm_triton.temporal_shift(x, 2))\n"
         "assert torch.ops.second_copy.temporal_shift(x, 2, 1, 1, False, 1).shape == x.shape",
         ROOT,
+    )
+
+
+@pytest.mark.slow  # it brings ray and TensorBoard
+def test_every_module_of_both_is_imported(copied):
+    run(
+        "import importlib, pkgutil, second_copy, tsm_triton\n"
+        "for package in (tsm_triton, second_copy):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):\n"
+        "        if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "import timm, torch; frames = torch.randn(8, 3, 32, 32)\n"
+        "model = timm.create_model('tsm_resnet18', num_segments=4, num_classes=3)\n"
+        "assert model.eval()(frames).shape == (8, 3) and len(timm.list_models('tsm_*')) == 8",
+        ROOT,
+        copied,
     )
