@@ -9,6 +9,7 @@ from .checks import check_channel_dim, check_frames
 from .convolution import convolution
 from .declare import ATEN_FORMS
 from .depthwise import depthwise_convolution
+from .direct import in_onnx_export
 from .inductor import let_inductor_decompose
 from .residual_shift import residual_shift, residual_shift_backward
 from .shift_conv1x1 import shift_conv1x1
@@ -25,6 +26,7 @@ __all__ = [
     "check_frames",
     "convolution",
     "depthwise_convolution",
+    "in_onnx_export",
     "let_inductor_decompose",
     "residual_shift",
     "residual_shift_backward",

@@ -9,7 +9,7 @@ from ..torch_private import quantised_per_tensor
 from .checks import check_clips, check_frames
 from .declare import declare, library
 from .derivatives import batch_first
-from .direct import is_plain
+from .direct import in_onnx_export, is_plain
 from .host_memory import clone
 
 __all__ = ["flat_form", "shift", "shift_by_copies", "temporal_shift"]
@@ -62,9 +62,7 @@ def shift(x: Tensor, *arguments: Any) -> Tensor:
     """The op, of arguments that are checked; of a plain tensor on a CPU without the dispatcher's way to its form."""
     if is_plain(x):
         return shift_by_copies(x, *arguments)
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        # whoever calls torch.onnx.export himself: no runtime of ONNX has the op, and a library has no public table to
-        # put a form in; torch's own of decompositions would take the place of the op's fake
+    if in_onnx_export():
         return _of_clips(x, *arguments)
     return temporal_shift(x, *arguments)
 
