@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
+from .. import ops
 from ..dataflow.tracing import copied, input_shape, meta_twin
 from ..patching.finding import check_model
 from ..patching.hooks import check_no_clip_layers, shift_hooks
@@ -28,6 +29,7 @@ from ..torch_private import (
     parameters_of,
     pre_hooks,
 )
+from .aten import run_in_aten
 from .folding import fold_constants
 from .report import FusionReport
 from .rewriting import rewrite
@@ -106,6 +108,8 @@ class FusedModel(nn.Module):
             )
         x = x.contiguous(memory_format=torch.channels_last)
         size = tuple(x.shape[1:])
+        if ops.in_onnx_export() and size == self.input_size:
+            return run_in_aten(self.network, x)
         return self.network(x) if size == self.input_size else self._forward_for(size)(self.network, x)
 
     def _forward_for(self, size: tuple[int, ...]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from .convolution import convolution
 from .copies import shift_by_copies
 from .declare import ATEN_FORMS, NAMESPACE
 from .depthwise import depthwise_convolution
+from .direct import in_onnx_export
 from .inductor import let_inductor_decompose
 from .residual_shift import residual_shift, residual_shift_backward
 from .shift_conv1x1 import shift_conv1x1
@@ -27,6 +28,7 @@ __all__ = [
     "check_frames",
     "convolution",
     "depthwise_convolution",
+    "in_onnx_export",
     "let_inductor_decompose",
     "residual_shift",
     "residual_shift_backward",

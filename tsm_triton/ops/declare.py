@@ -5,6 +5,7 @@ serves CPUs; the third, in torch's own operators, runs on any device and is what
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,12 @@ def declare(
 
     @torch.library.register_fake(add_op_namespace_prefix(name), lib=library)
     def _(*arguments: Any) -> Any:
+        if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # asking alone imports it
+            raise RuntimeError(
+                f"expected torch's own operators for ONNX, got tsm_triton.{name}: no runtime has it. Write the file "
+                "with tsm_triton.export(model, to='onnx', path=...), or give torch.onnx.export what "
+                "program.run_decompositions(tsm_triton.ops.ATEN_FORMS) returns."
+            )
         if needs_inductor(op, arguments):
             let_inductor_decompose()
         return checked_fake(*arguments)

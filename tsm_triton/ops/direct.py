@@ -1,4 +1,4 @@
-"""Which calls need no dispatcher: those on a plain tensor of a CPU, that nobody else would see."""
+"""Which calls go another way than through the dispatcher: of plain tensors on a CPU, and of ONNX's exporter."""
 
 import os
 
@@ -14,7 +14,7 @@ from ..torch_private import (
     tracing_state,
 )
 
-__all__ = ["is_plain"]
+__all__ = ["in_onnx_export", "is_plain"]
 
 
 def is_plain(x: Tensor) -> bool:
@@ -33,3 +33,14 @@ def is_plain(x: Tensor) -> bool:
         and tracing_state() is None
         and os.environ.get("TRITON_INTERPRET") != "1"
     )
+
+
+def in_onnx_export() -> bool:
+    """Whether somebody calls `torch.onnx.export`, by whichever of its ways.
+
+    No runtime of ONNX has our ops, and a library has no public table to put a form in: torch's own of decompositions
+    would take the place of an op's fake.
+    """
+    if torch.compiler.is_compiling():  # while torch.export captures, too: a compiler reads no further
+        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return tracing_state() is not None and torch.onnx.is_in_onnx_export()

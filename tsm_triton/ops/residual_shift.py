@@ -16,7 +16,7 @@ from torch import Tensor
 from ..activations import ACTIVATIONS, activate, activate_, activation_backward, check_activation
 from .checks import check_clips, check_floats, check_frames, check_like
 from .copies import shift_by_copies
-from .declare import declare
+from .declare import ATEN_FORMS, declare
 from .derivatives import batch_first, one_by_one
 from .recomputing import made_again
 from .temporal_shift import temporal_shift
@@ -105,9 +105,23 @@ def _aten(
     branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
 ) -> tuple[Tensor, Tensor]:
     *counts, activation = shift
-    y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
-    y = laid_out_like(y, branch)
+    y = _activated_sum(branch, scale, bias, identity, activation)
     return y, _shift_again(y, *counts, 1)
+
+
+def _exported(
+    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+) -> tuple[Tensor, Tensor]:
+    *counts, activation = shift
+    y = _activated_sum(branch, scale, bias, identity, activation)
+    return y, ATEN_FORMS[temporal_shift](y, *counts, 1)
+
+
+def _activated_sum(
+    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, activation: str
+) -> Tensor:
+    y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
+    return laid_out_like(y, branch)
 
 
 # below autograd, where the shift does not say so by itself
@@ -257,6 +271,7 @@ residual_shift = declare(
     on_cpu=_on_cpu,
     on_cuda=_on_cuda,
     aten=_aten,
+    exported=_exported,
     formula=_ResidualShift,
 )
 # One gradient g of branch * scale + bias + identity, and g * scale where there is a scale.

@@ -16,7 +16,7 @@ from ..activations import ACTIVATIONS, activation_backward, check_activation
 from .checks import check_clips, check_floats, check_frames, check_like
 from .convolution import convolution_in_aten, convolved
 from .copies import shift_by_copies
-from .declare import declare
+from .declare import ATEN_FORMS, declare
 from .derivatives import batch_first, one_by_one
 from .temporal_shift import temporal_shift
 from .tensors import MAX_FRAME, new_channels_last, wide
@@ -64,6 +64,14 @@ def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | N
 def _aten(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
     *counts, activation = shift
     shifted = temporal_shift(x, *counts, 1) if _moves(*counts) else x
+    return convolution_in_aten(
+        shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation
+    )
+
+
+def _exported(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
+    *counts, activation = shift
+    shifted = ATEN_FORMS[temporal_shift](x, *counts, 1) if _moves(*counts) else x
     return convolution_in_aten(
         shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation
     )
@@ -167,6 +175,7 @@ shift_conv1x1 = declare(
     on_cpu=_on_cpu,
     on_cuda=_on_cuda,
     aten=_aten,
+    exported=_exported,
     formula=_ShiftConv1x1,
     layout="channels_last",
 )

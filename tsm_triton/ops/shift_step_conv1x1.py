@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .declare import declare
+from .declare import ATEN_FORMS, declare
 from .shift_conv1x1 import UNSHIFTED, shift_conv1x1
 from .shift_conv1x1 import check as check_convolution
 from .shift_step import check_cache, shift_step
@@ -35,6 +35,13 @@ def _in_two_steps(
     return shift_conv1x1(y, weight, bias, identity, *UNSHIFTED, activation), kept
 
 
+def _exported(
+    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    y, kept = ATEN_FORMS[shift_step](x, cache, 1)
+    return ATEN_FORMS[shift_conv1x1](y, weight, bias, identity, *UNSHIFTED, activation), kept
+
+
 def _by_kernel(
     x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
@@ -53,5 +60,6 @@ shift_step_conv1x1 = declare(
     on_cpu=_in_two_steps,
     on_cuda=_by_kernel,
     aten=_in_two_steps,
+    exported=_exported,
     formula=_in_two_steps,
 )

@@ -10,6 +10,7 @@ from .checks import check_clips, check_frames
 from .copies import shift_by_copies
 from .declare import declare, library
 from .derivatives import batch_first
+from .direct import in_onnx_export
 
 __all__ = ["flat_form", "shift", "temporal_shift"]
 
@@ -31,10 +32,8 @@ def _kernel(x: Tensor, *shift: Any) -> Tensor:
 
 
 def shift(x: Tensor, *arguments: Any) -> Tensor:
-    """The op, but where `torch.onnx.export` looks on."""
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        # whoever calls torch.onnx.export himself: no runtime of ONNX has the op, and a library has no public table to
-        # put a form in; torch's own of decompositions would take the place of the op's fake
+    """The op, of arguments that are checked, but where `torch.onnx.export` looks on."""
+    if in_onnx_export():
         return _of_clips(x, *arguments)
     return temporal_shift(x, *arguments)
 

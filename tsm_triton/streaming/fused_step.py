@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from .. import ops
 from ..dataflow.tracing import copied
+from ..fusion.aten import run_in_aten
 from ..fusion.fuse import MOST_ROWS, capture, check_fusible, rewritten
 from ..fusion.report import FusionReport
 from .state import overwrite
@@ -82,7 +84,8 @@ class FusedStep(StreamStep):
         self, frame: Tensor, caches: Sequence[Tensor], into: Sequence[Tensor] | None = None
     ) -> tuple[Any, list[Tensor]]:
         network = self._prepare(frame, caches)
-        output, new = network(frame.contiguous(memory_format=torch.channels_last), list(caches))
+        inputs = (frame.contiguous(memory_format=torch.channels_last), list(caches))
+        output, new = run_in_aten(network, *inputs) if ops.in_onnx_export() else network(*inputs)
         if into is None:
             return output, new
         overwrite(into, new)

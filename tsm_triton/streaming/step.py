@@ -222,7 +222,8 @@ class _Exchange:
                 "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
             )
         if self.into is None:
-            y, self.kept = ops.shift_step(x, self.cache, self.channel_dim)
+            step = ops.ATEN_FORMS[ops.shift_step] if ops.in_onnx_export() else ops.shift_step
+            y, self.kept = step(x, self.cache, self.channel_dim)
         else:
             y = ops.shift_step_into(x, self.cache, self.into, self.channel_dim)
             self.kept = self.into
