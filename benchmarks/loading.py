@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 import tsm_triton
 from tsm_triton.video import decoding, pictures, read_frames
@@ -27,11 +27,14 @@ from tsm_triton.video.datasets import Listing, Sample, VideoDataset
 from tsm_triton.video.transforms import train_transform
 
 from .gate import require_close
-from .timing import measure, summary
+from .page import percent, table
+from .run import Build, Measure, Row, Run
+from .timing import in_turns, summary
 
 NUM_SEGMENTS, SIZE, SHORT_SIDE = 8, 224, 256
 NUM_FRAMES, FPS = 300, 30
 MODEL = "resnet50"
+PICTURES = "340x256, a JPEG a frame"
 # width, height; how many frames from one keyframe to the next, x264's own 250 or a second
 SOURCES = {
     "340x256, a keyframe every 250": (340, 256, 250),
@@ -40,17 +43,29 @@ SOURCES = {
 }
 
 
-def run(device: str, quick: bool) -> dict[str, Any]:
-    """Rows of sources, for one core, and the model's videos a second on the device."""
-    with tempfile.TemporaryDirectory() as folder, _one_thread():
-        sources = list(SOURCES.items())[: 1 if quick else None]
-        paths = {name: _write(Path(folder, f"{at}.mp4"), *kind) for at, (name, kind) in enumerate(sources)}
-        paths["340x256, a JPEG a frame"] = _as_pictures(next(iter(paths.values())))
-        rows = [
-            {"source": name, **row(path, 8 if quick else 31)}
-            for name, path in tqdm(paths.items(), desc="loading", disable=None)
-        ]
-    return {"loader": rows, "model": model_rates(device, quick)}
+def cases(run: Run) -> dict[str, Build]:
+    """A case a source, for one core, and the model's videos a second on the device."""
+    names = [*list(SOURCES)[: 1 if run.quick else None], PICTURES]
+    built: dict[str, Build] = {name: partial(build, run, name) for name in names}
+    return {**built, MODEL: lambda: partial(model_rates, run.device, run.quick)}
+
+
+def build(run: Run, name: str) -> Measure:
+    """Write the source, to be read in its turn."""
+    folder = tempfile.TemporaryDirectory()
+    path = write(Path(folder.name), name)
+
+    def rows() -> list[Row]:
+        with folder, _one_thread():
+            return [{"source": name, **row(path, 8 if run.quick else 31)}]
+
+    return rows
+
+
+def write(folder: Path, name: str) -> Path:
+    """One of the sources, or the pictures of the first."""
+    path = _write(folder / "video.mp4", *SOURCES.get(name, next(iter(SOURCES.values()))))
+    return _as_pictures(path) if name == PICTURES else path
 
 
 def row(path: Path, repeats: int) -> dict[str, Any]:
@@ -93,7 +108,7 @@ def model_rates(device: str, quick: bool) -> list[dict[str, Any]]:
 def _rates(calls: dict[str, Any], x: torch.Tensor, clips: int, repeats: int) -> list[dict[str, Any]]:
     return [
         {"model": MODEL, "form": form, "videos_per_second": clips / timing.median, "spread": timing.spread}
-        for form, timing in measure(calls, [x], repeats).items()
+        for form, timing in in_turns(calls, [x], repeats).items()
     ]
 
 
@@ -168,3 +183,30 @@ def _as_pictures(path: Path) -> Path:
     for number, (frame, _) in enumerate(decoding.play(path)[1], 1):
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.jpg")
     return folder
+
+
+def lines(rows: list[Row]) -> list[str]:
+    sources = [row for row in rows if "source" in row]
+    models = [row for row in rows if "model" in row]
+    return [
+        *table(
+            ["ten seconds of H.264", "videos/s a core", "spread", "decoded frames per used frame"],
+            [
+                [
+                    row["source"],
+                    f"{row['videos_per_second']:.1f}",
+                    percent(row["spread"]),
+                    f"{row['decoded_per_used']:.1f}",
+                ]
+                for row in sources
+            ],
+        ),
+        "",
+        *table(
+            ["model, eager", "form", "videos/s", "spread"],
+            [
+                [row["model"], row["form"], f"{row['videos_per_second']:.1f}", percent(row["spread"])]
+                for row in models
+            ],
+        ),
+    ]

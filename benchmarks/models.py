@@ -1,73 +1,141 @@
-"""Whole models in inference: the patched one, its fused copy, and the network without a shift."""
+"""Whole models in inference: the patched one, its fused copy, and the network without a shift, each form its row."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, channels_last
-from tqdm import tqdm
+from torch import Tensor, channels_last, contiguous_format, nn
 
 import tsm_triton
 
 from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network, with_open_branches
-from .forms import captured_forms, compiled_forms
 from .gate import require_close
-from .timing import measure
+from .page import percent, table
+from .run import Build, Measure, Row, Run
+from .timing import Call, measure, wall
 
 MODELS = ("resnet50", "mobilenetv2_100")
 # of the largest logit; the weights are random
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+COMPILED = "unshifted, compiled"
+BACKEND = "patched, tsm_triton backend"
+EAGER = ("unshifted", "patched", "fused", "slicing")
+# Of a GPU all are timed, else what the goals need: each compiled one takes up to a minute to build.
+TIMED = {
+    # on a GPU, quick
+    (True, True): (*EAGER, COMPILED, "fused, compiled"),
+    (False, False): (*EAGER, COMPILED, "patched, compiled", BACKEND),
+    (False, True): EAGER,
+}
 
 
-def run(device: str, quick: bool) -> list[dict[str, Any]]:
-    """A row for each model; seconds, and ratios to the eager network without a shift; on a GPU compiled too."""
-    size, num_clips, dtype = (96, 1, torch.float32) if device == "cpu" else (224, 32, torch.bfloat16)
-    rows = []
-    for name in tqdm(MODELS[:1] if quick and device == "cpu" else MODELS, desc="models", disable=None):
-        model = timm.create_model(name).eval().to(device, dtype)
-        model = with_open_branches(model.to(memory_format=channels_last))
-        shape = (num_clips * NUM_SEGMENTS, 3, size, size)
-        inputs = [
-            torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=channels_last)
-            for _ in range(2)
-        ]
-        patched = tsm_triton.patch(copy.deepcopy(model), NUM_SEGMENTS)
-        fused = tsm_triton.fuse(patched, example_input=inputs[0])
-        authors = shifted_network(model, SHIFTS["slicing"], NUM_SEGMENTS, SHIFT_DIV)
-        calls = {"unshifted": model, "slicing": authors, "patched": patched, "fused": fused}
-        with torch.no_grad():
-            if device != "cpu":
-                calls = gpu_calls(calls, inputs[0])
-            _check(name, calls, patched(inputs[0]), inputs[0])
-            timings = measure(calls, inputs, repeats=7 if quick else 31)
-        rows.append(
-            {
-                "model": name,
-                "shape": shape,
-                "dtype": str(dtype).removeprefix("torch."),
-                "fused_places": len(fused.report.fused),
-                "seconds": {call: timing.median for call, timing in timings.items()},
-                "spread": {call: timing.spread for call, timing in timings.items()},
-                "over_unshifted": {
-                    call: timing.median / timings["unshifted"].median for call, timing in timings.items()
-                },
-            }
-        )
-    return rows
+def cases(name: str, run: Run) -> dict[str, Build]:
+    """The model in channels_last, and on a CPU in NCHW too."""
+    if run.on_gpu:
+        return {name: partial(build, run, name, 32, 224, torch.bfloat16, "channels_last")}
+    layouts = ("channels_last",) if run.quick else ("channels_last", "nchw")
+    return {
+        f"{name}, {layout}": partial(build, run, name, 1, 96, torch.float32, layout) for layout in layouts
+    }
 
 
-def gpu_calls(calls: dict[str, Any], x: Tensor) -> dict[str, Any]:
-    """Each network eager, compiled and max-autotuned, the patched one also by our backend; then all as graphs."""
-    torch.compiler.reset()
-    built = {}
-    for name, call in calls.items():
-        built.update(compiled_forms(name, call))
-    built["patched, tsm_triton backend"] = torch.compile(calls["patched"], backend="tsm_triton")
-    return captured_forms(built, x)
+def build(run: Run, name: str, num_clips: int, size: int, dtype: torch.dtype, layout: str) -> Measure:
+    """Every form built, and compared with the patched model's logits."""
+    memory_format = channels_last if layout == "channels_last" else contiguous_format
+    model = timm.create_model(name).eval().to(run.device, dtype).to(memory_format=memory_format)
+    shape = (num_clips * NUM_SEGMENTS, 3, size, size)
+    inputs = [
+        torch.randn(shape, device=run.device, dtype=dtype).contiguous(memory_format=memory_format)
+        for _ in range(2)
+    ]
+    calls: dict[str, Call] = {}
+    with torch.no_grad():
+        made = forms(with_open_branches(model), inputs[0])
+        expected = made["patched"]()(inputs[0])
+        for form, make in made.items():
+            if form not in TIMED.get((run.on_gpu, run.quick), made):
+                continue
+            with run.attempt(f"{name}, {layout}, {form}"):
+                call = make()
+                check(f"{form} {name}", call(inputs[0]), expected)
+                calls[form] = call
+    about = {"model": name, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "layout": layout}
+    return lambda: [{**about, **row} for row in rows(calls, inputs, 7 if run.quick else 21)]
 
 
-def _check(name: str, calls: dict[str, Any], expected: Tensor, x: Tensor) -> None:
-    for form, call in calls.items():
-        if not form.startswith("unshifted"):
-            require_close(f"{form} {name}", call(x), expected, TOLERANCE[x.dtype])
+def forms(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """What makes each form of a network: `fused, compiled` the copy that `fused` made."""
+    patched = tsm_triton.patch(copy.deepcopy(model), NUM_SEGMENTS)
+    fused: list[nn.Module] = []
+
+    def fuse() -> nn.Module:
+        fused.append(tsm_triton.fuse(patched, example_input=x))
+        return fused[0]
+
+    def compiled(make: Callable[[], nn.Module], **options: Any) -> Callable[[], Any]:
+        return lambda: torch.compile(make(), dynamic=False, **options)
+
+    def authors() -> nn.Module:
+        return shifted_network(model, SHIFTS["slicing"], NUM_SEGMENTS, SHIFT_DIV)
+
+    return {
+        "unshifted": lambda: model,
+        COMPILED: compiled(lambda: model),
+        "patched": lambda: patched,
+        "patched, compiled": compiled(lambda: patched),
+        BACKEND: compiled(lambda: patched, backend="tsm_triton"),
+        "fused": fuse,
+        "fused, compiled": compiled(lambda: fused[0]),
+        "slicing": authors,
+        "slicing, compiled": compiled(authors),
+    }
+
+
+def check(what: str, got: Tensor, expected: Tensor) -> None:
+    """The forms that shift agree with each other."""
+    if not what.startswith("unshifted"):
+        require_close(what, got, expected, TOLERANCE[expected.dtype])
+
+
+@torch.no_grad()
+def rows(calls: dict[str, Call], inputs: list[Tensor], repeats: int) -> list[Row]:
+    """Seconds of each form, on a GPU out of CUDA graphs and as calls from Python; ratios to the unshifted network."""
+    timings = measure(calls, inputs, repeats)
+    base = timings["unshifted"].median
+    return [
+        {
+            "form": form,
+            "seconds": timing.median,
+            "spread": timing.spread,
+            "over_unshifted": timing.median / base,
+            "wall_seconds": wall(calls[form], inputs, 3).median if inputs[0].is_cuda else None,
+        }
+        for form, timing in timings.items()
+    ]
+
+
+def lines(rows: list[Row]) -> list[str]:
+    head = ["model", "frames", "dtype, layout", "form", "ms", "spread", "time / unshifted, eager", "wall ms"]
+    return [
+        "One run. On a GPU: out of a CUDA graph, and as calls from Python (`wall`).",
+        "",
+        *table(
+            head,
+            [
+                [
+                    row["model"],
+                    "x".join(map(str, row["shape"])),
+                    f"{row['dtype']}, {row['layout']}",
+                    row["form"],
+                    f"{1e3 * row['seconds']:.2f}",
+                    percent(row["spread"]),
+                    f"{row['over_unshifted']:.3f}",
+                    "" if row["wall_seconds"] is None else f"{1e3 * row['wall_seconds']:.2f}",
+                ]
+                for row in rows
+            ],
+        ),
+    ]

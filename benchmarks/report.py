@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
+from tsm_triton.files import replacing
+
 from . import goals
+from .page import table
+from .sections import SECTIONS
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -40,191 +44,42 @@ def _clock_mhz() -> int | None:
 
 
 def save(folder: Path, results: dict[str, Any]) -> None:
-    """Write `results.json` and `results.md`."""
+    """Write `results.json`, whole at every moment, and `results.md`."""
+    save_json(folder, results)
+    with replacing(folder / "results.md") as path:
+        path.write_text(markdown(results))
+
+
+def save_json(folder: Path, results: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(results))
+    with replacing(folder / "results.json") as path:
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def markdown(results: dict[str, Any]) -> str:
+    """The page: the goals, what is missing and why, then every section."""
     shown = {k: v for k, v in results["environment"].items() if k != "gpu" and v is not None}
-    environment = ", ".join(f"{k} {v}" for k, v in shown.items())
-    lines = [f"# {results['environment']['device']}", "", environment, ""]
-    lines += [
-        "## Shift",
-        "",
-        "Time over that of a copy of the same tensor (`spread`: width of the middle half of ours).",
-        "",
-    ]
-    if not results["environment"]["gpu"]:
-        lines += [
-            "Ours is asked for in huge pages, as in `copy, our pages`. `fresh`: each call gets memory that it must "
-            "touch first, as glibc gives above 32 MB; `recycled`: what the call before freed. Goals are for `fresh`.",
-            "",
-        ]
-    if results["shift"]:
-        names = list(results["shift"][0]["over_copy"])[1:]
-        lines += _table(
-            ["shape", "dtype", "layout", "MB", "memory", *names, "spread", "goal"],
-            [
-                [
-                    "x".join(map(str, row["shape"])),
-                    row["dtype"],
-                    row["layout"],
-                    f"{row['megabytes']:.0f}",
-                    row.get("memory", ""),
-                    *(f"{row['over_copy'][name]:.2f}" for name in names),
-                    f"{row['spread']['ours']:.0%}",
-                    _goal(row),
-                ]
-                for row in results["shift"]
-            ],
-        )
-    lines += ["", "## Host overhead of one eager call", ""]
-    lines += _table(
-        ["call", "us"], [[row["call"], f"{row['microseconds']:.1f}"] for row in results["overhead"]]
-    )
-    lines += [
-        "",
-        "## Whole models",
-        "",
-        "Time of one run over that of the network without a shift, eager.",
-        "",
-    ]
-    lines += _table(
-        ["model", "frames", "dtype", "form", "time", "spread"],
-        [
-            [
-                row["model"],
-                "x".join(map(str, row["shape"])),
-                row["dtype"],
-                form,
-                f"{ratio:.2f}",
-                f"{row['spread'][form]:.0%}",
-            ]
-            for row in results["models"]
-            for form, ratio in row["over_unshifted"].items()
-        ],
-    )
-    lines += ["", "## Streaming: one frame of one stream, host overhead included", ""]
-    lines += _table(
-        ["model", "dtype", "form", "stream ms", "spread", "unshifted ms", "stream / unshifted"],
-        [
-            [
-                *(row[key] for key in ("model", "dtype", "form")),
-                f"{1000 * row['stream_seconds']:.2f}",
-                f"{row['spread']:.0%}",
-                f"{1000 * row['unshifted_seconds']:.2f}",
-                f"{row['over_unshifted']:.3f}",
-            ]
-            for row in results["streaming"]
-        ],
-    )
-    lines += ["", "## Fused kernels and training: GPU only", ""]
-    lines += _table(
-        ["shape", "C_out", "dtype", "residual_shift bandwidth / copy", "shift_conv1x1 speed / conv"],
-        [
-            [
-                "x".join(map(str, row["shape"])),
-                str(row["c_out"]),
-                row["dtype"],
-                f"{row['residual_bandwidth_over_copy']:.2f}",
-                f"{row['conv_speed_over_bare']:.2f}",
-            ]
-            for row in results["fused"]
-        ],
-    )
-    lines += [""]
-    lines += _table(
-        ["model", "train step", "time / unshifted", "spread", "kept MB", "peak MB"],
-        [
-            [
-                row["model"],
-                row["form"],
-                f"{row['over_unshifted']:.2f}",
-                f"{row['spread']:.0%}",
-                f"{row['kept_bytes'] / 1e6:.0f}",
-                f"{(row['peak_bytes'] or 0) / 1e6:.0f}",
-            ]
-            for row in results["training"]
-        ],
-    )
-    lines += _loading(results["loading"])
-    lines += _traffic(results["traffic"])
-    lines += ["", "## Goals", ""]
-    lines += _table(["metric", "goal", "measured"], [list(row) for row in goals.table(results)])
+    lines = [f"# {results['environment']['device']}", "", ", ".join(f"{k} {v}" for k, v in shown.items())]
+    lines += ["", "## Goals", "", *table(["metric", "goal", "measured"], goals.table(results))]
+    lines += _missing(results)
+    for name, section in SECTIONS.items():
+        if results.get(name):
+            lines += ["", f"## {section.title}", "", *section.lines(results[name])]
     return "\n".join(lines) + "\n"
 
 
-def _loading(loading: dict[str, Any]) -> list[str]:
-    lines = ["", "## Loading: a video is 8 frames at 224 pixels, as trained on", ""]
-    lines += _table(
-        ["ten seconds of H.264", "videos/s a core", "spread", "decoded frames per used frame"],
-        [
-            [
-                row["source"],
-                f"{row['videos_per_second']:.1f}",
-                f"{row['spread']:.0%}",
-                f"{row['decoded_per_used']:.1f}",
-            ]
-            for row in loading["loader"]
-        ],
-    )
-    lines += [""]
-    return lines + _table(
-        ["model, eager", "form", "videos/s", "spread"],
-        [
-            [row["model"], row["form"], f"{row['videos_per_second']:.1f}", f"{row['spread']:.0%}"]
-            for row in loading["model"]
-        ],
-    )
-
-
-def _traffic(traffic: dict[str, Any]) -> list[str]:
-    lines = ["", "## Bytes: counted, not measured", "", traffic["how"], ""]
-    lines += _table(
-        ["one layer", "times its bytes", "requested", "byte model", "agrees", "kernels"],
-        [
-            [
-                row["code"],
-                f"{row['multiple']:.2f}",
-                f"{row['multiple'] * row['requested'] / row['bytes']:.2f}" if "requested" in row else "",
-                "" if row["model"] is None else f"{row['model']:.2f}",
-                "" if row["model"] is None else "yes" if row["agrees"] else "**no**",
-                str(row.get("kernels", 1)),
-            ]
-            for row in traffic["layers"]
-        ],
-    )
-    if not traffic["networks"]:
-        return [*lines, "", "Whole networks are counted without `--quick`."]
-    lines += [""]
-    lines += _table(
-        ["network, one clip", "form", "MB", "over unshifted, in S", "byte model", "kernels"],
-        [
-            [
-                row["model"],
-                row["form"],
-                f"{row['bytes'] / 1e6:.1f}",
-                f"{row['extra_S']:+.2f}",
-                "" if row["model_S"] is None else f"{row['model_S']:+.0f}",
-                str(row["kernels"]),
-            ]
-            for row in traffic["networks"]
-        ],
-    )
+def _missing(results: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if results["failures"]:
+        lines += ["", "## Failed", ""]
+        lines += [
+            f"- {failure['section']}, {failure['case']}: {' <- '.join(failure['error'].splitlines())}"
+            for failure in results["failures"]
+        ]
+    if results["left_out"]:
+        lines += ["", "## Left out: no time was left", ""]
+        lines += [f"- {entry['section']}: {entry['case']}" for entry in results["left_out"]]
     return lines
-
-
-def _goal(row: dict[str, Any]) -> str:
-    if row.get("goal") is None:
-        return ""
-    return f"{row['goal']} {goals.verdict(row['over_copy']['ours'], '<=', row['goal'])}"
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    rule = ["---"] * len(head)
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
 
 
 def _processor() -> str:

@@ -1,125 +1,138 @@
-"""Latency of one frame of one stream beside the same network without the shift, host overhead included.
+"""One frame of one stream beside the same network without the shift, each form its row.
 
-Forms: `Streaming` and the plain model, eager; `StreamStep` and the plain model compiled by Inductor; each of the two
-captured in a CUDA graph, where there is CUDA. A compiled step copies its new state over the old one, as a captured
-one must.
+Forms: `Streaming` and the plain model, eager; a `StreamStep` and the plain model compiled by Inductor; a `FusedStep`,
+eager and compiled. A step copies its new state over the old one, as a captured one must.
 """
 
 import copy
-import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tsm_triton import Streaming, patch
+from tsm_triton.streaming.fused_step import FusedStep
 from tsm_triton.streaming.step import StreamStep
 from tsm_triton.torch_private import foreach_copy_, foreach_zero_
 
 from .baselines import with_open_branches
-from .forms import Call, Captured
 from .gate import require_close
-from .timing import summary
+from .page import percent, table
+from .run import Build, Measure, Row, Run
+from .timing import Call, in_turns, measure
 
-MODELS = ("mobilenetv2_100", "resnet50")
-SIZE = 224
+MODELS = ("resnet50", "mobilenetv2_100")
 NUM_FRAMES = 4
+COMPILED = "unshifted, compiled"
 # streamed against offline, relative to the largest logit
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def run(device: str, quick: bool) -> list[dict[str, Any]]:
-    """A row for each model and form; seconds from the call to the finished result."""
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    rows = []
-    for name in tqdm(MODELS[:1] if quick else MODELS, desc="streaming", disable=None):
-        model = timm.create_model(name).eval().to(device, dtype).to(memory_format=torch.channels_last)
-        with_open_branches(model)
-        about = {"model": name, "dtype": str(dtype).removeprefix("torch.")}
-        with torch.inference_mode():
-            rows.extend({**about, **row} for row in _rows(model, 21 if quick else 101))
-    return rows
+def cases(run: Run) -> dict[str, Build]:
+    names = MODELS[:1] if run.quick else MODELS
+    dtype = torch.bfloat16 if run.on_gpu else torch.float32
+    return {name: partial(build, run, name, 224, dtype) for name in names}
 
 
-def _rows(model: nn.Module, repeats: int) -> list[dict[str, Any]]:
-    parameter = next(model.parameters())
-    shape = (NUM_FRAMES, 1, 3, SIZE, SIZE)
-    frames = torch.randn(shape, device=parameter.device, dtype=parameter.dtype).unbind()
-    frames = [frame.contiguous(memory_format=torch.channels_last) for frame in frames]
-    shifted = patch(copy.deepcopy(model), NUM_FRAMES, direction="causal")
+@torch.inference_mode()
+def build(run: Run, name: str, size: int, dtype: torch.dtype) -> Measure:
+    """Every form, what streams compared with the offline model."""
+    model = timm.create_model(name).eval().to(run.device, dtype).to(memory_format=torch.channels_last)
+    shape = (NUM_FRAMES, 1, 3, size, size)
+    frames = [
+        frame.contiguous(memory_format=torch.channels_last)
+        for frame in torch.randn(shape, device=run.device, dtype=dtype).unbind()
+    ]
+    shifted = patch(copy.deepcopy(with_open_branches(model)), NUM_FRAMES, direction="causal")
     expected = shifted(torch.cat(frames))
-
-    rows = []
-    for form, (unshifted, stream) in _forms(model, shifted, frames[0]).items():
-        _check(form, stream, frames, expected)
-        seconds: dict[str, list[float]] = {"unshifted": [], "stream": []}
-        for repeat in range(repeats + 5):
-            for key, call in (("unshifted", unshifted), ("stream", stream)):
-                taken = _latency(call, frames[repeat % NUM_FRAMES])
-                if repeat >= 5:
-                    seconds[key].append(taken)
-        stream_timing, unshifted_timing = summary(seconds["stream"]), summary(seconds["unshifted"])
-        rows.append(
-            {
-                "form": form,
-                "stream_seconds": stream_timing.median,
-                "spread": stream_timing.spread,
-                "unshifted_seconds": unshifted_timing.median,
-                "over_unshifted": stream_timing.median / unshifted_timing.median,
-            }
-        )
-    return rows
+    calls: dict[str, Call] = {}
+    for form, make in forms(model, shifted, frames[0]).items():
+        if run.quick and not run.on_gpu and "compiled" in form:
+            continue
+        with run.attempt(f"{name}, {form}"):
+            call = make()
+            check(form, call, frames, expected)
+            calls[form] = call
+    about = {"model": name, "dtype": str(dtype).removeprefix("torch.")}
+    return lambda: [{**about, **row} for row in rows(calls, frames, 21 if run.quick else 51)]
 
 
-def _forms(model: nn.Module, shifted: nn.Module, frame: Tensor) -> dict[str, tuple[Call, Any]]:
-    """Each way to run a frame: the unshifted network, and the stream."""
-    forms: dict[str, tuple[Call, Any]] = {
-        "eager": (model, Streaming(shifted)),
-        "compiled": (torch.compile(model), _CompiledStream(shifted, frame)),
+def forms(model: nn.Module, shifted: nn.Module, frame: Tensor) -> dict[str, Callable[[], Any]]:
+    """What makes each form."""
+    return {
+        "unshifted": lambda: model,
+        COMPILED: lambda: torch.compile(model, dynamic=False),
+        "stream": lambda: Streaming(shifted),
+        "step, compiled": lambda: Stepping(StreamStep(shifted), frame, compiled=True),
+        "fused step": lambda: Stepping(FusedStep(shifted), frame),
+        "fused step, compiled": lambda: Stepping(FusedStep(shifted), frame, compiled=True),
     }
-    if frame.is_cuda:
-        for name, (unshifted, stream) in list(forms.items()):
-            forms[f"{name}, CUDA graph"] = Captured(unshifted, frame), _CapturedStream(stream, frame)
-    return forms
 
 
-class _CompiledStream:
-    """The functional step, compiled, over a state at fixed addresses."""
+class Stepping:
+    """A functional step over a state at fixed addresses."""
 
-    def __init__(self, model: nn.Module, frame: Tensor) -> None:
-        step = StreamStep(model)
-        self.state = step.init_state(frame)
-        self.step = torch.compile(step, fullgraph=True)
+    def __init__(self, step: StreamStep, frame: Tensor, compiled: bool = False) -> None:
+        self.state = list(step.init_state(frame))
+        self.step: Any = torch.compile(step, dynamic=False) if compiled else step
 
     def __call__(self, frame: Tensor) -> Tensor:
         logits, state = self.step(frame, self.state)
-        foreach_copy_(self.state, state)
+        foreach_copy_(self.state, list(state))
         return logits
 
     def reset(self) -> None:
         foreach_zero_(self.state)
 
 
-class _CapturedStream(Captured):
-    """A stream as a CUDA graph: one state for all frames."""
-
-    def reset(self) -> None:
-        self.call.reset()  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _check(form: str, stream: Any, frames: list[Tensor], expected: Tensor) -> None:
-    stream.reset()
-    logits = torch.cat([stream(frame).clone() for frame in frames])
+def check(form: str, call: Any, frames: list[Tensor], expected: Tensor) -> None:
+    """What streams gives the offline model's logits."""
+    if form.startswith("unshifted"):
+        call(frames[0])
+        return
+    call.reset()
+    logits = torch.cat([call(frame).clone() for frame in frames])
     require_close(f"a stream ({form})", logits, expected, TOLERANCE[expected.dtype])
 
 
-def _latency(call: Call, frame: Tensor) -> float:
-    if frame.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call(frame)
-    if frame.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+@torch.inference_mode()
+def rows(calls: dict[str, Call], frames: list[Tensor], repeats: int) -> list[Row]:
+    """Seconds from the call to the finished result; on a GPU also out of a CUDA graph."""
+    walls = in_turns(calls, frames, repeats)
+    graphs = measure(calls, frames, repeats) if frames[0].is_cuda else walls
+    return [
+        {
+            "form": form,
+            "seconds": graphs[form].median,
+            "spread": graphs[form].spread,
+            "over_unshifted": graphs[form].median / graphs["unshifted"].median,
+            "wall_seconds": walls[form].median,
+        }
+        for form in calls
+    ]
+
+
+def lines(rows: list[Row]) -> list[str]:
+    head = ["model", "dtype", "form", "ms", "spread", "/ unshifted, eager", "from Python ms"]
+    return [
+        "From the call to the finished result; on a GPU `ms` is out of a CUDA graph.",
+        "",
+        *table(
+            head,
+            [
+                [
+                    row["model"],
+                    row["dtype"],
+                    row["form"],
+                    f"{1e3 * row['seconds']:.3f}",
+                    percent(row["spread"]),
+                    f"{row['over_unshifted']:.3f}",
+                    f"{1e3 * row['wall_seconds']:.3f}",
+                ]
+                for row in rows
+            ],
+        ),
+    ]

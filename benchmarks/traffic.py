@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,8 @@ from torch import Tensor, channels_last, nn
 import tsm_triton
 
 from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network
+from .page import table
+from .run import Build, Measure, Row, Run
 
 # of a layer: small for the interpreter, channels in the proportion of a bottleneck's conv1
 SHAPE = (16, 256, 4, 4)
@@ -54,12 +57,21 @@ BYTE_MODEL = {
 }
 
 
-def run(quick: bool) -> dict[str, Any]:
-    """Rows of layers and, unless `quick`, of ResNet-50, from a process that interprets its kernels."""
+def cases(run: Run) -> dict[str, Build]:
+    """Rows of layers and, unless `quick`, of ResNet-50: counted while others build, as there is nothing to time."""
+    return {
+        "layers": partial(build, "layers"),
+        **({} if run.quick else {"networks": partial(build, "networks")}),
+    }
+
+
+def build(what: str) -> Measure:
+    """Counted in a process that interprets its kernels."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "benchmarks.traffic", *(["--quick"] if quick else [])]
+    command = [sys.executable, "-m", "benchmarks.traffic", what]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return {"how": HOW, **json.loads(done.stdout.splitlines()[-1])}
+    counted = json.loads(done.stdout.splitlines()[-1])
+    return lambda: counted
 
 
 def layers() -> list[dict[str, Any]]:
@@ -234,6 +246,44 @@ def _shifted_bytes(model: nn.Module, x: Tensor) -> int:
     return sum(sizes)
 
 
+def lines(rows: list[Row]) -> list[str]:
+    return [
+        HOW,
+        "",
+        *table(
+            ["one layer", "times its bytes", "requested", "byte model", "agrees", "kernels"],
+            [
+                [
+                    row["code"],
+                    f"{row['multiple']:.2f}",
+                    f"{row['multiple'] * row['requested'] / row['bytes']:.2f}" if "requested" in row else "",
+                    "" if row["model"] is None else f"{row['model']:.2f}",
+                    "" if row["model"] is None else "yes" if row["agrees"] else "**no**",
+                    str(row.get("kernels", 1)),
+                ]
+                for row in rows
+                if "code" in row
+            ],
+        ),
+        "",
+        *table(
+            ["network, one clip", "form", "MB", "over unshifted, in S", "byte model", "kernels"],
+            [
+                [
+                    row["model"],
+                    row["form"],
+                    f"{row['bytes'] / 1e6:.1f}",
+                    f"{row['extra_S']:+.2f}",
+                    "" if row["model_S"] is None else f"{row['model_S']:+.0f}",
+                    str(row["kernels"]),
+                ]
+                for row in rows
+                if "form" in row
+            ],
+        ),
+    ]
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(json.dumps({"layers": layers(), "networks": [] if "--quick" in sys.argv else networks()}))
+    print(json.dumps({"layers": layers, "networks": networks}[sys.argv[1]]()))

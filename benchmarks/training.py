@@ -1,7 +1,8 @@
-"""A training step on a GPU: the authors' shift, ours and no shift at all; time and memory."""
+"""A training step on a GPU: the authors' shift, ours and no shift at all; time and memory, each form its row."""
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,56 +14,68 @@ import tsm_triton
 
 from .baselines import NUM_SEGMENTS, SHIFT_DIV, SHIFTS, shifted_network, with_open_branches
 from .gate import require_close
-from .timing import measure
+from .page import percent, table
+from .run import Build, Measure, Row, Run
+from .timing import Call, in_turns
 
 MODEL = "resnet50"
+COMPILED = "unshifted, compiled"
+BACKEND = "patched, tsm_triton backend"
 # gradients of the first convolution, of their largest, against the authors' shift
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
-def run(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Rows of ResNet-50; none on a CPU."""
-    if device == "cpu":
-        return []
-    return rows(MODEL, 4 if quick else 16, 224, device, torch.bfloat16, 7 if quick else 21)
+def cases(run: Run) -> dict[str, Build]:
+    """ResNet-50; none on a CPU."""
+    return (
+        {MODEL: partial(build, run, MODEL, 4 if run.quick else 16, 224, torch.bfloat16)} if run.on_gpu else {}
+    )
 
 
-def rows(
-    name: str, num_clips: int, size: int, device: str, dtype: torch.dtype, repeats: int
-) -> list[dict[str, Any]]:
-    """A row for each form: seconds of forward and backward; bytes kept in between, and on a GPU at most at once."""
-    model = timm.create_model(name, num_classes=10).train().to(device, dtype)
+def build(run: Run, name: str, num_clips: int, size: int, dtype: torch.dtype) -> Measure:
+    """Every form built by a step, the patched model's gradient compared with the authors'."""
+    model = timm.create_model(name, num_classes=10).train().to(run.device, dtype)
     model = with_open_branches(model.to(memory_format=channels_last))
     networks = {
         "unshifted": model,
         "slicing": shifted_network(model, SHIFTS["slicing"], NUM_SEGMENTS, SHIFT_DIV),
         "patched": tsm_triton.patch(copy.deepcopy(model), NUM_SEGMENTS),
     }
-    inputs = [
-        torch.randn(num_clips * NUM_SEGMENTS, 3, size, size, device=device, dtype=dtype).contiguous(
-            memory_format=channels_last
-        )
-        for _ in range(2)
-    ]
-    expected, got = (_first_gradient(networks[form], inputs[0]) for form in ("slicing", "patched"))
-    require_close(f"the gradient of patched {name}", got, expected, TOLERANCE[dtype])
-    calls: dict[str, Any] = dict(networks)
-    torch.compiler.reset()
-    if device != "cpu":
-        calls["unshifted, compiled"] = torch.compile(model)
-        calls["patched, tsm_triton backend"] = torch.compile(networks["patched"], backend="tsm_triton")
+    x = torch.randn(num_clips * NUM_SEGMENTS, 3, size, size, device=run.device, dtype=dtype)
+    x = x.contiguous(memory_format=channels_last)
+    expected = _first_gradient(networks["slicing"], x)
+    made: dict[str, Callable[[], Any]] = {form: lambda form=form: networks[form] for form in networks}
+    if run.on_gpu:
+        made[COMPILED] = lambda: torch.compile(model, dynamic=False)
+        made[BACKEND] = lambda: torch.compile(networks["patched"], backend="tsm_triton", dynamic=False)
+    calls: dict[str, Any] = {}
+    for form, make in made.items():
+        with run.attempt(f"{name}, {form}"):
+            calls[form] = make()
+            gradient = _first_gradient(calls[form], x)
+            if form.startswith("patched"):
+                try:
+                    require_close(f"the gradient of {form} {name}", gradient, expected, TOLERANCE[dtype])
+                except RuntimeError:
+                    del calls[form]
+                    raise
+    about = {"model": name, "shape": tuple(x.shape), "dtype": str(dtype).removeprefix("torch.")}
+    return lambda: [{**about, **row} for row in rows(calls, x, 5 if run.quick else 11)]
+
+
+def rows(calls: dict[str, Any], x: Tensor, repeats: int) -> list[Row]:
+    """Seconds of forward and backward from Python; bytes kept in between; on a GPU its kernels and most bytes."""
     steps = {form: lambda x, network=network: _step(network, x) for form, network in calls.items()}
-    timings = measure(steps, inputs, repeats)
+    timings = in_turns(steps, [x], repeats)
     return [
         {
-            "model": name,
             "form": form,
-            "shape": tuple(inputs[0].shape),
             "seconds": timing.median,
             "spread": timing.spread,
             "over_unshifted": timing.median / timings["unshifted"].median,
-            "kept_bytes": kept_bytes(calls[form], inputs[0]),
-            "peak_bytes": _peak(steps[form], inputs[0]),
+            "kernel_seconds": kernel_seconds(steps[form], x) if x.is_cuda else None,
+            "kept_bytes": kept_bytes(calls[form], x),
+            "peak_bytes": _peak(steps[form], x),
         }
         for form, timing in timings.items()
     ]
@@ -99,3 +112,38 @@ def _peak(step: Any, x: Tensor) -> int | None:
     torch.cuda.reset_peak_memory_stats()
     step(x)
     return torch.cuda.max_memory_allocated()
+
+
+def kernel_seconds(call: Call, x: Tensor) -> float:
+    """The sum of what the kernels of a call take, as the profiler sees them: a step is no CUDA graph."""
+    call(x)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        call(x)
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+
+
+def lines(rows: list[Row]) -> list[str]:
+    head = ["model", "frames", "form", "ms", "spread", "/ unshifted", "kernels ms", "kept MB", "peak MB"]
+    return [
+        "From Python, host time included; `kernels`: the sum of the kernels alone. Ratios in one run.",
+        "",
+        *table(
+            head,
+            [
+                [
+                    row["model"],
+                    "x".join(map(str, row["shape"])),
+                    row["form"],
+                    f"{1e3 * row['seconds']:.2f}",
+                    percent(row["spread"]),
+                    f"{row['over_unshifted']:.2f}",
+                    f"{1e3 * (row['kernel_seconds'] or 0):.2f}",
+                    f"{row['kept_bytes'] / 1e6:.0f}",
+                    f"{(row['peak_bytes'] or 0) / 1e6:.0f}",
+                ]
+                for row in rows
+            ],
+        ),
+    ]

@@ -611,12 +611,6 @@ def test_a_symbol_is_asked_without_a_guard():
     assert seen[:3] == [True, False, False]
 
 
-@pytest.mark.cuda
-def test_a_gpu_can_be_kept_busy():
-    torch_private.keep_gpu_busy(1000)
-    torch.cuda.synchronize()
-
-
 def test_a_kernel_of_the_interpreter_shows(monkeypatch):
     def kernel(x_ptr):
         pass

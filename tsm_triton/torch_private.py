@@ -110,7 +110,6 @@ __all__ = [
     "in_backward",
     "inductor_config",
     "is_compiled",
-    "keep_gpu_busy",
     "list_mode_options",
     "lowerings",
     "make_fallback",
@@ -331,8 +330,3 @@ def forget_tracer(graph: torch.fx.Graph) -> None:
 def out_spec(network: torch.fx.GraphModule) -> Any:
     """How the outputs of an exported module are nested, None of another (test_an_exported_module_says_its_outputs)."""
     return getattr(network, "_out_spec", None)
-
-
-def keep_gpu_busy(cycles: int) -> None:
-    """So that what a benchmark launches meanwhile waits in one queue (test_a_gpu_can_be_kept_busy)."""
-    torch.cuda._sleep(cycles)
