@@ -54,4 +54,5 @@ shift_step_conv1x1 = declare(
     on_cuda=_by_kernel,
     aten=_in_two_steps,
     formula=_in_two_steps,
+    layout="exact",
 )
