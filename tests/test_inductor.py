@@ -9,10 +9,12 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch._inductor import metrics
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 import tsm_triton
+from tsm_triton import torch_private
 from tsm_triton.fusion import inductor
 from tsm_triton.ops import residual_shift, shift_conv1x1
 
@@ -20,6 +22,8 @@ T = 4
 SIZE = (3, 32, 32)
 # fp64, so that only wrong arithmetic differs; gradients are compared with the largest of all
 TOLERANCE = 1e-10
+# compiled anew, so that what was generated can be counted
+UNCACHED = {"fx_graph_cache": False}
 
 # how many places are fused in training and in inference
 MODELS = {"timm test_resnet": (3, 5), "torchvision mobilenet_v2": (5, 26)}
@@ -286,3 +290,61 @@ def test_the_graph_it_is_given_stays_as_it_was():
     targets = {node.target for node in graphs[0].graph.nodes}
     assert residual_shift in targets
     assert shift_conv1x1 not in targets  # gradients are wanted
+
+
+@pytest.mark.parametrize(
+    ("memory_format", "gradients", "rewritten"),
+    [
+        (torch.contiguous_format, False, False),
+        (torch.channels_last, False, True),
+        (torch.contiguous_format, True, True),
+    ],
+)
+def test_inductor_gets_the_graph_as_it_was_where_it_would_make_the_same_code_of_it(
+    monkeypatch, caplog, memory_format, gradients, rewritten
+):
+    given, compiled = [], []
+
+    def compile_fx(module, example_inputs, config_patches):
+        compiled.append((module, config_patches))
+        return module.forward
+
+    def backend(module, example_inputs):
+        given.append(module)
+        return inductor.compile_graph(module, example_inputs)
+
+    monkeypatch.setattr(torch_private, "compile_fx", compile_fx, raising=False)
+    model, x = Blocks().double().eval(), maps(2).contiguous(memory_format=memory_format)
+    with torch.set_grad_enabled(gradients), caplog.at_level(logging.INFO, logger="tsm_triton"):
+        close([torch.compile(model, backend=backend)(x)], [model(x)])
+    ((module, options),) = compiled
+    assert (module is not given[0]) == rewritten
+    assert (options is not None) == rewritten
+    assert len(caplog.records) == rewritten  # a report of what is not fused would not be true
+
+
+def test_inductor_feeds_the_shift_what_its_convolutions_make_and_keeps_what_strides_mean():
+    conv = nn.Conv2d(8, 8, 3, padding=1).double()
+    shifts = {"shifted": lambda x: tsm_triton.temporal_shift(x, T), "plain": torch.clone}
+    kernels, x = {}, maps(2).contiguous()
+
+    def network(x, shift):
+        return conv(shift(conv(x).relu())).relu()
+
+    with torch.no_grad():
+        for name, shift in shifts.items():
+            torch.compiler.reset()
+            metrics.reset()
+            compiled = torch.compile(lambda x, shift=shift: network(x, shift), options=UNCACHED)
+            close([compiled(x)], [network(x, shift)])
+            kernels[name] = metrics.generated_kernel_count
+        # no copy to NCHW and back around the shift
+        assert kernels["shifted"] <= kernels["plain"]
+
+        def strided(x):
+            y = shifts["shifted"](conv(x).relu())
+            return y, y.view(len(y), -1).cumsum(1), torch.as_strided(y, (len(y), 100), (200, 2)) + 1
+
+        got, expected = torch.compile(strided, options=UNCACHED)(x), strided(x)
+        close(got, expected)
+        assert [one.stride() for one in got] == [one.stride() for one in expected]

@@ -1,7 +1,8 @@
 """`torch.compile(model, backend="tsm_triton")`: the rewriting of `rewriting.py`, then Inductor.
 
 The graph that Dynamo captured is traced once more into ATen calls, ahead of autograd and autocast, and
-rewritten there; what is not recognised is compiled as it would be without. With gradients wanted, only the
+rewritten there; what is not recognised is compiled as it would be without, and so is a graph of which Inductor would
+make the same code (`choice.compiles_faster`). With gradients wanted, only the
 residual sums are joined with their shifts; else also the 1x1 convolutions. Autograd and Inductor see plain
 functions of the graph and do the rest.
 """
@@ -18,6 +19,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from .. import ops
 from ..torch_private import AUTOCAST_AND_GRAD_CALLS, FakeTensor, HigherOrderOperator
+from . import choice
 from .recomputing import joint_pass
 from .report import FusionReport
 from .rewriting import rewrite
@@ -52,7 +54,7 @@ def compile_graph(
 
     found = rewritten(module)
     passes: dict[str, Any] = {}
-    if found is not None:
+    if found is not None and _is_worth_it(found[1], example_inputs):
         module, report = found
         passes["joint_custom_pre_pass"] = joint_pass()
         logger.info("%s", report)
@@ -74,7 +76,6 @@ def rewritten(module: GraphModule) -> tuple[GraphModule, FusionReport] | None:
     inputs = [node.meta.get("example_value") for node in placeholders]
     if not any(_is_shift(node) for node in module.graph.nodes) or not _is_plain(module, inputs):
         return None
-    training = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     # in the inputs' own fake mode: a constant that the forward makes would be a real tensor outside of it
     fake = next((x.fake_mode for x in inputs if isinstance(x, FakeTensor)), contextlib.nullcontext())
     with preserve_node_meta(), fake:
@@ -82,12 +83,24 @@ def rewritten(module: GraphModule) -> tuple[GraphModule, FusionReport] | None:
     for old, new in zip(placeholders, traced.graph.find_nodes(op="placeholder"), strict=True):
         # which inputs are parameters, among others
         new.meta = {**old.meta, **new.meta}
-    report = rewrite(traced.graph, training=training)
+    report = rewrite(traced.graph, training=_wants_gradients(inputs))
     if not report.fused:
         return None
     traced.meta.update(module.meta)
     traced.recompile()
     return traced, report
+
+
+def _is_worth_it(report: FusionReport, inputs: Sequence[Any]) -> bool:
+    """Whether Inductor's code of the rewritten graph can be faster than that of the graph it was given."""
+    kinds = {entry.kind for entry in report.fused}
+    devices = {x.device.type for x in inputs if isinstance(x, Tensor)}
+    faster = any(choice.compiles_faster(kind, device) for kind in kinds for device in devices)
+    return faster or _wants_gradients(inputs)
+
+
+def _wants_gradients(inputs: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 def _is_shift(node: torch.fx.Node) -> bool:

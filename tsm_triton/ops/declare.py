@@ -32,7 +32,11 @@ torch.compiler.config.cache_key_tag += f" {NAMESPACE} {__version__}"
 ATEN_FORMS: dict[OpOverload, Callable[..., Any]] = {}
 
 TAGS = {
-    # Fakes promise strides that follow the inputs' own, so Inductor must not feed the ops other layouts.
+    # One map goes in, and the result follows its strides: Inductor may feed any, and makes the fake anew of what it
+    # feeds. Its convolutions on a CPU are channels_last in a network of NCHW too, where other tags make two copies a
+    # shift (a compiled ResNet-50 took 1.12 times the unshifted one with them, 1.06 without).
+    "any": (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
+    # Several maps go in, whose strides must agree as the fakes' do.
     "exact": (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
     # Ops whose result is channels_last whatever they are given. Inductor feeds them maps in channels_last, and not in
     # the strides of the fakes: those of a convolution with a symbolic batch are contiguous on a GPU, where cuDNN's are
@@ -52,7 +56,7 @@ def declare(
     exported: Callable[..., Any] | None = None,
     formula: type[torch.autograd.Function] | Callable[..., Any] | None = None,
     transformed: Callable[..., Any] | None = None,
-    layout: str = "exact",
+    layout: str = "any",
     cheap: bool = False,
 ) -> OpOverload:
     """Register an op of the package's namespace and return it.

@@ -31,15 +31,14 @@ INDUCTOR_FORMS: dict[str, dict[str, str]] = {
     "shift_conv1x1": {"cpu": "aten", "cuda": "op"},
 }
 
-# what was declared: op -> its form in torch's own operators, and the ops whose maps must come in channels_last
+# what was declared: op -> its form in torch's own operators, and how the tensors lie that it is fed with
 _forms: dict[OpOverload, Callable[..., Any]] = {}
-_channels_last: list[OpOverload] = []
+_layouts: dict[OpOverload, str] = {}
 
 
 def offer_to_inductor(op: OpOverload, aten: Callable[..., Any] | None, layout: str) -> None:
     """Note an op for when Inductor comes: nothing is imported yet."""
-    if layout == "channels_last":
-        _channels_last.append(op)
+    _layouts[op] = layout
     if aten is None:
         return
 
@@ -52,7 +51,7 @@ def offer_to_inductor(op: OpOverload, aten: Callable[..., Any] | None, layout: s
 
 def needs_inductor(op: OpOverload, arguments: Sequence[Any]) -> bool:
     """Whether a graph with this call, compiled, would miss what `let_inductor_decompose` tells."""
-    return op in _channels_last or _form(op, arguments) == "aten"
+    return _layouts[op] == "channels_last" or _form(op, arguments) == "aten"
 
 
 def _form(op: OpOverload, arguments: Sequence[Any]) -> str:
@@ -82,9 +81,10 @@ def let_inductor_decompose() -> None:
     tables: tuple[Any, ...] = (decompositions, select_decomp_table())
     for table in tables:
         table.update(_forms)
-    for op in {*_forms, *_channels_last} - lowerings.keys():
-        in_channels_last = _constraint(op) if op in _channels_last else None
-        constraint = in_channels_last or tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+    exact = tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+    in_channels_last = {op for op, layout in _layouts.items() if layout == "channels_last"}
+    for op in {*_forms, *in_channels_last} - lowerings.keys():
+        constraint = {"any": None, "exact": exact, "channels_last": _constraint(op)}[_layouts[op]]
         # one that stands in the table too, for the devices that keep the op: Inductor would refuse it
         make_fallback(op, constraint, warn=False, override_decomp=op in _forms)
 

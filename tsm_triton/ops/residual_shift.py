@@ -273,6 +273,7 @@ residual_shift = declare(
     aten=_aten,
     exported=_exported,
     formula=_ResidualShift,
+    layout="exact",
 )
 # One gradient g of branch * scale + bias + identity, and g * scale where there is a scale.
 residual_shift_backward = declare(
@@ -283,4 +284,5 @@ residual_shift_backward = declare(
     on_cuda=_backward_on_cuda,
     aten=_backward_on_cpu,
     transformed=_differentiable_backward,
+    layout="exact",
 )

@@ -118,6 +118,7 @@ shift_step = declare(
     on_cuda=_functional(_by_kernel),
     aten=_aten,
     formula=_ShiftStep,
+    layout="exact",
 )
 # Fixed memory for the cache: nothing is allocated but the output. `kept` may be `cache`. No form in torch's own
 # operators: a graph without writes has `shift_step`.
@@ -127,4 +128,5 @@ shift_step_into = declare(
     fake=_fake_into,
     on_cpu=_by_copies,
     on_cuda=_by_kernel,
+    layout="exact",
 )

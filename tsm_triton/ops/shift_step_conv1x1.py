@@ -62,4 +62,5 @@ shift_step_conv1x1 = declare(
     aten=_in_two_steps,
     exported=_exported,
     formula=_in_two_steps,
+    layout="exact",
 )
