@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "tsm_triton"
 INTERNAL = {"Failed"}
 # how a clause that says what to do begins, behind "got ..."
 DO = (
-    "call|check|choose|compose|convert|copy|create|divide|drop|encode|find|flatten|fuse|give|import|leave|lower|"
+    "call|check|choose|compose|convert|copy|create|divide|drop|encode|export|find|flatten|fuse|give|import|leave|lower|"
     "make|pass|patch|raise|reset|reshape|run|sample|save|scale|shift|stream|train|try|unpatch|use|write"
 )
 

@@ -130,12 +130,12 @@ def open_file(path: Path, device: torch.device | None) -> Runtime:
         ImportError: onnxruntime is missing.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected an exported file at {str(path)!r}, got none: check the path")
+        raise FileNotFoundError(f"expected an exported file at {str(path)!r}, which does not exist: check the path")
     if path.suffix.lower() == ".onnx":
         return _Onnx(path, device)
     if path.suffix.lower() != ".pt2":
         raise ValueError(
-            f"expected a file that ends in .onnx or .pt2, got {str(path)!r}: see tsm_triton.export"
+            f"expected a file that ends in .onnx or .pt2, got {str(path)!r}: pass one that tsm_triton.export wrote"
         )
     return (_Package if _is_package(path) else _Program)(path, device)
 

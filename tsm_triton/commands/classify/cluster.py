@@ -107,7 +107,8 @@ def _said_by_workers(kind: type[Exception]) -> Iterator[None]:
     except kind as error:
         reasons = re.findall(r"^(?:[\w.]*\.)?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE)
         own = [reason for reason in reasons if not reason.startswith("UDF failed")]
-        raise ValueError(own[0] if own else str(error).strip().rpartition("\n")[2]) from error
+        told = ValueError(own[0] if own else str(error).strip().rpartition("\n")[2])
+        raise told from error
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

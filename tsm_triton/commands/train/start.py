@@ -147,7 +147,7 @@ class Start:
         if odd:
             raise ValueError(
                 f"expected weights of a network that its name alone tells, got one of {odd} in {self.source}: "
-                f"{IN_PYTHON}"
+                "train it in Python, by tsm_triton.load_checkpoint and tsm_triton.training.fit"
             )
 
 
