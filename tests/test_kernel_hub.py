@@ -140,6 +140,17 @@ def test_it_is_loaded_where_tsm_triton_is_not_and_runs_its_kernels(hub):
     run(code, hub, TRITON_INTERPRET="1")
 
 
+def test_get_kernel_takes_the_folder_for_a_repository(hub):
+    code = (
+        "import kernels, torch, tsm_triton\n"
+        "tsm = kernels.get_kernel('someone/tsm-triton', version=0)\n"
+        "x = torch.randn(4, 8)\n"
+        "assert torch.equal(tsm.temporal_shift(x, 2), tsm_triton.temporal_shift(x, 2))\n"
+        "assert tsm.temporal_shift is not tsm_triton.temporal_shift and 'one/build/torch-' in tsm.__file__"
+    )
+    run(code, hub, LOCAL_KERNELS="someone/tsm-triton=one")
+
+
 def test_the_namespace_is_that_of_the_file_which_kernel_builder_writes(hub, tmp_path):
     built = tmp_path / "built"
     shutil.copytree(hub / "one" / "build" / "torch-cpu", built)
