@@ -1,12 +1,14 @@
 """Videos a second that one core reads and prepares for training, beside those that the model takes.
 
 A video gives 8 frames at 224 pixels. Decoded frames per used frame are counted: the frames that the decoder gave for
-the eight that were used.
+the eight that were used. Times of a core are processor time: others on the machine do not lengthen it by their turns.
 """
 
+import io
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 import tsm_triton
 from tsm_triton.video import decoding, pictures, read_frames
-from tsm_triton.video.datasets import Listing, Sample, VideoDataset
+from tsm_triton.video.datasets import Listing, Sample, VideoDataset, read_shards
 from tsm_triton.video.transforms import train_transform
 
 from .gate import require_close
@@ -46,10 +48,13 @@ def run(device: str, quick: bool) -> dict[str, Any]:
         sources = list(SOURCES.items())[: 1 if quick else None]
         paths = {name: _write(Path(folder, f"{at}.mp4"), *kind) for at, (name, kind) in enumerate(sources)}
         paths["340x256, a JPEG a frame"] = _as_pictures(next(iter(paths.values())))
+        repeats = 8 if quick else 31
         rows = [
-            {"source": name, **row(path, 8 if quick else 31)}
+            {"source": name, **row(path, repeats)}
             for name, path in tqdm(paths.items(), desc="loading", disable=None)
         ]
+        first = next(iter(paths))
+        rows.append({"source": f"{first}, tar shards", **shard_row(paths[first], repeats)})
     return {"loader": rows, "model": model_rates(device, quick)}
 
 
@@ -60,18 +65,43 @@ def row(path: Path, repeats: int) -> dict[str, Any]:
     transform = train_transform(SIZE, flip=False)
     listing = Listing((Sample(str(path), 0),), ("one",))
     dataset = VideoDataset(listing, NUM_SEGMENTS, transform=transform, training=True, size=SHORT_SIDE)
-    seconds = []
-    with _counted() as decoded:
+
+    def epochs() -> Iterator[Any]:
         for epoch in range(repeats):
             dataset.set_epoch(epoch)
+            yield dataset[0]
+
+    return _timed(epochs(), repeats)
+
+
+def shard_row(path: Path, repeats: int) -> dict[str, Any]:
+    """The same out of a tar file, front to back by webdataset, which holds the video so many times."""
+    film, shard = path.read_bytes(), path.with_suffix(".tar")
+    with tarfile.open(shard, "w") as tar:
+        for number in range(repeats):
+            for name, data in ((f"{number:04d}{path.suffix}", film), (f"{number:04d}.cls", b"0")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    transform = train_transform(SIZE, flip=False)
+    options: dict[str, Any] = dict(transform=transform, training=True, size=SHORT_SIDE, shuffle=1)
+    return _timed(read_shards(shard, NUM_SEGMENTS, classes=("one",), **options), repeats)
+
+
+def _timed(videos: Iterable[Any], count: int) -> dict[str, Any]:
+    """Processor seconds from each video to the next, and the frames that were decoded."""
+    seconds, used, items = list[float](), 0, iter(videos)
+    with _counted() as decoded:
+        for _ in range(count):
             started = time.process_time()
-            dataset[0]
+            clip, _ = next(items)
             seconds.append(time.process_time() - started)
+            used += len(clip)
     timing = summary(seconds)
     return {
         "videos_per_second": 1 / timing.median,
         "spread": timing.spread,
-        "decoded_per_used": len(decoded) / (repeats * NUM_SEGMENTS),
+        "decoded_per_used": len(decoded) / used,
     }
 
 
@@ -82,12 +112,27 @@ def model_rates(device: str, quick: bool) -> list[dict[str, Any]]:
     model = tsm_triton.patch(model, NUM_SEGMENTS)
     shape = (clips * NUM_SEGMENTS, 3, SIZE, SIZE)
     x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    if device == "cpu":
+        return [_rate_of_a_core(model.eval(), x, clips, 3 if quick else 7)]
     calls = {"inference": torch.inference_mode()(model.eval().forward)}
     rows = _rates(calls, x, clips, 3 if quick else 11)
-    if device != "cpu":
-        model.train()
-        rows += _rates({"training": lambda x: _step(model, x)}, x, clips, 3 if quick else 11)
-    return rows
+    model.train()
+    return rows + _rates({"training": lambda x: _step(model, x)}, x, clips, 3 if quick else 11)
+
+
+@torch.inference_mode()
+def _rate_of_a_core(model: nn.Module, x: torch.Tensor, clips: int, repeats: int) -> dict[str, Any]:
+    """Without a GPU: one core, which would have to load the videos too."""
+    seconds = []
+    with _one_thread():
+        model(x)
+        for _ in range(repeats):
+            started = time.process_time()
+            model(x)
+            seconds.append(time.process_time() - started)
+    timing = summary(seconds)
+    rate = clips / timing.median
+    return {"model": MODEL, "form": "inference, a core", "videos_per_second": rate, "spread": timing.spread}
 
 
 def _rates(calls: dict[str, Any], x: torch.Tensor, clips: int, repeats: int) -> list[dict[str, Any]]:

@@ -46,10 +46,23 @@ def save(folder: Path, results: dict[str, Any]) -> None:
     (folder / "results.md").write_text(markdown(results))
 
 
+def save_loading(folder: Path, environment: dict[str, Any], loading: dict[str, Any]) -> str:
+    """Write `loading.json` and `loading.md`, of that section alone; what the latter says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {"environment": environment, "loading": loading}
+    (folder / "loading.json").write_text(json.dumps(held, indent=1) + "\n")
+    text = "\n".join([*_head(environment)[:-1], *loading_lines(loading)]) + "\n"
+    (folder / "loading.md").write_text(text)
+    return text
+
+
+def _head(environment: dict[str, Any]) -> list[str]:
+    shown = {k: v for k, v in environment.items() if k != "gpu" and v is not None}
+    return [f"# {environment['device']}", "", ", ".join(f"{k} {v}" for k, v in shown.items()), ""]
+
+
 def markdown(results: dict[str, Any]) -> str:
-    shown = {k: v for k, v in results["environment"].items() if k != "gpu" and v is not None}
-    environment = ", ".join(f"{k} {v}" for k, v in shown.items())
-    lines = [f"# {results['environment']['device']}", "", environment, ""]
+    lines = _head(results["environment"])
     lines += [
         "## Shift",
         "",
@@ -149,14 +162,15 @@ def markdown(results: dict[str, Any]) -> str:
             for row in results["training"]
         ],
     )
-    lines += _loading(results["loading"])
+    lines += loading_lines(results["loading"])
     lines += _traffic(results["traffic"])
     lines += ["", "## Goals", ""]
     lines += _table(["metric", "goal", "measured"], [list(row) for row in goals.table(results)])
     return "\n".join(lines) + "\n"
 
 
-def _loading(loading: dict[str, Any]) -> list[str]:
+def loading_lines(loading: dict[str, Any]) -> list[str]:
+    """The tables of what `loading` measured."""
     lines = ["", "## Loading: a video is 8 frames at 224 pixels, as trained on", ""]
     lines += _table(
         ["ten seconds of H.264", "videos/s a core", "spread", "decoded frames per used frame"],

@@ -113,6 +113,13 @@ def test_loading_counts_what_is_decoded_and_refuses_wrong_frames(tmp_path, monke
     assert row["videos_per_second"] > 0
     assert 1 < row["decoded_per_used"] <= 41 / 8
     assert loading.row(loading._as_pictures(path), 2)["decoded_per_used"] == 1
+    packed = loading.shard_row(path, 3)
+    assert packed["videos_per_second"] > 0
+    assert 1 < packed["decoded_per_used"] <= 41 / 8
+    text = report.save_loading(
+        tmp_path / "out", {"device": "a CPU"}, {"loader": [{"source": "a", **row}], "model": []}
+    )
+    assert f"| a | {row['videos_per_second']:.1f} |" in text == (tmp_path / "out" / "loading.md").read_text()
     monkeypatch.setattr(loading, "read_frames", lambda path, wanted: read_frames(path, [0] * len(wanted)))
     with pytest.raises(RuntimeError, match="frames of a.mp4 .* no time is reported"):
         loading.row(path, 2)
