@@ -1,12 +1,14 @@
 """Videos a second that one core reads and prepares for training, beside those that the model takes.
 
 A video gives 8 frames at 224 pixels. Decoded frames per used frame are counted: the frames that the decoder gave for
-the eight that were used.
+the eight that were used. Times of a core are processor time: others on the machine do not lengthen it by their turns.
 """
 
+import io
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -23,7 +25,7 @@ from torch.nn.functional import interpolate
 
 import tsm_triton
 from tsm_triton.video import decoding, pictures, read_frames
-from tsm_triton.video.datasets import Listing, Sample, VideoDataset
+from tsm_triton.video.datasets import Listing, Sample, VideoDataset, read_shards
 from tsm_triton.video.transforms import train_transform
 
 from .gate import require_close
@@ -34,7 +36,7 @@ from .timing import in_turns, summary
 NUM_SEGMENTS, SIZE, SHORT_SIDE = 8, 224, 256
 NUM_FRAMES, FPS = 300, 30
 MODEL = "resnet50"
-PICTURES = "340x256, a JPEG a frame"
+PICTURES, SHARDS = "340x256, a JPEG a frame", "340x256, a keyframe every 250, tar shards"
 # width, height; how many frames from one keyframe to the next, x264's own 250 or a second
 SOURCES = {
     "340x256, a keyframe every 250": (340, 256, 250),
@@ -45,7 +47,7 @@ SOURCES = {
 
 def cases(run: Run) -> dict[str, Build]:
     """A case a source, for one core, and the model's videos a second on the device."""
-    names = [*list(SOURCES)[: 1 if run.quick else None], PICTURES]
+    names = [*list(SOURCES)[: 1 if run.quick else None], PICTURES, SHARDS]
     built: dict[str, Build] = {name: partial(build, run, name) for name in names}
     return {**built, MODEL: lambda: partial(model_rates, run.device, run.quick)}
 
@@ -54,16 +56,17 @@ def build(run: Run, name: str) -> Measure:
     """Write the source, to be read in its turn."""
     folder = tempfile.TemporaryDirectory()
     path = write(Path(folder.name), name)
+    measured = shard_row if name == SHARDS else row
 
     def rows() -> list[Row]:
         with folder, _one_thread():
-            return [{"source": name, **row(path, 8 if run.quick else 31)}]
+            return [{"source": name, **measured(path, 8 if run.quick else 31)}]
 
     return rows
 
 
 def write(folder: Path, name: str) -> Path:
-    """One of the sources, or the pictures of the first."""
+    """One of the sources, or the first one's pictures, or its film for tar shards."""
     path = _write(folder / "video.mp4", *SOURCES.get(name, next(iter(SOURCES.values()))))
     return _as_pictures(path) if name == PICTURES else path
 
@@ -75,18 +78,43 @@ def row(path: Path, repeats: int) -> dict[str, Any]:
     transform = train_transform(SIZE, flip=False)
     listing = Listing((Sample(str(path), 0),), ("one",))
     dataset = VideoDataset(listing, NUM_SEGMENTS, transform=transform, training=True, size=SHORT_SIDE)
-    seconds = []
-    with _counted() as decoded:
+
+    def epochs() -> Iterator[Any]:
         for epoch in range(repeats):
             dataset.set_epoch(epoch)
+            yield dataset[0]
+
+    return _timed(epochs(), repeats)
+
+
+def shard_row(path: Path, repeats: int) -> dict[str, Any]:
+    """The same out of a tar file, front to back by webdataset, which holds the video so many times."""
+    film, shard = path.read_bytes(), path.with_suffix(".tar")
+    with tarfile.open(shard, "w") as tar:
+        for number in range(repeats):
+            for name, data in ((f"{number:04d}{path.suffix}", film), (f"{number:04d}.cls", b"0")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    transform = train_transform(SIZE, flip=False)
+    options: dict[str, Any] = dict(transform=transform, training=True, size=SHORT_SIDE, shuffle=1)
+    return _timed(read_shards(shard, NUM_SEGMENTS, classes=("one",), **options), repeats)
+
+
+def _timed(videos: Iterable[Any], count: int) -> dict[str, Any]:
+    """Processor seconds from each video to the next, and the frames that were decoded."""
+    seconds, used, items = list[float](), 0, iter(videos)
+    with _counted() as decoded:
+        for _ in range(count):
             started = time.process_time()
-            dataset[0]
+            clip, _ = next(items)
             seconds.append(time.process_time() - started)
+            used += len(clip)
     timing = summary(seconds)
     return {
         "videos_per_second": 1 / timing.median,
         "spread": timing.spread,
-        "decoded_per_used": len(decoded) / (repeats * NUM_SEGMENTS),
+        "decoded_per_used": len(decoded) / used,
     }
 
 
@@ -97,12 +125,27 @@ def model_rates(device: str, quick: bool) -> list[dict[str, Any]]:
     model = tsm_triton.patch(model, NUM_SEGMENTS)
     shape = (clips * NUM_SEGMENTS, 3, SIZE, SIZE)
     x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    if device == "cpu":
+        return [_rate_of_a_core(model.eval(), x, clips, 3 if quick else 7)]
     calls = {"inference": torch.inference_mode()(model.eval().forward)}
     rows = _rates(calls, x, clips, 3 if quick else 11)
-    if device != "cpu":
-        model.train()
-        rows += _rates({"training": lambda x: _step(model, x)}, x, clips, 3 if quick else 11)
-    return rows
+    model.train()
+    return rows + _rates({"training": lambda x: _step(model, x)}, x, clips, 3 if quick else 11)
+
+
+@torch.inference_mode()
+def _rate_of_a_core(model: nn.Module, x: torch.Tensor, clips: int, repeats: int) -> dict[str, Any]:
+    """Without a GPU: one core, which would have to load the videos too."""
+    seconds = []
+    with _one_thread():
+        model(x)
+        for _ in range(repeats):
+            started = time.process_time()
+            model(x)
+            seconds.append(time.process_time() - started)
+    timing = summary(seconds)
+    rate = clips / timing.median
+    return {"model": MODEL, "form": "inference, a core", "videos_per_second": rate, "spread": timing.spread}
 
 
 def _rates(calls: dict[str, Any], x: torch.Tensor, clips: int, repeats: int) -> list[dict[str, Any]]:

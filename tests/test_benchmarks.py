@@ -431,6 +431,9 @@ def test_loading_counts_what_is_decoded_and_refuses_wrong_frames(tmp_path, monke
     assert row["videos_per_second"] > 0
     assert 1 < row["decoded_per_used"] <= 41 / 8
     assert loading.row(loading.write(tmp_path, loading.PICTURES), 2)["decoded_per_used"] == 1
+    packed = loading.shard_row(path, 3)
+    assert packed["videos_per_second"] > 0
+    assert 1 < packed["decoded_per_used"] <= 41 / 8
     monkeypatch.setattr(loading, "read_frames", lambda path, wanted: read_frames(path, [0] * len(wanted)))
     with pytest.raises(RuntimeError, match="frames of video.mp4 .* no time is reported"):
         loading.row(path, 2)

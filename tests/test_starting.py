@@ -11,6 +11,7 @@ from tsm_triton.commands.demo.motion_clips import CLASSES
 from tsm_triton.preparation import Preparation, set_preparation
 
 from .motion_videos import write_motions
+from .servers import http_server, send
 
 LABELS = sorted(name.replace(" ", "-") for name in CLASSES[:4])
 # so slowly that the weights stay what they were
@@ -128,6 +129,32 @@ def test_unshifted_weights_are_taken_and_it_is_said(kind, videos, tmp_path, caps
     (tmp_path / "out").rename(tmp_path / "before")
     assert main([*arguments, "--model", "resnet18"]) == 2
     assert "pass the --model that they are of" in capsys.readouterr().err or kind == "ours"
+
+
+def test_published_weights_are_classified_with_behind_an_address_too(videos, tmp_path, monkeypatch, capsys):
+    authors(tmp_path / "weights_segment2.pth", classes=4)
+    data = (tmp_path / "weights_segment2.pth").read_bytes()
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    path, found = str(next(videos.rglob("*.mp4"))), []
+    fixed = ["--device", "cpu", "--workers", "0", "--csv", str(tmp_path / "a.csv")]
+    with http_server(lambda request, _: send(request, data, len(data))) as address:
+        for source, more in (
+            (str(tmp_path / "weights_segment2.pth"), []),
+            (f"{address}/weights_segment2.pth", ["--model", "torchvision/resnet18"]),
+        ):
+            assert main(["classify", path, "--checkpoint", source, *fixed, *more]) == 0
+            found.append((tmp_path / "a.csv").read_text())
+    assert found[0] == found[1]
+    source = ["--checkpoint", str(tmp_path / "weights_segment2.pth")]
+    for more, words in (
+        (
+            ["--model", "resnet50"],
+            "expected weights of 'resnet50', got weights of resnet18 or torchvision/resnet18",
+        ),
+        (["--place", "block"], "expected --place blockres"),
+    ):
+        assert main(["classify", path, *source, *fixed, *more]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_networks_that_a_name_does_not_tell_are_refused(videos, tmp_path, capsys):

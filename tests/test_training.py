@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -10,11 +11,21 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.data import TensorDataset
 
 import tsm_triton
 from tsm_triton import training
-from tsm_triton.training import Settings, fit, freeze_batch_norm, optimizer_groups, read_recipe
+from tsm_triton.training import (
+    Settings,
+    devices,
+    fit,
+    freeze_batch_norm,
+    loop,
+    optimizer_groups,
+    read_recipe,
+)
+from tsm_triton.training.machine import placed
 from tsm_triton.training.memory import checkpoint_activations
 from tsm_triton.training.metrics import Scores
 from tsm_triton.training.optimisation import make_mixing, make_optimizer, make_scheduler
@@ -212,6 +223,43 @@ def test_bfloat16_trains_too():
     progress = fit(model, clips(), settings=Settings(epochs=1, precision="bf16"), num_classes=3, device=CPU)
     assert progress.rows[0]["train_loss"] < 3
     assert "forward" not in vars(model)  # and hands the model back as it was
+
+
+def test_synchronised_batch_norms_are_the_same_network(tmp_path, monkeypatch):
+    """They need GPUs; of one process they compute what others do, and so here."""
+    made = devices.accelerator_for
+    monkeypatch.setattr(loop, "accelerator_for", lambda s, device: made(replace(s, sync_bn=False), device))
+    found = []
+    for sync_bn in (False, True):
+        torch.manual_seed(0)
+        model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=3), 2)
+        settings = Settings(epochs=1, batch_size=4, sync_bn=sync_bn, freeze_bn="all_but_first", lr=0.01)
+        out = tmp_path / str(sync_bn)
+        fit(
+            tsm_triton.VideoClassifier(model, 2),
+            clips(),
+            settings=settings,
+            num_classes=3,
+            out=out,
+            device=CPU,
+        )
+        found.append(tsm_triton.load_checkpoint(out / "last.pt").state_dict())
+        kinds = {type(module).__name__ for module in model.modules() if hasattr(module, "running_mean")}
+        assert all(kind.startswith("SyncBatchNorm") == sync_bn for kind in kinds)
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_frames_lie_in_channels_last_on_a_gpu():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for shape in ((2, 4, 3, 8, 8), (2, 5, 4, 3, 8, 8)):
+            video = placed(torch.empty(shape), torch.device("cuda"))
+            assert video.shape == shape
+            assert video.device.type == "cuda"
+            assert video.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)
+        assert placed(torch.empty(3), torch.device("cuda")).is_contiguous()
+    assert placed(torch.zeros(2, 4, 3, 8, 8), CPU).is_contiguous()
 
 
 def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_checkpoint(tmp_path):

@@ -194,7 +194,7 @@ def set_head(model: nn.Module, num_classes: int, dropout: float = 0.0) -> None:
         new.load_state_dict(old.state_dict())
     model.set_submodule(name, new.train(old.training))
     if getattr(model, "num_classes", None) == old.out_features:  # torchvision's transformers say it
-        model.num_classes = num_classes
+        model.num_classes = num_classes  # pyright: ignore[reportArgumentType]
 
 
 def add_temporal_pool(model: nn.Module, num_segments: int) -> None:
