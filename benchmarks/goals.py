@@ -30,7 +30,7 @@ def table(results: Results) -> list[tuple[str, str, str]]:
         measured = NOT_MEASURED.format(device.upper())
         if device == here:
             number = value(results)
-            measured = MISSING if number is None else f"{number:.3g} {verdict(number, sign, goal)}"
+            measured = MISSING if number is None else f"{number:.4g} {verdict(number, sign, goal)}"
         rows.append((metric, f"{sign} {goal:g}", measured))
     return rows
 

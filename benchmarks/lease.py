@@ -107,10 +107,10 @@ class _Worker:
             if kind == "built":
                 self.built, self.cases = True, value
                 say(f"{self.name} is built")
-            elif kind == "rows":
-                case, rows = value
-                self.cases.remove(case)
-                self.results[self.name] += rows
+            elif kind == "row":
+                self.results[self.name].append(value)
+            elif kind == "measured":
+                self.cases.remove(value)
             elif kind == "failures":
                 for case, error in value:
                     self.fail(case, error)
@@ -184,8 +184,9 @@ def work(name: str, section: Section, run: Run, driver: Connection) -> None:
         driver.recv()
         for case, measure in measures.items():
             with run.attempt(case):
-                rows = measure()
-                driver.send(("rows", (case, rows)))
+                for row in measure():
+                    driver.send(("row", row))
+                driver.send(("measured", case))
             _tell(driver, run)
         driver.send(("done", None))
 

@@ -1,13 +1,13 @@
 """What every section is given, and what it is made of: cases, each built beside others and timed alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 # The rows of a case, timed alone; made by what builds and checks it.
-Measure = Callable[[], list[Row]]
+Measure = Callable[[], Iterable[Row]]
 Build = Callable[[], Measure]
 
 

@@ -140,19 +140,17 @@ def _on_cpu(run: Run, memory: str) -> Measure:
     cases = list(_cpu_cases(run.quick))
     environment = {"MALLOC_MMAP_THRESHOLD_": CPU_MEMORY[memory], "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
-    def rows() -> list[Row]:
+    def rows() -> Iterator[Row]:
         # glibc reads them when a process starts
         with (
             mock.patch.dict(os.environ, environment),
             ProcessPoolExecutor(1, get_context("spawn")) as process,
         ):
-            measured = []
             for case in cases:
                 with run.attempt(f"{memory} memory, {tuple(case)}"):
                     goal = CPU_GOALS[case.dtype, case.layout] if memory == "fresh" else None
                     one = process.submit(row, Run(run.device, run.quick), case).result()
-                    measured.append({**one, "memory": memory, "goal": goal})
-        return measured
+                    yield {**one, "memory": memory, "goal": goal}
 
     return rows
 
