@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.export.passes import move_to_device_pass
 from ..extras import check_installed
 from ..torch_private import aoti_load_package
 from .description import KEY, checked
+from .int8 import NEEDS
 
 __all__ = ["Runtime", "open_file"]
 
@@ -78,6 +80,7 @@ class _Onnx(Runtime):
 
 class _Program(Runtime):
     def __init__(self, path: Path, device: torch.device | None) -> None:
+        import_module(NEEDS)  # an int8 file's operators, which torch does not know before
         extra = {f"{KEY}.json": ""}
         try:
             program = torch.export.load(path, extra_files=extra)
