@@ -65,6 +65,9 @@ def test_onnx_computes_in_int8_and_its_shifts_are_ours(tmp_path):
     onnx.checker.check_model(held, full_check=True)
     count = sum(node.op_type == "QuantizeLinear" for node in held.graph.node)
     assert count >= sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) - 2
+    initial = {value.name: onnx.numpy_helper.to_array(value) for value in held.graph.initializer}
+    zeros = [node.input[2] for node in held.graph.node if node.op_type == "QuantizeLinear"]
+    assert not any(initial[name].any() for name in zeros)
     shifts = shifts_in(held.graph)
     assert len(shifts) == len(shift_hooks(model))
     for name in {name for pair in shifts for name in pair}:

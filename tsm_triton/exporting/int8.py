@@ -67,6 +67,7 @@ def write_int8(
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
+            extra_options={"ActivationSymmetric": True},  # TensorRT's parser wants zero points of zero
         )
         model = onnx.load(small)
     del model.metadata_props[:]
