@@ -35,8 +35,8 @@ FILES = {
     "fused-frames.pt2": ("--to", "pt2", "--fused", "--frames", "--num-segments", "2"),
     "fused-stream.pt2": ("--to", "pt2", "--streaming", "--fused"),
 }
-CLIPS = ("clips.onnx", "frames.onnx", "native.pt2", "fused.pt2")
-STREAMS = ("stream.onnx", "fused-stream.onnx", "fused-stream.pt2")
+CLIPS = ("clips.onnx", pytest.param("frames.onnx", marks=pytest.mark.slow), "native.pt2", "fused.pt2")
+STREAMS = ("stream.onnx", pytest.param("fused-stream.onnx", marks=pytest.mark.slow), "fused-stream.pt2")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,7 @@ def test_stream_of_a_file_is_that_of_its_checkpoint(name, at, capsys, tmp_path):
     assert (tmp_path / "stream" / "annotated.mp4").stat().st_size > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_size_that_is_free_stays_free(at):
     exported, model = load_exported(at("frames.onnx")), VideoClassifier(model_of(at), T).eval()

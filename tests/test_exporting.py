@@ -18,6 +18,7 @@ from torch import nn
 import tsm_triton
 from tsm_triton import Streaming, VideoClassifier, ops
 from tsm_triton.cli import main
+from tsm_triton.exporting import load_exported
 from tsm_triton.exporting.onnx import OPSET
 from tsm_triton.patching.hooks import shift_hooks
 
@@ -34,7 +35,8 @@ pytestmark = [
 ]
 # what the shift itself becomes
 OF_THE_SHIFT = {"Concat", "Pad", "Reshape", "Slice", "Split"}
-# of the operators that TensorRT's parser takes (onnx-tensorrt, docs/operators.md), those that networks of frames use
+# of the operators that the parser of TensorRT 10.15 takes (onnx-tensorrt, docs/operators.md), those that networks
+# of frames use
 NAMES = """
     Add AveragePool BatchNormalization Cast Clip Constant ConstantOfShape Conv Div Equal Erf Expand Flatten Gather Gelu
     Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization MatMul MaxPool Mod Mul Not Pow Range
@@ -218,6 +220,16 @@ def test_a_compiled_package_runs_where_this_package_is_not(tmp_path):
         "assert json.loads(model.get_metadata()['tsm_triton'])['num_segments'] == 4\n"
     )
     run_without_this_package(code, tmp_path)
+
+
+@torch.no_grad()
+def test_one_clip_alone_runs_behind_a_temporal_pool(tmp_path):
+    model = tsm_triton.create_model("resnet18", num_segments=T, num_classes=5, temporal_pool=True).eval()
+    tsm_triton.export(model, "pt2", tmp_path / "model.pt2", torch.zeros(T, 3, 32, 32))
+    exported = load_exported(tmp_path / "model.pt2")
+    for clips in (1, 2):
+        video = torch.randn(clips, T, 3, 32, 32)
+        torch.testing.assert_close(exported(video), VideoClassifier(model, T)(video))
 
 
 class OneShift(nn.Module):

@@ -21,6 +21,7 @@ EXTRAS = {
     "onnx": "onnx>=1.18",
     "onnxscript": "onnxscript>=0.5.6",
     "onnxruntime": "onnxruntime>=1.20",
+    "torchao": "torchao>=0.15",
 }
 
 

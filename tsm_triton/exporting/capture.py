@@ -67,19 +67,22 @@ def check_exportable(model: Any) -> None:
         )
 
 
-def captured(interface: Interface) -> ExportedProgram:
-    """The interface's module as `torch.export` holds it.
+def captured(interface: Interface, module: nn.Module | None = None) -> ExportedProgram:
+    """The interface's module, or one that stands for it, as `torch.export` holds it.
 
     Raises:
         RuntimeError: it cannot be captured for the sizes that shall be free.
     """
+    shapes = interface.dynamic_shapes
+    if module is not None:  # a graph, whose arguments are flat
+        shapes = tuple(d for each in shapes for d in (each if isinstance(each, tuple) else (each,)))
     wanted = "; ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in interface.axes.items())
     try:
         with CAPTURING, torch.inference_mode(False), torch.no_grad():
             return torch.export.export(
-                interface.module,
+                interface.module if module is None else module,
                 tuple(interface.inputs.values()),
-                dynamic_shapes=interface.dynamic_shapes,
+                dynamic_shapes=shapes,
                 strict=False,
             )
     except Exception as error:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import ops
 from ..checkpoints.native import labels_of
 from ..fusion.fuse import FusedModel
 from ..patching.hooks import is_patched, shift_hooks
@@ -41,14 +40,17 @@ SAID: dict[str, tuple[type, ...]] = {
 }
 
 
-def described(model: Any, interface: Interface, outputs: list[str], native: bool) -> dict[str, Any]:
+def described(
+    model: Any, interface: Interface, outputs: list[str], needs: str | None, int8: bool
+) -> dict[str, Any]:
     """Plain values, for JSON.
 
     Returns:
         `inputs`, name -> shape, a name or a multiple of one where a size is free; `dtypes` of these, and the `device`
         they are taken on, `"cpu"` in ONNX; `outputs`, names; `num_segments` of a clip, where its length is free those
         that the model was made for, None in a stream; `direction`; `labels`, or None; `size`, `short_side`, `mean` and
-        `std` of frames, None where the model does not say them; `needs`, which package beside torch; `versions`.
+        `std` of frames, None where the model does not say them; `needs`, what is imported before torch reads the file;
+        `int8`, whether it computes in it; `versions`.
     """
     first, *_ = interface.inputs.values()
     height, width = first.shape[-2:]
@@ -67,7 +69,8 @@ def described(model: Any, interface: Interface, outputs: list[str], native: bool
         "direction": _direction(inner),
         "labels": None if labels is None else list(labels),
         **frames,
-        "needs": ops.NAMESPACE if native else None,
+        "needs": needs,
+        "int8": int8,
         "versions": {"tsm_triton": __version__, "torch": torch.__version__},
     }
 

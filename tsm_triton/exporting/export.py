@@ -1,6 +1,7 @@
 """`export`: a model as a file that runs without Python, or without this package."""
 
 import os
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from .. import ops
+from .calibration import calibration_inputs, check_clips
 from .capture import captured, check_exportable, portable
 from .description import described
 from .interface import Interface, interface_of
@@ -26,6 +29,7 @@ def export(
     native: bool = False,
     *,
     dynamic_size: bool = False,
+    int8: Tensor | Iterable[Tensor] | None = None,
 ) -> dict[str, Any]:
     """Write a model as a file that others run, with all they need to know to use it.
 
@@ -47,11 +51,15 @@ def export(
             model's own.
         native: leave the registered ops in a `"pt2"`, which then runs where `tsm_triton` is imported.
         dynamic_size: H and W are free, multiples of 32 from 64 on. Not of a stream or a fused model.
+        int8: normalised clips `[N, T, C, H, W]` that the model was trained on, a tensor or batches, some hundred clips
+            together: convolutions and linear layers are computed in int8, in the ranges that these have. `"onnx"` by
+            onnxruntime's static quantisation, `"pt2"` by torchao's PT2E, of an fp32 model. The shift moves floats.
 
     Returns:
         What the file says of itself: `inputs`, `outputs`, `num_segments`, `direction`, `labels`, `size`, `short_side`,
-        `mean`, `std`, `needs`, `versions`. It stands in it as JSON: in ONNX's `metadata_props` and in an AOTInductor
-        package's metadata by the key `tsm_triton`, in a `.pt2` in the extra file `tsm_triton.json`.
+        `mean`, `std`, `needs`, `int8`, `dtypes`, `device`, `versions`. It stands in it as JSON: in ONNX's
+        `metadata_props` and in an AOTInductor package's metadata by the key `tsm_triton`, in a `.pt2` in the extra file
+        `tsm_triton.json`.
 
     Raises:
         TypeError: no model of ours.
@@ -81,13 +89,41 @@ def export(
             f"example_input must be a tensor, got {type(example_input).__name__}: only its shape is read"
         )
     check_exportable(model)
+    clips = None if int8 is None else check_clips(int8)
     interface = interface_of(model, example_input, dynamic_size)
+    if clips is not None:
+        _check_int8(to, native, interface)
     program = captured(interface)
+    needs = ops.NAMESPACE if native else None
+    if clips is not None and to == "pt2":
+        from .int8 import NEEDS as needs
+        from .int8 import quantised
+
+        program = quantised(program, interface, calibration_inputs(interface, clips))
     if not native:
         program = portable(program)
-    description = described(model, interface, _outputs(program, interface), native)
-    import_module(f".{to}", __package__).write(program, interface, description, target)
+    description = described(model, interface, _outputs(program, interface), needs, clips is not None)
+    if clips is not None and to == "onnx":
+        from .int8 import write_int8
+
+        write_int8(program, interface, description, target, calibration_inputs(interface, clips))
+    else:
+        import_module(f".{to}", __package__).write(program, interface, description, target)
     return description
+
+
+def _check_int8(to: str, native: bool, interface: Interface) -> None:
+    if to == "aoti" or native:
+        raise ValueError(
+            f"expected to='onnx', or to='pt2' without native, with int8, got to={to!r} and native={native}: compile "
+            "what torch.export.load reads of the int8 .pt2"
+        )
+    dtypes = {str(x.dtype).removeprefix("torch.") for x in interface.inputs.values()}
+    if dtypes != {"float32"}:
+        raise ValueError(
+            f"expected a float32 model with int8, whose ranges are measured in it, got {', '.join(sorted(dtypes))}: "
+            "pass model.float()"
+        )
 
 
 def _checked_path(to: str, path: str | os.PathLike[str] | None) -> Path:

@@ -24,6 +24,7 @@ from ...video.classifier import VideoClassifier
 from ...video.decoding import read_clip
 from ...video.transforms import eval_transform
 from ..common import few_threads, make_folder, pick_device, say
+from ..tables import save_csv
 from . import TRAINING
 from .motion_clips import CLASSES, render, sample_textures, write_clip
 from .report import save_plot, save_results, versions
@@ -169,6 +170,11 @@ def make_clips(folder: Path, num_clips: int, seed: int) -> tuple[Clips, Clips]:
                     files[split].append(folder / split / f"{len(files[split]):04d}-{name}.mp4")
                     write_clip(files[split][-1], frames)
                     progress.update()
+            rows = zip(files[split], labels[split].tolist(), strict=True)
+            table = [
+                {"path": path.relative_to(folder).as_posix(), "label": CLASSES[label]} for path, label in rows
+            ]
+            save_csv(folder / f"{split}.csv", table)
 
     say(f"Reading {num_clips} clips")
     paths = files["train"] + files["test"]

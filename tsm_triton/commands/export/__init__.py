@@ -26,4 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--native", action="store_true", help="keep our registered ops, in a pt2 that needs tsm_triton to run"
     )
+    add(
+        "--int8",
+        metavar="DATA",
+        help="compute in int8, in the ranges of clips of DATA: a folder of videos or a list, as trained on",
+    )
     add("--direction", choices=["bidirectional", "causal"], help="of a MODEL, which is shifted anew")

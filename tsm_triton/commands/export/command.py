@@ -12,14 +12,20 @@ from ...backbones import create_backbone
 from ...checkpoints import load_checkpoint
 from ...dataflow.tracing import input_shape
 from ...exporting import FORMATS, export
+from ...extras import check_installed
 from ...fusion.fuse import fuse
 from ...patching.hooks import is_patched, set_num_segments, shift_hooks
 from ...patching.patch import patch
 from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
+from ...video.datasets import Listing, VideoDataset
+from ...video.transforms import transform_for
+from ..data import read_data
 
 __all__ = ["run"]
+
+CALIBRATION_CLIPS = 128
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{path}: {', '.join(f'{key} {shape}' for key, shape in said['inputs'].items())}")
     print(f"  frames of a clip: {_length(said)}")
     print(f"  outputs: {', '.join(said['outputs'])}")
+    if said["int8"]:
+        print("  computes in int8")
     return 0
 
 
@@ -43,11 +51,12 @@ def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> dict[str, Any]:
     channels, *sides = input_shape(model)[1:]
     size = (channels, *(sides if args.size is None else 2 * [as_count(args.size, "size")]))
     num_segments = shift_hooks(model)[0].num_segments
+    clips = None if args.int8 is None else _calibration_clips(args.int8, model, num_segments, size[-1], bar)
     try:
         exported, leading = _as_asked(model, args, size, num_segments)
-        said = export(
-            exported, args.to, path, torch.zeros(*leading, *size), args.native, dynamic_size=args.dynamic_size
-        )
+        example = torch.zeros(*leading, *size)
+        options = dict(dynamic_size=args.dynamic_size, int8=clips)
+        said = export(exported, args.to, path, example, args.native, **options)
         bar.update("written")
         return said
     except RuntimeError as error:  # a model that cannot be captured so is an error of the user's here
@@ -55,6 +64,18 @@ def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> dict[str, Any]:
             f"expected a model that can be exported so, got one that cannot: {error} Try another --size, or drop "
             "--dynamic-size."
         ) from error
+
+
+def _calibration_clips(
+    data: str, model: nn.Module, num_segments: int, size: int, bar: Bar
+) -> list[torch.Tensor]:
+    """Some of the videos, evenly, a clip of each, as the model is given them."""
+    check_installed("--int8", "av")
+    samples = read_data(data, None, None, default_split="train").samples
+    chosen = samples[:: -(-len(samples) // CALIBRATION_CLIPS)]
+    dataset = VideoDataset(Listing(tuple(chosen)), num_segments, transform=transform_for(model, size=size))
+    bar.say(f"Measuring ranges on {len(chosen)} of {len(samples)} videos")
+    return [dataset[number][0] for number in range(len(chosen))]
 
 
 def _length(said: dict[str, Any]) -> str:
