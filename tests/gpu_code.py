@@ -211,8 +211,15 @@ def code_of_what_is_not_served() -> dict[str, str]:
         }
 
 
-def refusal() -> str:
-    """What is said where Inductor does not see that a kernel writes."""
+def code_of_packed_clips() -> str:
+    with fake_mode() as mode:
+        frames = frames_of(mode, 2 * T)
+        boundaries = new(frames + 1, dtype=torch.bool)
+        return code_of_call(ops.temporal_shift_packed, new(frames, 16, 14, 14), boundaries, 2, 2, False, 1)
+
+
+def code_of_what_is_not_seen() -> str:
+    """The code of a kernel that Inductor cannot read the writes of, or what is said of it."""
     unseen = replaced.object(_triton, "has_triton_tensor_descriptor_host_tma", lambda: False)
     with replaced.object(sys.modules[__name__], "SEEN", unseen):
         try:
@@ -231,7 +238,8 @@ def written() -> dict[str, Any]:
         },
         "training": code_of_training(),
         "not served": code_of_what_is_not_served(),
-        "refusal": refusal(),
+        "packed": code_of_packed_clips(),
+        "unseen": code_of_what_is_not_seen(),
     }
 
 
