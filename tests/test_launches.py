@@ -22,6 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from tsm_triton import ops
 from tsm_triton.kernels import device as devices
 from tsm_triton.kernels import launch
+from tsm_triton.ops import declare
 from tsm_triton.ops.inductor import INDUCTOR_FORMS, KERNEL_FORMS
 from tsm_triton.ops.lowering import launches
 from tsm_triton.testing import assert_close
@@ -252,3 +253,14 @@ def test_a_kernel_whose_writes_inductor_does_not_see_is_never_left_out(code):
     # torch 2.11 takes all tensors for written where it cannot read a kernel, later ones none
     refused = "expected torch.compile to see that the kernel of tsm_triton::shift_conv1x1 writes"
     assert refused in code["unseen"] or launched(code["unseen"])["_shift_conv1x1_tma_kernel"] == 1
+
+
+def test_what_was_compiled_of_another_kernel_is_not_taken_from_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(declare, "__file__", str(tmp_path / "ops" / "declare.py"))
+    digests = {declare._sources()}  # of an archive, which has no files
+    for folder in ("kernels", "ops"):
+        (tmp_path / folder).mkdir()
+        for source in ("a = 1", "a = 2"):
+            (tmp_path / folder / "shift.py").write_text(source)
+            digests.add(declare._sources())
+    assert len(digests) == 5
