@@ -84,7 +84,8 @@ def launch_into_graph(
 
     if is_interpreted(kernel):
         raise RuntimeError(
-            "expected a compiled kernel in a graph, got one made with TRITON_INTERPRET=1: unset it"
+            "expected a compiled kernel in a graph, got one that was made for Triton's interpreter. Import tsm_triton "
+            "without TRITON_INTERPRET=1 in the environment."
         )
     key = tuple((tuple(each.kwargs.items()), each.num_warps, each.num_stages) for each in configs)
     boxes = {name: value for name, value in arguments.items() if isinstance(value, Boxes)}
