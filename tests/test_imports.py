@@ -154,8 +154,10 @@ def test_the_interpreter_runs_the_op_on_cpu_tensors_when_asked():
     )
 
 
-def test_the_caches_of_torch_compile_know_the_version():
+def test_the_caches_of_torch_compile_know_the_version_and_the_sources():
     run(
         "import torch; torch.compiler.config.cache_key_tag = 'mine'; import tsm_triton\n"
-        "assert torch.compiler.config.cache_key_tag == f'mine tsm_triton {tsm_triton.__version__}'"
+        "from tsm_triton.ops import declare\n"
+        "said = f'mine tsm_triton {tsm_triton.__version__} {declare._sources()}'\n"
+        "assert torch.compiler.config.cache_key_tag == said"
     )

@@ -79,7 +79,8 @@ def test_every_op_that_writes_nothing_has_a_form_in_torchs_own_operators():
 def test_inductors_table_chooses_between_forms_that_there_are():
     names = {op.name().removeprefix("tsm_triton::") for op in ops.ATEN_FORMS}
     assert names >= set(INDUCTOR_FORMS)
-    assert all(set(chosen.values()) <= {"op", "aten"} for chosen in INDUCTOR_FORMS.values())
+    assert all(set(chosen.values()) <= {"op", "aten", "kernel"} for chosen in INDUCTOR_FORMS.values())
+    assert {chosen["cpu"] for chosen in INDUCTOR_FORMS.values()} <= {"op", "aten"}
     assert all(set(chosen) == {"cpu", "cuda"} for chosen in INDUCTOR_FORMS.values())
 
 

@@ -611,6 +611,81 @@ def test_a_symbol_is_asked_without_a_guard():
     assert seen[:3] == [True, False, False]
 
 
+def test_a_symbol_has_the_size_of_the_example_and_can_be_asked_without_a_guard():
+    seen = []
+
+    class Asks(nn.Module):
+        def forward(self, x):
+            if isinstance(x, torch_private.FakeTensor):
+                seen.append(torch_private.hint_of(x.shape[0]))
+                with torch_private.without_guards(x):
+                    seen.append(bool(x.shape[0] == 4))
+                seen.append([str(guard.expr) for guard in x.fake_mode.shape_env.guards])
+            return x + 1
+
+    batch = torch.export.Dim("batch", min=2, max=16)
+    torch.export.export(Asks(), (torch.ones(4, 2),), dynamic_shapes=({0: batch},), strict=False)
+    assert seen[:3] == [4, True, []]
+    fixed = torch_private.FakeTensorMode().from_tensor(torch.ones(2))
+    with torch_private.without_guards(fixed):
+        assert fixed.shape[0] == 2
+
+
+def test_a_lowering_can_be_a_graph_of_launches(compiled_or_not):
+    # of an operator of aten's, which becomes the graph of another one
+    op = torch.ops.aten.trace.default
+    given = []
+
+    def lower(x):
+        realized = torch_private.ExternKernel.realize_input(x)
+        torch_private.as_storage_and_layout(realized, freeze=True)
+        plan = torch_private.V.graph
+        with torch_private.V.fake_mode:
+            fake = torch_private.ir_node_to_tensor(realized)
+            graph = torch_private.make_fx(lambda x: (x * 2).sum())(fake)
+        size = torch_private.convert_to_symint(realized.get_size()[0])
+        out = torch_private.process_subgraph_nodes(graph, [x])
+        given.append((fake.stride(), size, realized.get_layout().offset))
+        given.append(plan.sizevars.statically_known_multiple_of(size, 3))
+        given.append(realized.get_name() in plan.mutated_buffers - plan.unaligned_buffers)
+        return out
+
+    def kept(x):
+        return NotImplemented
+
+    tables = (torch_private.decompositions, torch_private.select_decomp_table())
+    with (
+        replaced.dict(torch_private.lowerings, {op: lower}),
+        replaced.dict(tables[0], {op: kept}),
+        replaced.dict(tables[1], {op: kept}),
+        torch_private.inductor_config.patch(fx_graph_cache=False),
+    ):
+        assert torch.compile(lambda x: x.trace())(torch.arange(9.0).view(3, 3).t()) == 72
+    assert given == [((1, 3), 3, 0), True, False]
+
+
+def test_a_launch_is_noted_in_a_graph():
+    table = torch_private.kernel_side_table
+    kernel, absent = table.add_kernel("a kernel"), table.add_constant_args({"none": None})
+    assert (table.get_kernel(kernel), table.get_constant_args(absent)) == ("a kernel", {"none": None})
+
+    def launched(x):
+        torch_private.triton_kernel_wrapper_mutation(
+            kernel_idx=kernel,
+            constant_args_idx=absent,
+            grid=[(x.shape[0], 1, 1)],
+            tma_descriptor_metadata={"x": ("stable", ([16, 16],))},
+            kwargs={"x": x, "n": 3},
+        )
+        return x
+
+    with torch_private.FakeTensorMode():
+        graph = torch_private.make_fx(launched)(torch.ones(2, 2)).graph
+    (node,) = graph.find_nodes(op="call_function", target=torch_private.triton_kernel_wrapper_mutation)
+    assert node.kwargs["grid"] == [(2, 1, 1)]
+    assert set(node.kwargs["kwargs"]) == {"x", "n"}
+
+
 def test_a_kernel_of_the_interpreter_shows(monkeypatch):
     def kernel(x_ptr):
         pass

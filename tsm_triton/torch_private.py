@@ -7,6 +7,7 @@ takes seconds to import, or brings sympy, comes when it is first asked for.
 """
 
 import pkgutil
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,15 +52,23 @@ if TYPE_CHECKING:
     from torch._dynamo import config as dynamo_config
     from torch._dynamo import maybe_mark_dynamic
     from torch._functorch import config as autograd_config
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table, triton_kernel_wrapper_mutation
     from torch._higher_order_ops.wrap import uid as checkpointed_regions
     from torch._inductor import aoti_compile_and_package, aoti_load_package, list_mode_options
     from torch._inductor import config as inductor_config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.custom_graph_pass import CustomGraphPass
     from torch._inductor.decomposition import decompositions, select_decomp_table
-    from torch._inductor.ir import ExternKernel, TensorBox
-    from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
+    from torch._inductor.ir import ExternKernel, TensorBox, as_storage_and_layout, ir_node_to_tensor
+    from torch._inductor.lowering import (
+        lowerings,
+        make_fallback,
+        process_subgraph_nodes,
+        tag_to_layout_constraint,
+    )
     from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
+    from torch._inductor.utils import convert_to_symint
+    from torch._inductor.virtualized import V
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -90,13 +99,16 @@ __all__ = [
     "TensorBox",
     "TorchDispatchMode",
     "TransformType",
+    "V",
     "aoti_compile_and_package",
     "aoti_load_package",
+    "as_storage_and_layout",
     "assert_async",
     "autograd_config",
     "buffers_of",
     "checkpointed_regions",
     "compile_fx",
+    "convert_to_symint",
     "count_dispatch_modes",
     "count_function_modes",
     "decompositions",
@@ -107,9 +119,12 @@ __all__ = [
     "forget_tracer",
     "forward_hooks",
     "functionalization",
+    "hint_of",
     "in_backward",
     "inductor_config",
+    "ir_node_to_tensor",
     "is_compiled",
+    "kernel_side_table",
     "list_mode_options",
     "lowerings",
     "make_fallback",
@@ -122,6 +137,7 @@ __all__ = [
     "parameters_of",
     "peek_interpreter_stack",
     "pre_hooks",
+    "process_subgraph_nodes",
     "quantised_per_tensor",
     "register_module_module_registration_hook",
     "schema_of",
@@ -134,7 +150,9 @@ __all__ = [
     "take_forward_hook",
     "take_pre_hook",
     "tracing_state",
+    "triton_kernel_wrapper_mutation",
     "version_of",
+    "without_guards",
 ]
 
 # name -> where it comes from when it is first asked for
@@ -166,6 +184,16 @@ _LATER = {
     # maps go into our ops in channels_last (test_inductor_gives_an_op_the_layout_that_it_asks_for)
     "ExternKernel": "torch._inductor.ir:ExternKernel",
     "TensorBox": "torch._inductor.ir:TensorBox",
+    # a lowering that looks at the strides of its inputs, and is itself a graph
+    # (test_a_lowering_can_be_a_graph_of_launches)
+    "V": "torch._inductor.virtualized:V",
+    "as_storage_and_layout": "torch._inductor.ir:as_storage_and_layout",
+    "convert_to_symint": "torch._inductor.utils:convert_to_symint",
+    "ir_node_to_tensor": "torch._inductor.ir:ir_node_to_tensor",
+    "process_subgraph_nodes": "torch._inductor.lowering:process_subgraph_nodes",
+    # what such a graph launches, and how (test_a_launch_is_noted_in_a_graph)
+    "kernel_side_table": "torch._higher_order_ops.triton_kernel_wrap:kernel_side_table",
+    "triton_kernel_wrapper_mutation": "torch._higher_order_ops.triton_kernel_wrap:triton_kernel_wrapper_mutation",
     # what a benchmark counts of Inductor's plans (test_a_plan_of_inductor_can_be_counted)
     "inductor_config": "torch._inductor.config",
     "NopKernelSchedulerNode": "torch._inductor.scheduler:NopKernelSchedulerNode",
@@ -320,6 +348,23 @@ def name_of_overload(op: Any) -> str:
 def name_of_op(op: Any) -> str | None:
     """`add` of `aten.add.Tensor`, None of what is no op of torch's."""
     return getattr(op, "_opname", None)
+
+
+def hint_of(size: torch.SymInt) -> int:
+    """The example's size where a graph has a symbol, asked without a guard
+    (test_a_symbol_has_the_size_of_the_example_and_can_be_asked_without_a_guard).
+
+    A symbol that has none, the count of what a mask selects, say, is taken for thousands, as Inductor takes it.
+    """
+    found = size.node.hint
+    return 8192 if found is None else int(found)
+
+
+def without_guards(x: Any) -> AbstractContextManager[Any]:
+    """What a fake tensor's symbols are asked inside of it becomes no guard
+    (test_a_symbol_has_the_size_of_the_example_and_can_be_asked_without_a_guard)."""
+    symbols = x.fake_mode.shape_env
+    return nullcontext() if symbols is None else symbols.suppress_guards()
 
 
 def forget_tracer(graph: torch.fx.Graph) -> None:

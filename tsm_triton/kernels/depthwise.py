@@ -13,14 +13,13 @@ network is trained through torch's own convolution.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .device import device_guard
-from .layout import as_rows
+from .launch import launch
+from .layout import as_rows, new_channels_last
 
 
 class Tile(NamedTuple):
@@ -173,8 +172,7 @@ def depthwise_convolution(
     padding_height, padding_width = (padding, padding) if isinstance(padding, int) else padding
     out_height = (height + 2 * padding_height - dilation * (kernel_height - 1) - 1) // stride + 1
     out_width = (width + 2 * padding_width - dilation * (kernel_width - 1) - 1) // stride + 1
-    shape = (frames, c, out_height, out_width)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = new_channels_last(x, frames, c, out_height, out_width)
     if out.numel() == 0:
         return out
     if tile is None:
@@ -185,28 +183,25 @@ def depthwise_convolution(
         * triton.cdiv(out_width, tile.BLOCK_W)
         * triton.cdiv(out_height, tile.ROWS)
     )
-    with device_guard(x):
-        _depthwise_kernel[(frames * blocks,)](
-            as_rows(x),
-            weight.view(c, kernel_height, kernel_width).permute(1, 2, 0).contiguous(),
-            None if bias is None else bias.contiguous(),
-            out,
-            H=height,
-            W=width,
-            C=c,
-            OH=out_height,
-            OW=out_width,
-            KH=kernel_height,
-            KW=kernel_width,
-            STRIDE=stride,
-            PADDING_H=padding_height,
-            PADDING_W=padding_width,
-            DILATION=dilation,
-            BLOCK_W=tile.BLOCK_W,
-            BLOCK_C=tile.BLOCK_C,
-            ROWS=tile.ROWS,
-            ROLLING=rolling,
-            ACTIVATION=activation,
-            num_warps=NUM_WARPS,
-        )
+    arguments = {
+        "x_ptr": as_rows(x),
+        "weight_ptr": weight.view(c, kernel_height, kernel_width).permute(1, 2, 0).contiguous(),
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "out_ptr": out,
+        "H": height,
+        "W": width,
+        "C": c,
+        "OH": out_height,
+        "OW": out_width,
+        "KH": kernel_height,
+        "KW": kernel_width,
+        "STRIDE": stride,
+        "PADDING_H": padding_height,
+        "PADDING_W": padding_width,
+        "DILATION": dilation,
+        **tile._asdict(),
+        "ROLLING": rolling,
+        "ACTIVATION": activation,
+    }
+    launch(_depthwise_kernel, (frames * blocks,), x, arguments, num_warps=NUM_WARPS)
     return out

@@ -8,11 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..torch_private import FakeTensor
+
 # Bytes of one access: what a thread moves with one instruction on every GPU we compile for.
 VECTOR_BYTES = 16
 
 # A shift moves bits: integers of the same width serve every dtype, NaN payloads included.
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a launch of `x` goes into a graph: its sizes may be symbols, and it has no address."""
+    return isinstance(x, FakeTensor)
 
 
 def is_aligned(*tensors: Tensor | None) -> bool:
@@ -38,6 +45,18 @@ def packed(x: Tensor, channels_last: bool) -> Tensor:
 def as_rows(x: Tensor) -> Tensor:
     """`[rows, channels]`, a view where `x` is channels_last."""
     return x.permute(0, 2, 3, 1).contiguous()
+
+
+def new_channels_last(x: Tensor, frames: int, channels: int, height: int, width: int) -> Tensor:
+    """Memory for a result `[frames, channels, height, width]` of `x`'s dtype and device."""
+    if is_traced(x):  # where the memory format of new memory would be a copy of it
+        return x.new_empty((frames, height, width, channels)).permute(0, 3, 1, 2)
+    return torch.empty(
+        (frames, channels, height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
 
 
 class FrameRows(NamedTuple):

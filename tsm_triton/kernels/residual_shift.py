@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..activations import ACTIVATIONS
 from .activations import activate, activation_backward
-from .device import device_guard
-from .layout import VECTOR_BYTES, is_aligned, is_channels_last, packed
+from .launch import launch
+from .layout import VECTOR_BYTES, is_aligned, is_channels_last, is_traced, packed
 
 # Vectors of one program. An H200 ran the forward faster with 128 than with 256 (by 1 to 4 %) or 512; the gather and
 # the backward take two a thread. On AMD 4 warps are 256 threads.
@@ -259,22 +259,21 @@ def residual_shift(
     sizes, variant = _launch(y, (branch, identity), *shift[:4], channels_last)
     gather = channels_last and variant["FOLDS_ALIGNED"] and y.shape[1] <= GATHER_CHANNELS
     block = WIDE_BLOCK if gather else BLOCK
-    grid = (y.shape[0] * triton.cdiv(sizes[1], block),)
-    with device_guard(y):
-        _residual_shift_kernel[grid](
-            branch,
-            None if scale is None else scale.contiguous(),
-            None if bias is None else bias.contiguous(),
-            identity,
-            y,
-            shifted,
-            *sizes,
-            **variant,
-            BLOCK=block,
-            ACTIVATION=activation,
-            GATHER=gather,
-            num_warps=NUM_WARPS,
-        )
+    grid = (y.shape[0] * triton.cdiv(sizes["frame_size"], block),)
+    arguments = {
+        "branch_ptr": branch,
+        "scale_ptr": None if scale is None else scale.contiguous(),
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "identity_ptr": identity,
+        "y_ptr": y,
+        "shifted_ptr": shifted,
+        **sizes,
+        **variant,
+        "BLOCK": block,
+        "ACTIVATION": activation,
+        "GATHER": gather,
+    }
+    launch(_residual_shift_kernel, grid, y, arguments, num_warps=NUM_WARPS)
     return y, shifted
 
 
@@ -308,26 +307,25 @@ def residual_shift_backward(
         return [grad.copy_(value) for grad, value in zip(grads, values, strict=True)]
     tensors = [None if x is None else packed(x, channels_last) for x in tensors]
     sizes, variant = _launch(grads[0], tensors, *shift[:4], channels_last)
-    grid = (template.shape[0] * triton.cdiv(sizes[1], WIDE_BLOCK),)
+    grid = (template.shape[0] * triton.cdiv(sizes["frame_size"], WIDE_BLOCK),)
     grad_y, grad_shifted, y, branch, identity = tensors
-    with device_guard(template):
-        _residual_shift_backward_kernel[grid](
-            grad_y,
-            grad_shifted,
-            y,
-            branch,
-            None if scale is None else scale.contiguous(),
-            None if bias is None else bias.contiguous(),
-            identity,
-            grads[0],
-            grads[-1],
-            *sizes,
-            **variant,
-            BLOCK=WIDE_BLOCK,
-            ACTIVATION=activation,
-            DERIVED_FROM=ACTIVATIONS[activation].reads,
-            num_warps=NUM_WARPS,
-        )
+    arguments = {
+        "grad_y_ptr": grad_y,
+        "grad_shifted_ptr": grad_shifted,
+        "y_ptr": y,
+        "branch_ptr": branch,
+        "scale_ptr": None if scale is None else scale.contiguous(),
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "identity_ptr": identity,
+        "grad_ptr": grads[0],
+        "grad_branch_ptr": grads[-1],
+        **sizes,
+        **variant,
+        "BLOCK": WIDE_BLOCK,
+        "ACTIVATION": activation,
+        "DERIVED_FROM": ACTIVATIONS[activation].reads,
+    }
+    launch(_residual_shift_backward_kernel, grid, template, arguments, num_warps=NUM_WARPS)
     return grads
 
 
@@ -339,16 +337,23 @@ def _launch(
     n_second: int,
     reverse: bool,
     channels_last: bool,
-) -> tuple[tuple[int, ...], dict[str, Any]]:
+) -> tuple[dict[str, int], dict[str, Any]]:
     """Sizes and constants that the two kernels share."""
     frame_size, channels = math.prod(out.shape[1:]), out.shape[1]
     pixels = frame_size // channels
     row_size, channel_stride = (channels, 1) if channels_last else (frame_size, pixels)
     vec = math.gcd(row_size, VECTOR_BYTES // out.itemsize)
-    if not is_aligned(*inputs):
+    if not is_traced(out) and not is_aligned(*inputs):
         vec = 1
     first_end, second_end = n_first * channel_stride, (n_first + n_second) * channel_stride
-    sizes = (num_segments, frame_size // vec, row_size // vec, first_end, second_end, pixels)
+    sizes = {
+        "num_segments": num_segments,
+        "frame_size": frame_size // vec,
+        "row_size": row_size // vec,
+        "first_end": first_end,
+        "second_end": second_end,
+        "pixels": pixels,
+    }
     variant = {
         "VEC": vec,
         "CHANNELS_LAST": channels_last,

@@ -24,7 +24,8 @@ from torch import Tensor
 from . import shift_conv1x1_tma as copy_engine
 from .activations import activate
 from .device import device_guard, fp32_precision, has_copy_engine, multiprocessors
-from .layout import as_rows
+from .launch import hint, launch_into_graph
+from .layout import as_rows, is_traced, new_channels_last
 from .triton_private import is_interpreted
 
 # Bytes of one row of a tile of x and of weight: one row of the 128-byte swizzle that the matrix units read,
@@ -77,9 +78,9 @@ def _quick_bench(call: Callable[[], None], quantiles: Sequence[float]) -> Any:
     return triton.testing.do_bench(call, warmup=5, rep=20, quantiles=quantiles)
 
 
-def _rows_bucket(rows: int) -> int:
+def _rows_bucket(rows: Any) -> int:
     """Row counts that share a tuning: the next power of four, and all beyond what fills any GPU."""
-    return min(4 ** triton.cdiv((rows - 1).bit_length(), 2), 4**8)
+    return min(4 ** triton.cdiv((hint(rows) - 1).bit_length(), 2), 4**8)
 
 
 @triton.autotune(
@@ -223,9 +224,7 @@ def _launch(
 ) -> Tensor:
     frames, c_in, height, width = x.shape
     c_out = weight.shape[0]
-    out = torch.empty(
-        (frames, c_out, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    out = new_channels_last(x, frames, c_out, height, width)
     if out.numel() == 0:
         return out
     rows, pixels = frames * height * width, height * width
@@ -256,6 +255,10 @@ def _launch(
         "GROUP_M": GROUP_M,
         **counts,
     }
+    if is_traced(x):
+        tiles = _worth_trying(CONFIGS, {}, **{**arguments, "rows": hint(rows)})
+        launch_into_graph(_shift_conv1x1_kernel.fn, grid, arguments, tiles)
+        return out
     with device_guard(x):
         if _INTERPRETED:
             _shift_conv1x1_kernel.fn[grid](**arguments, **CONFIGS[0].kwargs)
@@ -285,12 +288,11 @@ def _by_copy_engine(
     c_out, c_in = weight.shape
     processors = multiprocessors(x.get_device())
     added = identity is not None
-    tile = copy_engine.tile_for(c_in, c_out, rows // clip_rows, clip_rows, added, processors)
+    tile = copy_engine.tile_for(c_in, c_out, hint(rows // clip_rows), hint(clip_rows), added, processors)
     if tile is None:
         return False
-    with device_guard(x):
-        copy_engine.launch(
-            x, weight, bias, identity, as_rows(out), clip_rows, pixels,
-            FIRST_END, SECOND_END, REVERSE, activation, tile, processors,
-        )  # fmt: skip
+    copy_engine.launch(
+        x, weight, bias, identity, as_rows(out), clip_rows, pixels,
+        FIRST_END, SECOND_END, REVERSE, activation, tile, processors,
+    )  # fmt: skip
     return True

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .layout import VECTOR_BYTES, is_aligned
-from .triton_private import TensorDescriptor
+from .launch import boxes, smaller
+from .launch import launch as launch_kernel
+from .layout import VECTOR_BYTES, is_aligned, is_traced
 
 # Channels of a block: one row of the 128-byte swizzle that the matrix units read; fewer where folds are no multiples,
 # down to what is still faster.
@@ -153,7 +154,8 @@ def takes(x: Tensor, weight: Tensor, identity: Tensor | None, first_end: int, se
     """Whether the kernel is made for these: half precision, folds of whole blocks, rows of whole vectors."""
     whole = all(c * x.itemsize % VECTOR_BYTES == 0 for c in weight.shape)
     half = x.dtype in (torch.bfloat16, torch.float16)
-    return half and whole and is_aligned(x, weight, identity) and fold_block(first_end, second_end) >= LEAST_K
+    aligned = is_traced(x) or is_aligned(x, weight, identity)
+    return half and whole and aligned and fold_block(first_end, second_end) >= LEAST_K
 
 
 def launch(
@@ -176,26 +178,26 @@ def launch(
     clips = x.numel() // (clip_rows * c_in)
     block_k = fold_block(first_end, second_end)
     tiles = _tiles(tile, c_out, clips, clip_rows)
-    described = TensorDescriptor.from_tensor
-    _shift_conv1x1_tma_kernel[(min(tiles, multiprocessors) if tile.PERSISTENT else tiles,)](
-        described(x.view(clips, clip_rows, c_in), [1, tile.BLOCK_M, block_k]),
-        described(weight, [tile.BLOCK_N, block_k]),
-        bias,
-        identity,
-        described(out.view(clips, clip_rows, c_out), [1, tile.BLOCK_M, tile.BLOCK_N]),
-        tiles,
-        clip_rows,
-        pixels,
-        C_IN=c_in,
-        C_OUT=c_out,
-        FIRST_END=first_end,
-        SECOND_END=second_end,
-        REVERSE=reverse,
-        ACTIVATION=activation,
-        BLOCK_M=tile.BLOCK_M,
-        BLOCK_N=tile.BLOCK_N,
-        BLOCK_K=block_k,
-        PERSISTENT=tile.PERSISTENT,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    arguments = {
+        "x_d": boxes(x, (clips, clip_rows, c_in), [1, tile.BLOCK_M, block_k]),
+        "weight_d": boxes(weight, (c_out, c_in), [tile.BLOCK_N, block_k]),
+        "bias_ptr": bias,
+        "identity_ptr": identity,
+        "out_d": boxes(out, (clips, clip_rows, c_out), [1, tile.BLOCK_M, tile.BLOCK_N]),
+        "tiles": tiles,
+        "clip_rows": clip_rows,
+        "pixels": pixels,
+        "C_IN": c_in,
+        "C_OUT": c_out,
+        "FIRST_END": first_end,
+        "SECOND_END": second_end,
+        "REVERSE": reverse,
+        "ACTIVATION": activation,
+        "BLOCK_M": tile.BLOCK_M,
+        "BLOCK_N": tile.BLOCK_N,
+        "BLOCK_K": block_k,
+        "PERSISTENT": tile.PERSISTENT,
+    }
+    grid = (smaller(tiles, multiprocessors) if tile.PERSISTENT else tiles,)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    launch_kernel(_shift_conv1x1_tma_kernel, grid, x, arguments, **options)

@@ -20,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .device import device_guard, fp32_precision, has_copy_engine, multiprocessors
-from .layout import as_rows
+from .device import fp32_precision, has_copy_engine, multiprocessors
+from .launch import launch, smaller
+from .layout import as_rows, new_channels_last
 
 # Output pixels of one row of the product. Two of them share 27 of 32 columns of K, one alone would fill 21.
 PAIR = 2
@@ -152,12 +153,15 @@ def arranged(weight: Tensor, stride: int, padding: int) -> Tensor:
     """`weight` `[C_OUT, C, KH, KW]` as the product reads it: `[KH rounded up, BLOCK_K, PAIR, BLOCK_C]`."""
     c_out, c_in, kernel_height, kernel_width = weight.shape
     lead, block_k, block_c = sizes(c_in, c_out, kernel_width, stride, padding)
-    rows = weight.new_zeros(triton.next_power_of_2(kernel_height), block_k, PAIR, block_c)
-    values = weight.permute(2, 3, 1, 0).reshape(kernel_height, kernel_width * c_in, c_out)
+    rows = triton.next_power_of_2(kernel_height)
+    width = kernel_width * c_in
+    values = weight.permute(2, 3, 1, 0).reshape(kernel_height, width, c_out)
+    pixels = []
     for pixel in range(PAIR):
         start = lead - padding * c_in + pixel * stride * c_in
-        rows[:kernel_height, start : start + kernel_width * c_in, pixel, :c_out] = values
-    return rows
+        around = (0, block_c - c_out, start, block_k - start - width, 0, rows - kernel_height)
+        pixels.append(torch.constant_pad_nd(values, around))
+    return torch.stack(pixels, 2)
 
 
 # The most bytes of weights that a persistent program keeps in shared memory: those of ResNet's 7x7.
@@ -196,12 +200,7 @@ def stem_convolution(
     c_out, _, kernel_height, kernel_width = weight.shape
     out_height = (height + 2 * padding - kernel_height) // stride + 1
     out_width = (width + 2 * padding - kernel_width) // stride + 1
-    out = torch.empty(
-        (frames, c_out, out_height, out_width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
+    out = new_channels_last(x, frames, c_out, out_height, out_width)
     if out.numel() == 0:
         return out
     lead, block_k, block_c = sizes(c_in, c_out, kernel_width, stride, padding)
@@ -210,33 +209,31 @@ def stem_convolution(
     total = frames * out_height * triton.cdiv(out_width, PAIR)
     tiles = triton.cdiv(total, tile.BLOCK_M)
     if tile.PERSISTENT:
-        tiles = min(tiles, tile.PERSISTENT * (multiprocessors(x.get_device()) if x.is_cuda else 1))
-    with device_guard(x):
-        _stem_kernel[(tiles,)](
-            as_rows(x),
-            arranged(weight, stride, padding),
-            None if bias is None else bias.contiguous(),
-            out,
-            total,
-            H=height,
-            W=width,
-            C=c_in,
-            OH=out_height,
-            OW=out_width,
-            C_OUT=c_out,
-            KH=kernel_height,
-            STRIDE=stride,
-            PADDING=padding,
-            LEAD=lead,
-            PAIR=PAIR,
-            BLOCK_C=block_c,
-            BLOCK_K=block_k,
-            BLOCK_M=tile.BLOCK_M,
-            KERNEL_ROWS=tile.KERNEL_ROWS,
-            PERSISTENT=tile.PERSISTENT > 0,
-            ACTIVATION=activation,
-            PRECISION=fp32_precision(),
-            num_warps=tile.num_warps,
-            num_stages=1,
-        )
+        tiles = smaller(tiles, tile.PERSISTENT * (multiprocessors(x.get_device()) if x.is_cuda else 1))
+    arguments = {
+        "x_ptr": as_rows(x),
+        "weight_ptr": arranged(weight, stride, padding),
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "out_ptr": out,
+        "total": total,
+        "H": height,
+        "W": width,
+        "C": c_in,
+        "OH": out_height,
+        "OW": out_width,
+        "C_OUT": c_out,
+        "KH": kernel_height,
+        "STRIDE": stride,
+        "PADDING": padding,
+        "LEAD": lead,
+        "PAIR": PAIR,
+        "BLOCK_C": block_c,
+        "BLOCK_K": block_k,
+        "BLOCK_M": tile.BLOCK_M,
+        "KERNEL_ROWS": tile.KERNEL_ROWS,
+        "PERSISTENT": tile.PERSISTENT > 0,
+        "ACTIVATION": activation,
+        "PRECISION": fp32_precision(),
+    }
+    launch(_stem_kernel, (tiles,), x, arguments, num_warps=tile.num_warps, num_stages=1)
     return out

@@ -4,9 +4,11 @@ An op has up to three forms. A kernel serves CUDA tensors, and CPU tensors too w
 serves CPUs; the third, in torch's own operators, runs on any device and is what compilers and exporters are given.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +26,21 @@ NAMESPACE = add_op_namespace_prefix("").removesuffix("::")
 
 library = torch.library.Library(NAMESPACE, "DEF")
 
-# The caches of torch.compile on disk know an op by its name alone: without this they would hand on the backward,
-# and the forms in torch's own operators, of the version that was installed when they were filled.
-torch.compiler.config.cache_key_tag += f" {NAMESPACE} {__version__}"
+
+def _sources() -> str:
+    """A digest of the files that say what is compiled of an op."""
+    package = Path(__file__).parent.parent
+    files = [package / "activations.py", *(package / "ops").glob("*.py"), *(package / "kernels").glob("*.py")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        if file.exists():  # not in an archive
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# The caches of torch.compile on disk know an op by its name alone: without this they would hand on the backward, the
+# forms in torch's own operators and the kernels of what was installed when they were filled.
+torch.compiler.config.cache_key_tag += f" {NAMESPACE} {__version__} {_sources()}"
 
 # op -> the same in torch's own operators: a table for `ExportedProgram.run_decompositions`
 ATEN_FORMS: dict[OpOverload, Callable[..., Any]] = {}
@@ -107,7 +121,7 @@ def declare(
         transform(library, op, transformed)
     if aten is not None:
         ATEN_FORMS[op] = exported or aten
-    offer_to_inductor(op, aten, layout)
+    offer_to_inductor(op, aten, on_cuda, layout)
     return op
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from .._ops import add_op_namespace_prefix
 from ..torch_private import OpOverload
 
-__all__ = ["INDUCTOR_FORMS", "let_inductor_decompose", "needs_inductor", "offer_to_inductor"]
+__all__ = ["INDUCTOR_FORMS", "KERNEL_FORMS", "let_inductor_decompose", "needs_inductor", "offer_to_inductor"]
 
-# op -> device -> "aten", the form in torch's own operators, which Inductor joins with what stands around it, or "op",
-# the call of the op itself; an op or a device that is not here is "op". S is the size of the map.
+# op -> device -> "aten", the form in torch's own operators, which Inductor joins with what stands around it; "kernel",
+# launched by Inductor's code, where the kernel serves the call; or "op", the call of the op itself, through Python. An
+# op or a device that is not here is "op". S is the size of the map.
 INDUCTOR_FORMS: dict[str, dict[str, str]] = {
     "temporal_shift": {
         # the op takes 0.6 to 1.2 times a clone, in recycled memory up to 2.6; Inductor's channels_last code 5 to 13
@@ -23,22 +24,33 @@ INDUCTOR_FORMS: dict[str, dict[str, str]] = {
     },
     # as the plain shift
     "shift_step": {"cpu": "op", "cuda": "aten"},
+    "temporal_shift_packed": {"cpu": "op", "cuda": "aten"},
     # Inductor joins norm, sum and activation by itself on both; the kernel's one pass, 4 S, also shifts, where
     # Inductor's code takes 5 S
-    "residual_shift": {"cpu": "aten", "cuda": "op"},
-    "residual_shift_backward": {"cpu": "aten", "cuda": "op"},
+    "residual_shift": {"cpu": "aten", "cuda": "kernel"},
+    "residual_shift_backward": {"cpu": "aten", "cuda": "kernel"},
     # on a CPU Inductor joins sum and activation with each other; on a GPU the kernel, whose shift costs nothing
-    "shift_conv1x1": {"cpu": "aten", "cuda": "op"},
+    "shift_conv1x1": {"cpu": "aten", "cuda": "kernel"},
+    # on a CPU the op is torch's own operators in a row, which Inductor would join no better
+    "shift_step_conv1x1": {"cpu": "op", "cuda": "kernel"},
+    "stem_convolution": {"cpu": "op", "cuda": "kernel"},
+    "depthwise_convolution": {"cpu": "op", "cuda": "kernel"},
 }
 
-# what was declared: op -> its form in torch's own operators, and how the tensors lie that it is fed with
+# what was declared: op -> what launches its kernel
+KERNEL_FORMS: dict[OpOverload, Callable[..., Any]] = {}
+# op -> its form in torch's own operators, and how the tensors lie that it is fed with
 _forms: dict[OpOverload, Callable[..., Any]] = {}
 _layouts: dict[OpOverload, str] = {}
 
 
-def offer_to_inductor(op: OpOverload, aten: Callable[..., Any] | None, layout: str) -> None:
+def offer_to_inductor(
+    op: OpOverload, aten: Callable[..., Any] | None, on_cuda: Callable[..., Any], layout: str
+) -> None:
     """Note an op for when Inductor comes: nothing is imported yet."""
     _layouts[op] = layout
+    if "kernel" in INDUCTOR_FORMS.get(_name(op), {}).values():
+        KERNEL_FORMS[op] = on_cuda
     if aten is None:
         return
 
@@ -51,7 +63,7 @@ def offer_to_inductor(op: OpOverload, aten: Callable[..., Any] | None, layout: s
 
 def needs_inductor(op: OpOverload, arguments: Sequence[Any]) -> bool:
     """Whether a graph with this call, compiled, would miss what `let_inductor_decompose` tells."""
-    return _layouts[op] == "channels_last" or _form(op, arguments) == "aten"
+    return _layouts[op] == "channels_last" or _form(op, arguments) != "op"
 
 
 def _form(op: OpOverload, arguments: Sequence[Any]) -> str:
@@ -76,6 +88,7 @@ def let_inductor_decompose() -> None:
         select_decomp_table,
         tag_to_layout_constraint,
     )
+    from .lowering import lowering
 
     # The second is a copy of the first, cached at the first compilation.
     tables: tuple[Any, ...] = (decompositions, select_decomp_table())
@@ -83,10 +96,12 @@ def let_inductor_decompose() -> None:
         table.update(_forms)
     exact = tag_to_layout_constraint(torch.Tag.needs_exact_strides)
     in_channels_last = {op for op, layout in _layouts.items() if layout == "channels_last"}
-    for op in {*_forms, *in_channels_last} - lowerings.keys():
+    for op in {*_forms, *KERNEL_FORMS, *in_channels_last} - lowerings.keys():
         constraint = {"any": None, "exact": exact, "channels_last": _constraint(op)}[_layouts[op]]
         # one that stands in the table too, for the devices that keep the op: Inductor would refuse it
         make_fallback(op, constraint, warn=False, override_decomp=op in _forms)
+        if op in KERNEL_FORMS:
+            lowerings[op] = lowering(op, KERNEL_FORMS[op], lowerings[op])
 
 
 def _constraint(op: OpOverload) -> Callable[..., tuple[Any, Any]]:
