@@ -115,8 +115,8 @@ def export(
 def _check_int8(to: str, native: bool, interface: Interface) -> None:
     if to == "aoti" or native:
         raise ValueError(
-            f"expected to='onnx', or to='pt2' without native, with int8, got to={to!r} and native={native}: compile "
-            "what torch.export.load reads of the int8 .pt2"
+            f"expected to='onnx', or to='pt2' without native, with int8, got to={to!r} and native={native}: export "
+            "a .pt2, and compile what torch.export.load reads of it"
         )
     dtypes = {str(x.dtype).removeprefix("torch.") for x in interface.inputs.values()}
     if dtypes != {"float32"}:
