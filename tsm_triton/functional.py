@@ -182,7 +182,7 @@ def temporal_shift(
     _check_tensors(x=x)
     if clip_lengths is None and num_segments is not None:
         arguments = (num_segments, shift_div, direction, channel_dim, fold_order)
-        if is_plain(x) and all(type(value) in (int, str) for value in arguments):
+        if is_plain(x) and tuple(map(type, arguments)) == _PLANNED:
             return ops.shift_by_copies(x, *_planned(x.shape, *arguments))
         return ops.shift(x, *_checked(x.shape, *arguments))
     if clip_lengths is None or num_segments is not None:
@@ -207,7 +207,9 @@ def _checked(
     return num_segments, *counts, channel_dim
 
 
-# once a shape: checked anew they are a seventh of a small map's time
+# Once a shape, for arguments of just these types: others, equal to them, may not be what they look like. Checked anew
+# they are a seventh of a small map's time.
+_PLANNED = (int, int, str, int, str)
 _planned = functools.lru_cache(maxsize=1024)(_checked)
 
 
