@@ -235,21 +235,22 @@ def test_what_cannot_be_read_is_an_error_or_left_out_and_said(videos, checkpoint
         assert [row["video"] for row in csv.DictReader(file)] == given[1:]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_evaluation_writes_no_accuracy_and_a_classification_what_it_has(
-    videos, checkpoint, tmp_path, monkeypatch, capsys
+    videos, checkpoint, tmp_path, monkeypatch, capsys, number, status
 ):
     update = Bar.update
 
     def interrupted(self, what="", count=1):
         update(self, what, count)
         if self.done <= 5:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(Bar, "update", interrupted)
-    assert main(["eval", str(videos), *options(checkpoint), "--out", str(tmp_path / "eval")]) == 143
+    assert main(["eval", str(videos), *options(checkpoint), "--out", str(tmp_path / "eval")]) == status
     assert not list((tmp_path / "eval").iterdir())
     out = tmp_path / "a.csv"
-    assert main(["classify", str(videos), *options(checkpoint, "--csv", str(out))]) == 143
+    assert main(["classify", str(videos), *options(checkpoint, "--csv", str(out))]) == status
     assert "Stopped after 5 of 12 videos" in capsys.readouterr().out
     with out.open() as file:
         assert len(list(csv.DictReader(file))) == 5
