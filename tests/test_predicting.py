@@ -237,7 +237,7 @@ def test_what_cannot_be_read_is_an_error_or_left_out_and_said(videos, checkpoint
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_evaluation_writes_no_accuracy_and_a_classification_what_it_has(
-    videos, checkpoint, tmp_path, monkeypatch, capsys, number, status
+    videos, checkpoint, tmp_path, monkeypatch, capsys, signals_heard, number, status
 ):
     update = Bar.update
 
