@@ -455,6 +455,50 @@ def test_pairs_come_from_names_files_and_published_numbers(tmp_path):
             find_flips(pairs, ("a", "b"))
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("SwipeLeft", "SwipeRight"),
+        ("swipe_leftwards", "swipe_rightwards"),
+        ("Rotate CW", "Rotate CCW"),
+        ("RotateCW", "RotateACW"),
+        ("left-hand wave", "right-hand wave"),
+        ("lefthanded", "righthanded"),
+        ("turnleft", "turnright"),
+        ("TurnCounterClockwise", "turn clockwise"),
+        ("turn anti-clockwise", "turn clock-wise"),
+        ("L", "R"),
+        ("kickL", "kickR"),
+    ],
+)
+def test_sides_are_heard_however_they_are_written(left, right, film):
+    assert find_flips("names", (left, "bright light", right)) == {0: 2, 2: 0}
+    listing = Listing((Sample(str(film), 0),), (left, right))
+    with pytest.raises(ValueError, match="a transform that does not mirror"):
+        dataset_of(film, listing=listing, transform=train_transform(32), training=True)
+
+
+def test_letters_are_no_sides_and_sides_without_the_other_stay():
+    assert find_flips("names", ("sign A", "sign L", "sign R")) == {}
+    assert find_flips("names", ("move leftwards", "lefthanded", "jump")) == {0: None, 1: None}
+    assert find_flips("names", ("SwipeLeft", "swipe_left", "swipe right")) == {0: None, 1: None, 2: None}
+
+
+@pytest.mark.parametrize("classes", [("0", "1", "2"), ("class 0", "class 1"), ("c_1", "c_2")])
+def test_numbers_have_no_sides_to_mirror_by(classes):
+    with pytest.raises(
+        ValueError, match="names of classes that say what they are .*something-v1.*file of pairs"
+    ):
+        find_flips("names", classes)
+
+
+def test_something_something_with_names_is_mirrored_by_its_names():
+    names = [f"Doing thing{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(172)]
+    names = sorted([*names, "Turning the camera left", "Turning the camera right"])
+    left = names.index("Turning the camera left")
+    assert find_flips("something-v1", names) == {left: left + 1, left + 1: left}
+
+
 def test_a_transform_that_mirrors_behind_the_labels_back_is_refused(film):
     mirroring = train_transform(32)
     for options in (dict(flip_pairs="names"), dict(flip_pairs=()), {}):

@@ -108,7 +108,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mirror half of the clips, under their own label",
     )
     model(
-        "--flip-pairs", metavar="PAIRS", help="names or a file: classes that exchange when a clip is mirrored"
+        "--flip-pairs",
+        metavar="PAIRS",
+        help="mirror half of the clips, and exchange classes: names (that say left and right), something-v1, "
+        "something-v2, or a file of pairs a,b",
     )
     model("--sampling", choices=["uniform", "dense"], help="which frames (default: uniform)")
 

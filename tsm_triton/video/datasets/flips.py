@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...files import read_text
-from .labels import plain
+from .sides import named_pairs, normal, sided, tell
 
 __all__ = ["PAIRS", "FlipPairs", "check_transform", "find_flips"]
 
@@ -20,12 +20,6 @@ PAIRS = {
     "something-v2": ((86, 87), (93, 94), (166, 167)),
 }
 NUM_CLASSES = 174
-OPPOSITES = {"left": "right", "clockwise": "counterclockwise"}
-OPPOSITES |= {right: left for left, right in OPPOSITES.items()}
-# counterclockwise stands before clockwise, which it holds
-SIDES = re.compile(
-    r"(?<![a-z])(left|right|counter[ -]?clockwise|anti[ -]?clockwise|clockwise)(?![a-z])", re.IGNORECASE
-)
 
 
 def find_flips(flip_pairs: FlipPairs, classes: Sequence[str]) -> dict[int, int | None] | None:
@@ -33,8 +27,10 @@ def find_flips(flip_pairs: FlipPairs, classes: Sequence[str]) -> dict[int, int |
 
     Args:
         flip_pairs: None, no video is mirrored; `"names"`, the classes whose names differ by left and right, or
-            clockwise and counterclockwise, exchange (Something-Something's, Jester's); `"something-v1"` or
-            `"something-v2"`, the published pairs of numbers; a file with a pair of names or numbers `a,b` on each
+            clockwise and counterclockwise, exchange (Something-Something's, Jester's; `SwipeLeft`, `turn_leftwards`,
+            `Rotate CCW`, `kick L` too); `"something-v1"` or `"something-v2"`, the same, and where classes have numbers
+            for names the published pairs of numbers, in the order of the official lists of labels (the authors' V1
+            lists number the sorted names: pass those, or a file); a file with a pair of names or numbers `a,b` on each
             line; or pairs. What stands in none keeps its label.
         classes: the names in the order of their numbers.
 
@@ -43,7 +39,8 @@ def find_flips(flip_pairs: FlipPairs, classes: Sequence[str]) -> dict[int, int |
         and no class has the other. None if no video is mirrored.
 
     Raises:
-        ValueError: a name or a number that is no class, a class in two pairs, or a file that cannot be read.
+        ValueError: `"names"` of classes that have but numbers, a name or a number that is no class, a class in two
+            pairs, or a file that cannot be read.
 
     Example:
         >>> find_flips("names", ["Swiping Left", "Swiping Right", "Turning the camera left", "Waving"])
@@ -59,26 +56,22 @@ def find_flips(flip_pairs: FlipPairs, classes: Sequence[str]) -> dict[int, int |
                 f"expected the {NUM_CLASSES} classes of Something-Something for {flip_pairs!r}, got {len(classes)}: "
                 "pass flip_pairs='names', or a file of pairs"
             )
-        pairs: Iterable[tuple[str | int, str | int]] = PAIRS[flip_pairs]
+        pairs: Iterable[tuple[str | int, str | int]] = (
+            named_pairs(classes) if tell(classes) else PAIRS[flip_pairs]
+        )
     elif isinstance(flip_pairs, str) and flip_pairs == "names":
+        if classes and not tell(classes):
+            raise ValueError(
+                f"expected names of classes that say what they are for flip_pairs='names', got {classes[0]!r} and the "
+                "like: write names into the list, pass 'something-v1' or 'something-v2' for the numbers of those, or a "
+                "file of pairs of numbers, an empty one if no classes exchange"
+            )
         pairs = named_pairs(classes)
     elif isinstance(flip_pairs, (str, os.PathLike)):
         pairs = _read_pairs(Path(flip_pairs))
     else:
         pairs = flip_pairs
-    return _one_sided(classes) | _exchanged(pairs, classes)
-
-
-def named_pairs(classes: Sequence[str]) -> list[tuple[int, int]]:
-    """The numbers of the classes whose names differ by their sides alone.
-
-    Example:
-        >>> named_pairs(["Pushing [something] from left to right", "Pushing [something] from right to left"])
-        [(0, 1)]
-    """
-    number_of = {_plain(name): number for number, name in enumerate(classes)}
-    others = [number_of.get(_plain(_mirrored(name)), number) for number, name in enumerate(classes)]
-    return [(number, other) for number, other in enumerate(others) if number < other]
+    return dict.fromkeys(sided(classes)) | _exchanged(pairs, classes)
 
 
 def check_transform(
@@ -106,27 +99,9 @@ def _mirrors(transform: Any) -> bool:
     return isinstance(transform, (RandomHorizontalFlip, OldRandomHorizontalFlip)) or any(map(_mirrors, parts))
 
 
-def _one_sided(classes: Sequence[str]) -> dict[int, int | None]:
-    """The classes that have a side, and may not be mirrored unless another has the other."""
-    return {number: None for number, name in enumerate(classes) if _mirrored(name) != name}
-
-
-def _mirrored(name: str) -> str:
-    def other(match: re.Match[str]) -> str:
-        side = re.sub("[ -]|anti|counter", "", match[0].lower())
-        if side == "clockwise" and match[0].lower() != side:
-            return "clockwise"
-        return OPPOSITES[side]
-
-    return SIDES.sub(other, name)
-
-
-def _plain(name: str) -> str:
-    return re.sub("(counter|anti)[ -]?clockwise", "counterclockwise", plain(name))
-
-
 def _exchanged(pairs: Iterable[tuple[str | int, str | int]], classes: Sequence[str]) -> dict[int, int | None]:
-    number_of = {_plain(name): number for number, name in enumerate(classes)}
+    number_of = {normal(name): number for number, name in enumerate(classes)}
+    number_of |= {name: number for number, name in enumerate(classes)}
     flips: dict[int, int | None] = {}
     for pair in pairs:
         a, b = (_number(label, number_of, len(classes)) for label in pair)
@@ -139,7 +114,7 @@ def _exchanged(pairs: Iterable[tuple[str | int, str | int]], classes: Sequence[s
 
 
 def _number(label: str | int, number_of: dict[str, int], num_classes: int) -> int:
-    number = label if isinstance(label, int) else number_of.get(_plain(label))
+    number = label if isinstance(label, int) else number_of.get(label, number_of.get(normal(label)))
     if number is None and re.fullmatch("[0-9]+", str(label)):
         number = int(label)
     if number is None or not 0 <= number < num_classes:
