@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 
 import av
@@ -68,6 +69,20 @@ def test_a_folder_for_each_class_in_natural_order(tmp_path):
         ("10/b9.mp4", 1),
         ("10/b10.mp4", 1),
     ]
+
+
+def test_folders_without_videos_are_no_classes_and_unknown_files_are_named(tmp_path):
+    touch(tmp_path, "train/up/a.f4v", "train/up/b.DIVX", "train/up/c.mp4v", "train/up/d.rm", "train/up/e.xyz")
+    touch(tmp_path, "train/down/a.mp4", "train/__MACOSX/up/._a.mp4", "train/.git/a.mp4", "__MACOSX/._train")
+    (tmp_path / "train" / "empty").mkdir()
+    with warnings.catch_warnings(record=True, action="always") as seen:
+        listing = read_listing(tmp_path, split="train")
+        assert listing == read_data(str(tmp_path), None, None, default_split="train")
+    assert (listing.classes, len(listing.samples)) == (("down", "up"), 5)
+    folders, files, *_ = (str(warning.message) for warning in seen)
+    assert re.match("took 2 folders in .* which hold no videos: '__MACOSX', 'empty'$", folders)
+    assert re.match("left out 1 files in .* none of videos: 'up/e.xyz'$", files)
+    assert [str(warning.filename) for warning in seen][:2] == [__file__] * 2
 
 
 def test_commands_read_the_split_that_they_are_for(tmp_path):

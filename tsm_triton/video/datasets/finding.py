@@ -7,13 +7,18 @@ from functools import cached_property
 
 from ..pictures import PICTURES, natural
 
-__all__ = ["VIDEOS", "Finder", "is_frame_folder", "subfolders", "videos_below"]
+__all__ = ["VIDEOS", "Finder", "is_frame_folder", "others_below", "subfolders", "videos_below"]
 
 # fmt: off
 VIDEOS = (
-    ".3gp", ".asf", ".avi", ".avif", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov",
-    ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".avif", ".divx", ".dv", ".f4v", ".flv", ".gif", ".gxf",
+    ".h261", ".h263", ".h264", ".h265", ".hevc", ".ismv", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v",
+    ".mj2", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mod", ".mov", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpg", ".mpv",
+    ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".roq", ".tod", ".trp", ".ts",
+    ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m",
 )
+# what lies beside videos, and is expected to be left out
+BESIDE = (".csv", ".db", ".ini", ".json", ".md", ".srt", ".tsv", ".txt", ".vtt", ".xml", ".yaml", ".yml")
 # fmt: on
 
 
@@ -80,6 +85,17 @@ def videos_below(folder: str, _seen: frozenset[str] = frozenset()) -> Iterator[s
                 yield path
             else:
                 yield from videos_below(path, _seen | {real})
+
+
+def others_below(folder: str) -> Iterator[str]:
+    """The files below a folder that are no videos, no frames, and no notes beside them."""
+    for above, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        if not is_frame_folder(above):
+            known = (*VIDEOS, *BESIDE)
+            yield from (
+                os.path.join(above, n) for n in names if n[0] != "." and not n.lower().endswith(known)
+            )
 
 
 def is_frame_folder(folder: str) -> bool:

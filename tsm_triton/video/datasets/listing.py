@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .finding import VIDEOS, Finder, is_frame_folder, videos_below
-from .folders import class_folders, labelled_by_folder, split_folder, split_folders
+from .folders import (
+    class_folders,
+    holds_videos,
+    labelled_by_folder,
+    report_left_out,
+    split_folder,
+    split_folders,
+)
 from .labels import number_labels, read_classes
 from .lists import SPLITS, read_entries
 from .samples import AnyPath, Listing, Sample
@@ -32,7 +39,8 @@ def read_listing(
     Args:
         data: one of
 
-            - a folder with a folder for each class, of videos or of folders of frames, at any depth
+            - a folder with a folder for each class, of videos or of folders of frames, at any depth; a folder without
+              any is no class, and files whose suffix is none of videos are left out: a warning says which
             - a folder `train`, `val`, `test` of those, or of videos with a list (below) beside them
             - a folder of videos, or of folders of frames (`00001.jpg`, ...), or one of those: they have no labels
             - a list: CSV, TSV or text of `path,label`, with a header or without; the authors' `path frames label`; JSON
@@ -131,7 +139,9 @@ def _from_list(
 def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:
     if is_frame_folder(folder):
         return Listing((Sample(folder),), tuple(classes or ()))
-    folders = class_folders(folder)
+    inside = class_folders(folder)
+    folders = [name for name in inside if holds_videos(os.path.join(folder, name))]
+    report_left_out(folder, [name for name in inside if name not in set(folders)])
     if not folders:
         paths = list(videos_below(folder))
         samples = tuple(Sample(path) for path in paths)
