@@ -235,6 +235,42 @@ def test_what_cannot_be_read_is_an_error_or_left_out_and_said(videos, checkpoint
         assert [row["video"] for row in csv.DictReader(file)] == given[1:]
 
 
+def test_what_is_not_there_is_left_out_too_where_errors_are(videos, checkpoint, tmp_path, capsys):
+    table = tmp_path / "list.csv"
+    rows = [f"{path},{path.parent.name}" for path in sorted(videos.rglob("*.mp4"))]
+    table.write_text("\n".join([*rows, f"gone/away.mp4,{NAMES[0]}"]))
+    absent = str(tmp_path / "absent.mp4")
+    assert main(["eval", str(table), *options(checkpoint)]) == 2
+    assert "--on-error skip" in capsys.readouterr().err
+    skip, out = ["--on-error", "skip"], tmp_path / "eval"
+    with pytest.warns(UserWarning, match="left out 1 of the 13 videos .*'gone/away.mp4'"):
+        assert main(["eval", str(table), *options(checkpoint, *skip, "--out", str(out))]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert (results["videos"], results["left_out"]) == (12, 1)
+    assert "12 videos, 1 left out" in capsys.readouterr().out
+    with pytest.warns(UserWarning) as seen:  # noqa: PT030 - both
+        assert main(["classify", str(table), absent, *options(checkpoint, *skip)]) == 1
+    assert all(any(name in str(one.message) for one in seen) for name in ("gone/away.mp4", absent))
+    assert "Left out 2 videos" in capsys.readouterr().out
+    fixed = [
+        "--model",
+        "test_resnet",
+        "--size",
+        "32",
+        "--num-segments",
+        "2",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+    ]
+    run = ["train", str(table), "--out", str(tmp_path / "run"), "--device", "cpu", *fixed, *skip]
+    with pytest.warns(UserWarning, match="'gone/away.mp4'"):
+        assert main(run) == 0
+    assert "Left out 1 videos that cannot be read: gone/away.mp4" in capsys.readouterr().out
+    assert main(["classify", absent, *options(checkpoint)]) == 2
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_evaluation_writes_no_accuracy_and_a_classification_what_it_has(
     videos, checkpoint, tmp_path, monkeypatch, capsys, signals_heard, number, status

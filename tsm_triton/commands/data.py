@@ -6,7 +6,7 @@ from pathlib import Path
 from ..video.datasets import Listing, read_listing
 from ..video.datasets.finding import VIDEOS
 from ..video.datasets.folders import split_folders
-from ..video.datasets.listing import find_list
+from ..video.datasets.listing import Missing, find_list
 
 __all__ = ["holds", "read_data"]
 
@@ -18,6 +18,7 @@ def read_data(
     *,
     default_split: str,
     classes: Sequence[str] | None = None,
+    on_error: Missing = "raise",
 ) -> Listing:
     """The videos of a folder or a list, of the part that is asked for.
 
@@ -28,13 +29,14 @@ def read_data(
         root: what the paths of a list start from.
         default_split: `"train"`, `"val"` or `"test"`.
         classes: of the model, in their order.
+        on_error: of what a list names and is not there, too: `"raise"`, or `"skip"`.
 
     Raises:
         ValueError: as `read_listing`.
     """
     if split is None and holds(data, default_split):
         split = default_split
-    return read_listing(data, split=split, root=root, classes=classes)
+    return read_listing(data, split=split, root=root, classes=classes, missing=on_error)
 
 
 def holds(data: str, split: str) -> bool:

@@ -88,5 +88,10 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that decode (default: as fits the machine)",
     )
-    add("--on-error", choices=["raise", "skip"], default="raise", help="of a video that cannot be read")
+    add(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="of a video that cannot be read, or is not there",
+    )
     add("--device", help="where to run (default: cuda where there is one, else cpu)")

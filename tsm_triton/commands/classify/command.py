@@ -3,12 +3,14 @@
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...extras import check_installed
 from ...video.datasets import Sample, read_listing
+from ...video.datasets.listing import Missing
 from ..common import few_threads, make_folder, printable, read_labels
 from ..interrupt import stop_on_signal
 from ..models import Said, load_trained_model
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "ray" and args.parquet is None:
         args.parquet = Path("classes.parquet")
     _check_files(args)
-    samples = _samples(args.videos, args.root)
+    samples, missing = _samples(args.videos, args.root, args.on_error)
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     labels = labels_of(args, trained.labels, predictor.num_classes)
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if interrupt.asked:
         print(f"Stopped after {len(found)} of {len(samples)} videos.")
         return 128 + interrupt.number
-    lost = len(samples) - len(found)
+    lost = len(samples) + len(missing) - len(found)
     if lost:
         print(f"Left out {lost} videos that cannot be read.")
     return 1 if lost else 0
@@ -108,17 +110,24 @@ def _shown(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
     }
 
 
-def _samples(videos: Sequence[str], root: Path | None) -> list[Sample]:
-    """The videos of the arguments, in their order: files, and what folders and lists hold."""
-    samples: list[Sample] = []
+def _samples(videos: Sequence[str], root: Path | None, on_error: Missing) -> tuple[list[Sample], list[str]]:
+    """The videos of the arguments, in their order: files, and what folders and lists hold; and what is not there."""
+    samples, missing = list[Sample](), list[str]()
     for video in videos:
         if os.path.isdir(video) or video.lower().endswith(LISTS):
-            samples += [Sample(sample.path) for sample in read_listing(video, root=root).samples]
+            listing = read_listing(video, root=root, missing=on_error)
+            samples += [Sample(sample.path) for sample in listing.samples]
+            missing += listing.missing
         elif os.path.exists(video):
             samples.append(Sample(video))
+        elif on_error == "skip":
+            warnings.warn(f"left out {video!r}, which is not there", stacklevel=2)
+            missing.append(video)
         else:
             raise ValueError(f"expected videos, got {video!r}, which is not there: check the path")
-    return samples
+    if not samples:
+        raise ValueError(f"expected videos, got {', '.join(map(repr, missing[:3]))}, which are not there")
+    return samples, missing
 
 
 def _picture_name(number: int, path: str) -> str:

@@ -33,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     names = trained.labels if args.labels is None else read_labels(args.labels)
-    listing = read_data(args.data, args.split, args.root, default_split="val", classes=names)
+    listing = read_data(
+        args.data, args.split, args.root, default_split="val", classes=names, on_error=args.on_error
+    )
     _check_labels(listing, args.data)
     if names is None and not all(name.isdecimal() for name in listing.classes):
         raise ValueError(
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             "checkpoint that was trained on them"
         )
     make_folder(args.out)
+    total = len(listing.samples) + len(listing.missing)
 
     scores, rows = Scores(num_classes, "cpu", confusion=True), []
     with stop_on_signal() as interrupt:
@@ -72,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"expected videos that can be read, got none in {args.data!r}: check the files")
         matrix, accuracy = scores.confusion(), scores.compute()
         classes = _per_class(labels, matrix)
-        _write(args, rows, classes, matrix, labels, accuracy, len(listing.samples))
+        _write(args, rows, classes, matrix, labels, accuracy, total)
     print(as_text(sorted(classes, key=lambda row: row["top1"])[:SHOWN]))
     if len(classes) > SHOWN:
         print(f"... the {SHOWN} lowest of {len(classes)} classes")
     print(
         f"Top-1 {accuracy['top1']:.1f} %, top-5 {accuracy['top5']:.1f} % of {len(rows)} videos"
-        f"{_left_out(len(listing.samples) - len(rows))}.\n"
+        f"{_left_out(total - len(rows))}.\n"
         f"Wrote predictions.{args.table}, classes.csv, results.json and confusion.png in {str(args.out)!r}."
     )
     return 0

@@ -80,7 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to start from, ours or published: their model and shift, unless options say otherwise, and "
         "their head, if of the same classes",
     )
-    add("--on-error", choices=["raise", "skip"], default="raise", help="of a video that cannot be read")
+    add(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="of a video that cannot be read, or is not there",
+    )
     add("--device", help="where to train (default: cuda where there is one, else cpu)")
 
     model = parser.add_argument_group("model and clips").add_argument

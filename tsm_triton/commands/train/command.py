@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     start = None if args.weights is None else read_start(args.weights)
     options = _options(args, start)
     settings = _settings(args, options)
-    listing = read_data(args.data, args.split, args.root, default_split="train")
+    listing = read_data(args.data, args.split, args.root, default_split="train", on_error=args.on_error)
     val = _val_listing(args, listing)
     torch.manual_seed(settings.seed)
     model = create_model(
@@ -137,9 +137,13 @@ def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
 
 def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
     if args.val is not None:
-        return read_data(args.val, None, args.root, default_split="val", classes=listing.classes)
+        return read_data(
+            args.val, None, args.root, default_split="val", classes=listing.classes, on_error=args.on_error
+        )
     if args.split is None and Path(args.data).is_dir() and holds(args.data, "val"):
-        return read_data(args.data, "val", args.root, default_split="val", classes=listing.classes)
+        return read_data(
+            args.data, "val", args.root, default_split="val", classes=listing.classes, on_error=args.on_error
+        )
     return None
 
 
@@ -185,10 +189,12 @@ def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDat
             f"Best of {len(progress.rows)} epochs: epoch {best['epoch']}, {best['val_top1']:.1f} % top-1 and "
             f"{best['val_top5']:.1f} % top-5 of {len(val)} videos."
         )
-    unreadable = [*train.unreadable, *(val.unreadable if val is not None else ())]
+    read = [train] if val is None else [train, val]
+    unreadable = [path for data in read for path in (*data.unreadable, *data.listing.missing)]
     if unreadable:
         lines.append(
-            f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])} ..."
+            f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])}"
+            f"{' ...' if len(unreadable) > 3 else ''}"
         )
     names = (
         "best.pt",

@@ -124,16 +124,17 @@ def _from_list(
     if lost:
         shown = ", ".join(map(repr, lost[:5])) + (", ..." if len(lost) > 5 else "")
         if missing == "raise" or not samples:
+            advice = ", or pass missing='skip' (--on-error skip) to leave them out" if samples else ""
             raise ValueError(
                 f"expected the videos of {str(path)!r} below {finder.root!r}, got {len(samples)} of {len(entries)} "
-                f"without {shown}: check root, or pass missing='skip' to leave them out"
+                f"without {shown}: check root{advice}"
             )
         warnings.warn(
             f"left out {len(lost)} of the {len(entries)} videos of {str(path)!r}, which are not below "
             f"{finder.root!r}: {shown}",
             stacklevel=3,
         )
-    return Listing(tuple(samples), classes)
+    return Listing(tuple(samples), classes, tuple(lost))
 
 
 def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:

@@ -24,7 +24,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """Videos, and the names of their classes in the order of their numbers; none where no video has a label."""
+    """The videos of a data set.
+
+    Attributes:
+        samples: the videos.
+        classes: their names in the order of their numbers; none where no video has a label.
+        missing: what a list names and is not there, where that is left out.
+    """
 
     samples: tuple[Sample, ...]
     classes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
