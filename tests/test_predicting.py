@@ -171,6 +171,25 @@ def test_an_evaluation_invents_no_order_of_classes(videos, checkpoint, tmp_path,
     assert tables[0] == tables[1]
 
 
+def test_labels_may_rename_classes_but_not_exchange_them(videos, checkpoint, tmp_path, capsys):
+    labels, path = tmp_path / "labels.txt", str(next(videos.rglob("*.mp4")))
+    given = options(checkpoint, "--labels", str(labels))
+    for names in (NAMES[::-1], [NAMES[1], "b", "c", "d"]):
+        labels.write_text("\n".join(names))
+        for command in (["eval", str(videos), "--out", str(tmp_path / "eval")], ["classify", path]):
+            assert main([*command, *given]) == 2
+            assert f"class 0 is {NAMES[0]!r}, got {names[0]!r}" in capsys.readouterr().err
+    assert not (tmp_path / "eval").exists()
+    labels.write_text("\n".join([NAMES[0].upper(), *NAMES[1:]]))
+    assert main(["classify", path, *given]) == 0
+    assert "renames" not in capsys.readouterr().err
+    labels.write_text("eins\nzwei\ndrei\nvier\n")
+    assert main(["classify", path, *given]) == 0
+    printed, said = capsys.readouterr()
+    assert f"renames 4 of the 4 classes of the weights: {NAMES[0]!r} to 'eins'" in said
+    assert "zwei" in printed
+
+
 SHIFT = {"direction": "causal", "place": "block", "shift-div": "4"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...extras import check_installed
 from ...video.datasets import Sample, read_listing
 from ...video.datasets.listing import Missing
-from ..common import few_threads, make_folder, printable, read_labels
+from ..common import few_threads, labels_for, make_folder, printable
 from ..interrupt import stop_on_signal
 from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
@@ -75,9 +75,9 @@ def labels_of(args: argparse.Namespace, said: Sequence[str] | None, num_classes:
     """A name for each class: of the file that is given, of the checkpoint, or its number.
 
     Raises:
-        ValueError: of another number than classes.
+        ValueError: of another number than classes, or in another order than the checkpoint says.
     """
-    labels = read_labels(args.labels) if args.labels is not None else list(said or ())
+    labels = labels_for(args.labels, said) or []
     if not labels:
         return [f"class {number}" for number in range(num_classes)]
     if len(labels) != num_classes:

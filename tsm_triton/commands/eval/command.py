@@ -11,7 +11,7 @@ from ...extras import check_installed
 from ...files import replacing
 from ...training.charts import save_confusion
 from ...video.datasets import Listing
-from ..common import few_threads, make_folder, read_labels
+from ..common import few_threads, labels_for, make_folder
 from ..data import read_data
 from ..interrupt import stop_on_signal
 from ..models import Said, load_trained_model
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     few_threads()
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
-    names = trained.labels if args.labels is None else read_labels(args.labels)
+    names = labels_for(args.labels, trained.labels)
     listing = read_data(
         args.data, args.split, args.root, default_split="val", classes=names, on_error=args.on_error
     )

@@ -14,7 +14,7 @@ from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
 from ...video.transforms import transform_for
-from ..common import make_folder, pick_device, printable, read_labels
+from ..common import labels_for, make_folder, pick_device, printable
 from ..demo import DEMO_WEIGHTS
 from ..exported import exported_file, exported_step
 from ..interrupt import Interrupt, stop_on_signal
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         device = pick_device(args.device)
         trained = load_trained_model(weights, Said.of(args), streamed=True)
-    labels = trained.labels if args.labels is None else read_labels(args.labels)
+    labels = labels_for(args.labels, trained.labels)
     seen = Seen(labels, str(args.labels or weights), str(weights))
     stream = Streaming(trained.model.to(device), consensus=args.consensus, every=args.every)
     preprocess = transform_for(trained.model)
