@@ -149,6 +149,8 @@ LISTS = {
     "objects.json": '[{"path": "a.mp4", "label": "run"}, {"label": "jump", "file": "b, c.mp4"}]',
     "slowfast.csv": "a.mp4 1\nb, c.mp4 0\n",
     "authors.txt": "a.mp4 24 1\nb, c.mp4 120 0\n",
+    "spaced.txt": "a.mp4 run\nb, c.mp4 jump\n",
+    "spaced_header.txt": "path label\na.mp4 run\nb, c.mp4 jump\n",
     "numbers.csv": 'a.mp4,1\n"b, c.mp4",0\n',
 }
 
@@ -162,6 +164,27 @@ def test_lists_of_every_form(tmp_path, name):
     assert listing.classes in (("jump", "run"), ("0", "1"))
     named = read_listing(tmp_path / name, classes=["jump", "run", "swim"])
     assert (named.samples, named.classes) == (listing.samples, ("jump", "run", "swim"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_labels_of_words_and_a_number_stay_whole(tmp_path, suffix):
+    touch(tmp_path, f"up/0{suffix}", f"down/1{suffix}")
+    (tmp_path / "list.csv").write_text(f"up/0{suffix},class 1\ndown/1{suffix},class 0\n")
+    listing = read_listing(tmp_path / "list.csv")
+    assert listing.classes == ("class 0", "class 1")
+    assert listed(listing, tmp_path) == [(f"up/0{suffix}", 1), (f"down/1{suffix}", 0)]
+
+
+@pytest.mark.parametrize("column", ["split", "set", "Subset", "fold", "partition"])
+def test_a_column_of_splits_is_heard_and_holds_the_split_or_refuses_it(tmp_path, column):
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    table = tmp_path / "list.csv"
+    table.write_text(f"path,label,{column}\na.mp4,x,Train\nb.mp4,x,validation\nc.mp4,x,2\n")
+    for split, name in (("train", "a.mp4"), ("val", "b.mp4"), ("2", "c.mp4")):
+        assert listed(read_listing(table, split=split), tmp_path) == [(name, 0)]
+    assert len(read_listing(table).samples) == 3
+    with pytest.raises(ValueError, match="has, '2', 'train', 'validation', got 'test': pass split"):
+        read_listing(table, split="test")
 
 
 def test_a_list_of_paths_has_no_labels(tmp_path):

@@ -43,12 +43,15 @@ def read_listing(
               any is no class, and files whose suffix is none of videos are left out: a warning says which
             - a folder `train`, `val`, `test` of those, or of videos with a list (below) beside them
             - a folder of videos, or of folders of frames (`00001.jpg`, ...), or one of those: they have no labels
-            - a list: CSV, TSV or text of `path,label`, with a header or without; the authors' `path frames label`; JSON
+            - a list: CSV, TSV or text of `path,label` or `path label`, with a header or without; the authors' `path
+              frames label`; JSON
               of `{path: label}`, of pairs, or of objects with `path` and `label`
             - a list of Kinetics (`youtube_id`, `time_start`, `time_end`; CSV or JSON), of Something-Something or of
               Jester (`id;label`, or JSON with `id` and `template`), whose classes are read from the file of labels
               that comes beside it
-        split: `"train"`, `"val"` or `"test"`, where `data` holds several.
+        split: `"train"`, `"val"` or `"test"`, where `data` holds several: folders, lists, or the rows of a list with a
+            column `split`, `subset`, `set`, `partition` or `fold`, whose other values are splits, too. A row without a
+            value belongs to each.
         root: the folder that a list's paths start from, its own if None. A name without its folders or its suffix is
             looked for below it.
         classes: their names in the order of their numbers, as those of the training data for a validation. Where a
@@ -60,7 +63,7 @@ def read_listing(
 
     Raises:
         ValueError: nothing there, no videos, missing ones, labels that are not among the classes, another form; a split
-            that must be named.
+            that must be named, or that a list's column does not have.
 
     Example:
         >>> import tempfile

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...files import read_text
+from .finding import VIDEOS
 
 __all__ = ["SPLITS", "Entry", "read_entries"]
 
@@ -22,7 +23,8 @@ PATHS = (
     *("video_id", "clip", "id", "name"),
 )
 LABELS = ("template", "label", "class", "class_id", "label_id", "class_name", "category", "action", "target")
-SUBSETS = ("split", "subset")
+SUBSETS = ("split", "subset", "set", "partition", "fold")
+FILM = rf"\.({'|'.join(suffix[1:] for suffix in VIDEOS)})"
 
 
 class _Malformed(Exception):
@@ -46,11 +48,17 @@ def read_entries(path: Path, split: str | None = None) -> list[Entry]:
     try:
         rows = list(_json_rows(json.loads(text)) if path.suffix.lower() == ".json" else _text_rows(text))
         entries = [_entry(row) for row in rows if _belongs(row, split)]
+        subsets = sorted({subset for row in rows if (subset := _subset(row))})
     except (_Malformed, ValueError, TypeError, KeyError, csv.Error) as error:
         raise ValueError(
             f"expected a list of videos and labels (path,label), got {str(path)!r} ({error}): write it as CSV, TSV "
             "or JSON"
         ) from error
+    if not entries and subsets:
+        raise ValueError(
+            f"expected a split that {str(path)!r} has, {', '.join(map(repr, subsets[:5]))}, got {split!r}: pass split "
+            "(--split), or drop that column"
+        )
     if not entries:
         raise ValueError(
             f"expected videos{f' of the split {split!r}' if split else ''} in {str(path)!r}, got none: check the file"
@@ -74,16 +82,35 @@ def _text_rows(text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _columns(lines: list[str]) -> list[list[str]]:
-    """Lines split where all of them can be: at tabs, at semicolons, before a number at the end, at commas."""
+    """Lines split where all of them can be: at tabs, semicolons, behind a video or before a number, at commas."""
     for mark in "\t;":
         if all(mark in line for line in lines):
             return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    words = lines[0].split() if lines else []
+    if len(words) > 1 and "," not in lines[0] and _header(words):
+        rows = _columns(lines[1:])
+        return [words, *rows] if all(len(row) == len(words) for row in rows) else [[line] for line in lines]
+    if _are_cells(lines):
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
     if all(re.search(r"[^,\s]\s+[0-9]+\s*$", line) for line in lines):
         framed = all(re.search(r"\s[0-9]+\s+[0-9]+\s*$", line) for line in lines)
         return [line.strip().rsplit(None, 2 if framed else 1) for line in lines]
+    named = [re.match(rf"(.*?{FILM})\s+([^\s,].*)$", line.strip(), re.IGNORECASE) for line in lines]
+    if named and all(named):
+        return [[match[1], match[3]] for match in named if match]
     if any("," in line for line in lines):
         return [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
     return [[line.strip()] for line in lines]
+
+
+def _are_cells(lines: list[str]) -> bool:
+    """Whether a comma stands behind every video, which tells `a.mp4,class 1` from `a, b.mp4 1`."""
+    rows = list(csv.reader(lines, skipinitialspace=True))
+    return all(len(row) > 1 and re.search(rf"{FILM}\s*$", row[0], re.IGNORECASE) for row in rows) or (
+        all(len(row) == 2 for row in rows)
+        and not any(re.search(rf"{FILM}(\s+[0-9]+)+\s*$", line, re.IGNORECASE) for line in lines)
+        and not all(re.search(r"\s[0-9]+\s+[0-9]+\s*$", line) for line in lines)
+    )
 
 
 def _header(row: Sequence[str]) -> list[str] | None:
@@ -137,7 +164,13 @@ def _entry(row: Mapping[str, Any]) -> Entry:
 
 
 def _belongs(row: Mapping[str, Any], split: str | None) -> bool:
-    subset = next((row[key] for key in SUBSETS if row.get(key)), None)
+    subset = _subset(row)
     if split is None or subset is None:
         return True
-    return str(subset).lower() in SPLITS.get(split, (split,))
+    return subset in SPLITS.get(split, (split.lower(),))
+
+
+def _subset(row: Mapping[str, Any]) -> str | None:
+    """The split that a row names; one that names none belongs to each."""
+    found = next((row[key] for key in SUBSETS if row.get(key) not in (None, "")), None)
+    return None if found is None else str(found).strip().lower()
