@@ -305,6 +305,26 @@ def test_settings_that_do_not_fit_are_refused_by_the_loop(settings, words):
         fit(frozen(), clips(), settings=Settings(**settings), num_classes=3, device=CPU)
 
 
+@pytest.mark.parametrize("milestones", [(2, 4), (4, 2), (1,), (2, 2)])
+def test_milestones_are_those_of_torch(milestones):
+    rates = []
+    for ours in (True, False):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        settings = Settings(epochs=6, lr=1.0, sched="multistep", milestones=milestones, warmup_epochs=0)
+        scheduler = make_scheduler(optimizer, settings, 3) if ours else None
+        theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        seen = []
+        for step in range(1, 19):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step_update(step)
+            elif step % 3 == 0:
+                theirs.step()
+        rates.append(seen)
+    assert rates[0] == pytest.approx(rates[1])
+
+
 def test_the_recipes_are_the_authors_values():
     assert set(training.RECIPES) == {"causal", "hmdb51", "jester", "kinetics", "ssv1", "ssv2", "ucf101"}
     recipes = {name: read_recipe(name) for name in training.RECIPES}

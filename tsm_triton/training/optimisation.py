@@ -64,6 +64,7 @@ def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: in
     warmup = min(settings.warmup_epochs, settings.epochs - 1)
     if settings.sched == "constant" and not warmup:
         return None
+    scheduler: Any
     scheduler, _ = create_scheduler_v2(
         optimizer,
         # a constant rate after its warm-up is a step that never comes
@@ -75,6 +76,10 @@ def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: in
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )
+    if (
+        settings.sched == "multistep"
+    ):  # timm's milestone m holds from m - 1 on, a whole epoch where it counts those
+        scheduler.decay_t = [epoch * steps_per_epoch + 1 for epoch in sorted(settings.milestones)]
     return scheduler
 
 
