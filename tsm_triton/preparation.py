@@ -15,7 +15,15 @@ from torch import nn
 from .integrations.origin import fits_default_size, image_size, lookalikes
 from .torch_private import COMPILED
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preparation", "module_of", "preparation_of", "set_preparation"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Preparation",
+    "module_of",
+    "preparation_of",
+    "sampling_of",
+    "set_preparation",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,7 +83,12 @@ def preparation_of(
     return Preparation(short_side=short_side or given["size"] * 256 // 224, **given)
 
 
-def set_preparation(model: nn.Module, preparation: Preparation) -> None:
+def sampling_of(model: nn.Module) -> str | None:
+    """The frames that a model says it was trained with, as `sample_frames` names them."""
+    return (_config(model) or {}).get("sampling")
+
+
+def set_preparation(model: nn.Module, preparation: Preparation, sampling: str | None = None) -> None:
     """Let a model say how its frames are prepared, as `save_checkpoint` writes it and `transform_for` reads it."""
     config = dict(_config(model) or {})
     config |= {
@@ -83,6 +96,7 @@ def set_preparation(model: nn.Module, preparation: Preparation) -> None:
         "short_side": preparation.short_side,
         "mean": tuple(preparation.mean),
         "std": tuple(preparation.std),
+        **({} if sampling is None else {"sampling": sampling}),
     }
     model.pretrained_cfg = config  # pyright: ignore[reportArgumentType]
 

@@ -9,7 +9,8 @@ A dictionary of plain values, the same in a `.safetensors` file and in one of `t
     patch        num_segments, shift_div, direction, fold_order, place, and sites as `ShiftSite.to_dict` gives them,
                  each with its num_segments; None of an unshifted network
     model        class; library, name and options of the call that builds it, or why_not
-    frames       size, short_side, mean, std, and interpolation and crop_pct where timm says them; None if unknown
+    frames       size, short_side, mean, std, interpolation and crop_pct where timm says them, and the sampling that
+                 clips were trained with where a training says it; None if unknown
     labels       a name a class, or None
 """
 
@@ -39,8 +40,8 @@ __all__ = ["Checkpoint", "built", "labels_of", "load_into", "read_checkpoint", "
 
 FORMAT, VERSION = "tsm_triton", 1
 MAX_SIZE = 4096  # of a picture's side
-# what a timm model says of its frames beyond `Preparation`
-BESIDES = ("interpolation", "crop_pct")
+# what a timm model, or a training, says of its frames beyond `Preparation`
+BESIDES = ("interpolation", "crop_pct", "sampling")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Checkpoint:
         origin: how to build the model, or None.
         why_not: why it cannot be built.
         preparation: of frames.
-        besides: interpolation and crop_pct, where they were said.
+        besides: interpolation, crop_pct and sampling, where they were said.
         labels: of the classes.
     """
 

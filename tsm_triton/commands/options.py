@@ -58,8 +58,7 @@ def add_prediction_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--sampling",
         choices=["uniform", "dense", "twice", "authors"],
-        default="uniform",
-        help="which frames (default: %(default)s)",
+        help="which frames (default: as the checkpoint was trained, else uniform)",
     )
     add(
         "--clips",

@@ -3,25 +3,28 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..exporting.loading import ExportedClips
-from ..preparation import preparation_of
+from ..preparation import preparation_of, sampling_of
 from ..progress import Bar
 from ..training.machine import default_workers, placed
 from ..training.order import EvalBatches, loader
 from ..video.classifier import VideoClassifier
 from ..video.datasets import Listing, Sample, VideoDataset, collate
 from ..video.datasets.reading import readable
+from ..video.sampling import Strategy
 from ..video.transforms import transform_for
 from .common import pick_device
 from .interrupt import Interrupt
 from .models import Trained
 
 __all__ = ["Predictor", "likeliest"]
+
+TINY = torch.finfo(torch.float32).tiny  # a probability that is too small for a logarithm
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,10 @@ class Predictor:
             classifier.to(device)
             if device.type == "cuda":
                 classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        own = sampling_of(trained.model)
         options = dict(
             transform=transform_for(trained.model, views=args.views),
-            sampling=args.sampling,
+            sampling=args.sampling or (own if own in get_args(Strategy) else "uniform"),
             clips=args.clips,
             size=preparation_of(trained.model).short_side,  # as in training: the same numbers
             on_error=args.on_error,
@@ -84,31 +88,40 @@ class Predictor:
         numbered = tuple(Sample(sample.path, number) for number, sample in enumerate(samples))
         return VideoDataset(Listing(numbered), self.num_segments, **self.options)
 
-    @torch.inference_mode()
     def probabilities(self, clips: Tensor) -> Tensor:
         """Clips `[N, V, T, 3, H, W]` -> probabilities `[N, num_classes]`, on the CPU.
 
         Raises:
             ValueError: they are no numbers.
         """
+        return self.log_probabilities(clips).exp()
+
+    @torch.inference_mode()
+    def log_probabilities(self, clips: Tensor) -> Tensor:
+        """Their logarithms, which of averaged logits have no smallest one.
+
+        Raises:
+            ValueError: they are no numbers.
+        """
         scores = self.classifier(placed(clips, self.device)).float()
-        scores = (scores if self.averaged == "probabilities" else scores.softmax(-1)).cpu()
-        if not scores.isfinite().all():
+        averaged = self.averaged == "probabilities"
+        logs = (scores.clamp_min(TINY).log() if averaged else scores.log_softmax(-1)).cpu()
+        if logs.isnan().any():
             raise ValueError(
-                f"expected finite scores, got {scores.min().item()}: train the model again, its weights or activations "
-                "are no numbers"
+                f"expected finite scores, got {scores.flatten()[0].item()}: train the model again, its weights or "
+                "activations are no numbers"
             )
-        return scores
+        return logs
 
     def predictions(
         self, samples: Sequence[Sample], title: str, interrupt: Interrupt
     ) -> Iterator[tuple[int, Tensor]]:
-        """The number of each video that can be read, and its probabilities `[num_classes]`, until it is interrupted."""
+        """The number of each video that can be read, and its log-probabilities `[num_classes]`, until interrupted."""
         batches = EvalBatches(len(samples), self.batch_size)
         with Bar(len(samples), title, "video") as bar:
             bar.say(f"{title} {len(samples)} videos")
             for clips, numbers in readable(loader(self.dataset(samples), batches, self.workers, collate)):
-                yield from zip(numbers.tolist(), self.probabilities(clips), strict=True)
+                yield from zip(numbers.tolist(), self.log_probabilities(clips), strict=True)
                 bar.update(count=len(numbers))
                 if interrupt.asked:
                     return

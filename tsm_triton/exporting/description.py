@@ -12,7 +12,7 @@ from torch import nn
 from ..checkpoints.native import labels_of
 from ..fusion.fuse import FusedModel
 from ..patching.hooks import is_patched, shift_hooks
-from ..preparation import preparation_of
+from ..preparation import preparation_of, sampling_of
 from ..streaming.step import StreamStep
 from ..streaming.stream import Streaming
 from ..version import __version__
@@ -49,7 +49,8 @@ def described(
         `inputs`, name -> shape, a name or a multiple of one where a size is free; `dtypes` of these, and the `device`
         they are taken on, `"cpu"` in ONNX; `outputs`, names; `num_segments` of a clip, where its length is free those
         that the model was made for, None in a stream; `direction`; `labels`, or None; `size`, `short_side`, `mean` and
-        `std` of frames, None where the model does not say them; `needs`, what is imported before torch reads the file;
+        `std` of frames and their `sampling`, None where the model does not say them; `needs`, what is imported before
+        torch reads the file;
         `int8`, whether it computes in it; `versions`.
     """
     first, *_ = interface.inputs.values()
@@ -69,6 +70,7 @@ def described(
         "direction": _direction(inner),
         "labels": None if labels is None else list(labels),
         **frames,
+        "sampling": sampling_of(inner),
         "needs": needs,
         "int8": int8,
         "versions": {"tsm_triton": __version__, "torch": torch.__version__},

@@ -55,7 +55,8 @@ class _Exported(nn.Module):
         self.runtime, self.said = runtime, runtime.said
         self.dtypes = [getattr(torch, runtime.said["dtypes"][name]) for name in runtime.said["inputs"]]
         if all(self.said[key] is not None for key in FRAMES):
-            set_preparation(self, Preparation(**{key: self.said[key] for key in FRAMES}))  # pyright: ignore[reportArgumentType]
+            preparation: Any = {key: self.said[key] for key in FRAMES}
+            set_preparation(self, Preparation(**preparation), self.said.get("sampling"))
 
     def on(self, device: str | torch.device | None) -> Any:
         """The same on a device; None for where it is."""

@@ -178,9 +178,10 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
     with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
         prepared = preparation_of(model, size=input_size[-1])
         fused.pretrained_cfg = {"input_size": input_size, "mean": prepared.mean, "std": prepared.std}
-    labels = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    if labels is not None:
-        fused.pretrained_cfg["label_names"] = labels
+    said = getattr(model, "pretrained_cfg", None) or {}
+    fused.pretrained_cfg |= {
+        key: said[key] for key in ("label_names", "sampling") if said.get(key) is not None
+    }
     return fused
 
 

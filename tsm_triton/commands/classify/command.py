@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             results = classify_on_cluster(args, samples, labels, predictor)
         else:
             predictions = predictor.predictions(samples, "Classifying", interrupt)
-            results = ((samples[n].path, likeliest(scores, labels, args.top)) for n, scores in predictions)
+            results = ((samples[n].path, likeliest(logs.exp(), labels, args.top)) for n, logs in predictions)
         for path, top in results:
             if args.pictures:
                 picture = args.pictures / _picture_name(len(found), path)

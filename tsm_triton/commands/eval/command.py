@@ -21,7 +21,6 @@ from ..tables import as_text, save_csv, save_parquet
 __all__ = ["run"]
 
 SHOWN = 20  # classes in what is printed
-TINY = torch.finfo(torch.float32).tiny  # a probability that is too small for a logarithm
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
 
     scores, rows = Scores(num_classes, "cpu", confusion=True), []
     with stop_on_signal() as interrupt:
-        for index, probabilities in predictor.predictions(listing.samples, "Testing", interrupt):
+        for index, logs in predictor.predictions(listing.samples, "Testing", interrupt):
             sample = listing.samples[index]
             assert sample.label is not None
-            scores.update(probabilities[None].clamp_min(TINY).log(), torch.tensor([sample.label]))
-            (first, share), *_ = top = likeliest(probabilities, labels, 5)
+            scores.update(logs[None], torch.tensor([sample.label]))
+            (first, share), *_ = top = likeliest(logs.exp(), labels, 5)
             rows.append(
                 {
                     "video": sample.path,

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     said = preparation_of(model)
     size = options["size"] or said.size
     short_side = said.short_side * size // said.size
-    set_preparation(model, Preparation(size, short_side, said.mean, said.std))
+    set_preparation(model, Preparation(size, short_side, said.mean, said.std), options["sampling"])
     check_runs(model, options["model"], options["num_segments"], size)
     train_data, val_data = _datasets(args, options, settings, model, listing, val)
     make_folder(args.out)
