@@ -126,7 +126,9 @@ def _samples(videos: Sequence[str], root: Path | None, on_error: Missing) -> tup
         else:
             raise ValueError(f"expected videos, got {video!r}, which is not there: check the path")
     if not samples:
-        raise ValueError(f"expected videos, got {', '.join(map(repr, missing[:3]))}, which are not there")
+        raise ValueError(
+            f"expected videos, got {', '.join(map(repr, missing[:3]))}, which are not there: check the paths"
+        )
     return samples, missing
 
 
