@@ -129,7 +129,7 @@ def _picture_name(number: int, path: str) -> str:
 def _check_files(args: argparse.Namespace) -> None:
     """Raise now for what could not be written in the end, or would replace what is read."""
     taken = {
-        path.absolute()
+        path.resolve()
         for path in (args.checkpoint, args.model and Path(args.model), args.labels, *map(Path, args.videos))
         if isinstance(path, Path)
     }
@@ -138,13 +138,17 @@ def _check_files(args: argparse.Namespace) -> None:
         if path is None:
             continue
         folder = option == "parquet" and args.engine == "ray"
+        if folder:
+            from .cluster import check_folder
+
+            check_folder(path)
         if not path.absolute().parent.is_dir() or (path.is_dir() and not folder):
             raise ValueError(
                 f"expected --{option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
             )
-        if path.absolute() in taken:
+        if path.resolve() in taken:
             raise ValueError(
                 f"expected --{option} to be a file of its own, got {str(path)!r}, which is given for something "
                 "else: pass another one"
             )
-        taken.add(path.absolute())
+        taken.add(path.resolve())
