@@ -66,7 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--split", help="which part of DATA, where it holds several (default: train)")
     add("--root", type=Path, metavar="DIR", help="what the paths of a list start from (default: its folder)")
-    add("--out", type=Path, default=Path("train"), metavar="DIR", help="folder for results (default: train/)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("train"),
+        metavar="DIR",
+        help="new folder for results, outside of the data (default: train/)",
+    )
     add("--resume", action="store_true", help="go on exactly from the state in the folder, if there is one")
     add(
         "--recipe",

@@ -37,6 +37,7 @@ TRAINED_LR = 0.1  # of the default rate, for weights that have learnt already
 def run(args: argparse.Namespace) -> int:
     check_installed("train", "av", "matplotlib", "accelerate", "torchmetrics", "tensorboard")
     from ...training.fitting import Stopped, fit
+    from ...training.folder import check_apart, check_folder
 
     few_threads()
     device = None if args.device is None else pick_device(args.device)
@@ -45,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, options)
     listing = read_data(args.data, args.split, args.root, default_split="train")
     val = _val_listing(args, listing)
+    read = [Path(data) for data in (args.data, args.val) if data is not None]
+    check_apart(args.out, read, (video.path for part in (listing, val) if part for video in part.samples))
+    check_folder(args.out, args.resume)
     torch.manual_seed(settings.seed)
     model = create_model(
         options["model"],
