@@ -131,6 +131,40 @@ def test_unshifted_weights_are_taken_and_it_is_said(kind, videos, tmp_path, caps
     assert "pass the --model that they are of" in capsys.readouterr().err or kind == "ours"
 
 
+@pytest.mark.parametrize("more", [["--recipe", "ucf101"], ["--recipe", "hmdb51", "--freeze-bn", "none"]])
+def test_fine_tuning_without_weights_is_refused(more, videos, tmp_path, capsys):
+    fixed = ["--out", str(tmp_path / "out"), "--device", "cpu", "--model", "test_resnet"]
+    assert main(["train", str(videos), *fixed, *more]) == 2
+    error = capsys.readouterr().err
+    assert "expected weights to start from" in error
+    assert "pass --weights FILE" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_batch_norms_that_are_frozen_from_scratch_are_told_of(videos, tmp_path, capsys):
+    fixed = [
+        "--device",
+        "cpu",
+        "--model",
+        "test_resnet",
+        "--size",
+        "32",
+        "--num-segments",
+        "2",
+        "--workers",
+        "0",
+    ]
+    assert main(["train", str(videos), "--out", str(tmp_path / "out"), *fixed, *STILL]) == 0
+    assert "tsm-triton: warning: --freeze-bn all keeps batch-norms as they were" in capsys.readouterr().err
+
+
+def test_fine_tuning_starts_from_weights(videos, tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=9).state_dict(), tmp_path / "weights.pt")
+    arguments = command(videos, tmp_path / "out", tmp_path / "weights.pt", "--recipe", "ucf101")
+    arguments += ["--model", "test_resnet", "--num-segments", "2", "--no-flip"]
+    assert main(arguments) == 0
+
+
 def test_published_weights_are_classified_with_behind_an_address_too(videos, tmp_path, monkeypatch, capsys):
     authors(tmp_path / "weights_segment2.pth", classes=4)
     data = (tmp_path / "weights_segment2.pth").read_bytes()

@@ -14,7 +14,7 @@ from ...backbones import create_model
 from ...extras import check_installed
 from ...preparation import Preparation, preparation_of, set_preparation
 from ...training.machine import default_precision, default_workers
-from ...training.recipes import read_recipe
+from ...training.recipes import FINE_TUNING, read_recipe
 from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset, collate
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     check_runs(model, options["model"], options["num_segments"], size)
     train_data, val_data = _datasets(args, options, settings, model, listing, val)
     make_folder(args.out)
-    if int(os.environ.get("RANK", "0")) == 0:  # accelerate, which knows it too, is set up by the loop
+    if _is_first():
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
 
     with stop_on_signal() as interrupt:
@@ -116,12 +116,38 @@ def _options(args: argparse.Namespace, start: Start | None) -> dict[str, Any]:
         )
     given = {name: value for name, value in vars(args).items() if name in known and value is not None}
     if start is None:
-        return {**MODEL_DEFAULTS, **recipe, **given}
+        options = {**MODEL_DEFAULTS, **recipe, **given}
+        _check_scratch(args.recipe, options)
+        return options
     if args.pretrained:
         raise ValueError("expected one of --pretrained and --weights, got both: drop one")
     options = {**MODEL_DEFAULTS, **start.options(), **recipe, **given, "pretrained": False}
     start.check(options)
     return options
+
+
+def _check_scratch(recipe: str | None, options: dict[str, Any]) -> None:
+    """Raise for a recipe that makes sense from weights alone, and say what else does."""
+    if options["pretrained"]:
+        return
+    if recipe in FINE_TUNING:
+        raise ValueError(
+            f"expected weights to start from with --recipe {recipe}, which fine-tunes, got none: pass --weights FILE, "
+            "of Kinetics for instance, --pretrained for those of images, or choose another recipe"
+        )
+    frozen = options.get("freeze_bn", Settings.freeze_bn)
+    if frozen != "none" and _is_first():
+        print(
+            f"tsm-triton: warning: --freeze-bn {frozen} keeps batch-norms as they were made, for no weights were "
+            "given: pass --weights FILE or --pretrained, or --freeze-bn none",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks: accelerate, which knows it too, is set up by the loop."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
