@@ -10,7 +10,9 @@ from ...training.recipes import RECIPES
 from ...training.settings import FREEZE_BN, GROUPS, PRECISIONS, Settings
 from ..options import weights_at, within
 
-__all__ = ["MODEL_DEFAULTS", "add_arguments"]
+__all__ = ["MODEL_DEFAULTS", "SAMPLINGS", "add_arguments"]
+
+SAMPLINGS = ("uniform", "dense")
 
 # what a recipe may say beside the settings of the loop
 MODEL_DEFAULTS: dict[str, Any] = {
@@ -116,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model(
         "--flip-pairs", metavar="PAIRS", help="names or a file: classes that exchange when a clip is mirrored"
     )
-    model("--sampling", choices=["uniform", "dense"], help="which frames (default: uniform)")
+    model("--sampling", choices=SAMPLINGS, help="which frames (default: uniform)")
 
     loop = parser.add_argument_group("training", "of a recipe, else the default").add_argument
     for field in fields(Settings):

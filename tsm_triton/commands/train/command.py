@@ -14,7 +14,7 @@ from ...backbones import create_model
 from ...extras import check_installed
 from ...preparation import Preparation, preparation_of, set_preparation
 from ...training.machine import default_precision, default_workers
-from ...training.recipes import FINE_TUNING, read_recipe
+from ...training.recipes import FINE_TUNING
 from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset, collate
@@ -24,6 +24,7 @@ from ..data import holds, read_data
 from ..interrupt import stop_on_signal
 from ..models import check_runs
 from . import MODEL_DEFAULTS
+from .recipe import recipe_options
 from .start import Start, read_start
 
 if TYPE_CHECKING:
@@ -106,14 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace, start: Start | None) -> dict[str, Any]:
     """What the weights say, the recipe instead of them, and the command line instead of both."""
-    recipe = {} if args.recipe is None else read_recipe(args.recipe)
+    recipe = {} if args.recipe is None else recipe_options(args.recipe)
     known = {*MODEL_DEFAULTS, *(field.name for field in fields(Settings))}
-    unknown = sorted(recipe.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"expected a recipe of train's options, got {', '.join(unknown)} in {args.recipe!r}: drop it, or write "
-            "options with underscores"
-        )
     given = {name: value for name, value in vars(args).items() if name in known and value is not None}
     if start is None:
         options = {**MODEL_DEFAULTS, **recipe, **given}
@@ -159,10 +154,7 @@ def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
         values.setdefault("lr", Settings.lr * TRAINED_LR)
     values.setdefault("workers", default_workers())
     values.setdefault("precision", "no" if args.device == "cpu" else default_precision())
-    try:
-        return Settings(**values)
-    except TypeError as error:  # of a recipe's value
-        raise ValueError(f"expected other values, got {values} ({error}): check the recipe") from error
+    return Settings(**values)
 
 
 def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
