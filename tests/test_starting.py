@@ -183,6 +183,26 @@ def test_every_recipe_is_one(name):
     assert recipe_options(name) == read_recipe(name)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--flip-pairs", "names"],
+            "expected --flip or --flip-pairs, got both, --flip-pairs names: pass --no-flip",
+        ),
+        ([], "pass --no-flip, and --flip-pairs names"),
+        (["--flip-pairs", "names", "--no-flip"], None),
+    ],
+)
+def test_a_recipe_that_mirrors_says_how_labels_are_exchanged(more, words, videos, tmp_path, capsys):
+    torch.save(timm.create_model("test_resnet", num_classes=9).state_dict(), tmp_path / "weights.pt")
+    arguments = command(videos, tmp_path / "out", tmp_path / "weights.pt", "--recipe", "ucf101", *more)
+    status = main([*arguments, "--model", "test_resnet", "--num-segments", "2"])
+    assert status == (2 if words else 0)
+    assert words is None or words in capsys.readouterr().err
+    assert words is None or not (tmp_path / "out").exists()
+
+
 def test_batch_norms_that_are_frozen_from_scratch_are_told_of(videos, tmp_path, capsys):
     fixed = [
         "--device",

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...extras import check_installed
 from ...video.datasets import Sample, read_listing
+from ...video.datasets.folders import split_folders
 from ..common import few_threads, make_folder, printable, read_labels
 from ..interrupt import stop_on_signal
 from ..models import Said, load_trained_model
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "ray" and args.parquet is None:
         args.parquet = Path("classes.parquet")
     _check_files(args)
-    samples = _samples(args.videos, args.root)
+    samples = _samples(args.videos, args.root, args.split)
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     labels = labels_of(args, trained.labels, predictor.num_classes)
@@ -108,12 +109,18 @@ def _shown(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
     }
 
 
-def _samples(videos: Sequence[str], root: Path | None) -> list[Sample]:
+def _samples(videos: Sequence[str], root: Path | None, split: str | None) -> list[Sample]:
     """The videos of the arguments, in their order: files, and what folders and lists hold."""
     samples: list[Sample] = []
     for video in videos:
         if os.path.isdir(video) or video.lower().endswith(LISTS):
-            samples += [Sample(sample.path) for sample in read_listing(video, root=root).samples]
+            if split is None and os.path.isdir(video) and (splits := split_folders(video)):
+                raise ValueError(
+                    f"expected a part of {video!r}, which holds several, got none: pass "
+                    f"{' or '.join(f'--split {name}' for name in splits)}, or one of its folders"
+                )
+            listing = read_listing(video, split=split, root=root)
+            samples += [Sample(sample.path) for sample in listing.samples]
         elif os.path.exists(video):
             samples.append(Sample(video))
         else:

@@ -18,6 +18,7 @@ from ...training.recipes import FINE_TUNING
 from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset, collate
+from ...video.datasets.flips import named_pairs
 from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
 from ..data import holds, read_data
@@ -179,6 +180,7 @@ def _datasets(
         seed=settings.seed,
         size=preparation_of(model).short_side,
     )
+    _check_flips(options, listing)
     train_data = VideoDataset(
         listing,
         options["num_segments"],
@@ -190,6 +192,23 @@ def _datasets(
     if val is None:
         return train_data, None
     return train_data, VideoDataset(val, options["num_segments"], transform=transform_for(model), **shared)
+
+
+def _check_flips(options: dict[str, Any], listing: Listing) -> None:
+    """Raise in the words of the options for clips that are mirrored under a label which is then wrong."""
+    if not options["flip"]:
+        return
+    if options["flip_pairs"] is not None:
+        raise ValueError(
+            f"expected --flip or --flip-pairs, got both, --flip-pairs {options['flip_pairs']}: pass --no-flip to "
+            "mirror clips with their labels exchanged, or leave --flip-pairs out"
+        )
+    if pairs := named_pairs(listing.classes):
+        raise ValueError(
+            f"expected clips that are not mirrored under their own label (RandomHorizontalFlip), got flip with classes "
+            f"as {listing.classes[pairs[0][0]]!r} and {listing.classes[pairs[0][1]]!r}: pass --no-flip, and "
+            "--flip-pairs names to mirror them with their labels exchanged"
+        )
 
 
 def _fingerprint(listing: Listing) -> str:
