@@ -111,6 +111,7 @@ def test_a_folder_with_a_training_is_neither_overwritten_nor_gone_on_with_otherw
     before = (tmp_path / "best.pt").read_bytes()
     for more, said in (
         ([], "a folder without a training"),
+        ([], "pass --resume to go on with it"),
         (["--resume", "--lr", "0.1"], "lr 0.1 for 0.005"),
         (["--resume", "--epochs", "2"], "epochs 2 for 1"),
         (["--resume", "--num-segments", "4"], "--num-segments 4 for 2"),

@@ -79,7 +79,7 @@ def test_a_training_that_goes_on_removes_its_own_files_alone(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
     (tmp_path / ".last.pt.123.tmp").write_text("half")
-    with pytest.raises(ValueError, match="a folder without a training, got .*pass --resume"):
+    with pytest.raises(ValueError, match="a folder without a training, got .*pass resume=True"):
         train(tmp_path)
     events = {path.name for path in (tmp_path / "tensorboard").glob("events*")}
     train(tmp_path, resume=True)

@@ -22,7 +22,7 @@ def check_folder(out: Path, resume: bool) -> Path | None:
     state = latest_state(out / "state")
     if state is not None and not resume:
         raise ValueError(
-            f"expected a folder without a training, got {str(out)!r}: pass --resume (resume=True) to go on with "
+            f"expected a folder without a training, got {str(out)!r}: pass resume=True to go on with "
             "it, or another out"
         )
     if state is None and out.is_dir() and not _begun(out / "state"):
