@@ -67,12 +67,13 @@ def lay_out(folder: Path, package: Path = ROOT / "tsm_triton") -> str:
     Raises:
         ValueError: the folder holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "torch-ext").is_dir():
-        raise ValueError(
-            f"expected a new folder, or one with torch-ext/ in it, got {folder}. Choose another."
-        )
     general = tomllib.loads((HERE / "build.toml").read_text("utf-8"))["general"]
     name = general["name"].replace("-", "_")
+    if (other := _other(folder, name)) is not None:
+        raise ValueError(
+            f"expected a new folder, or one that holds this kernel alone, which is replaced, got {folder} with "
+            f"{other}. Choose another."
+        )
     files = {path.relative_to(package).as_posix(): path.read_bytes() for path in sources(package)}
     names = sorted(exported(package / API))
     files["__init__.py"] = ENTRY.format(
@@ -80,7 +81,8 @@ def lay_out(folder: Path, package: Path = ROOT / "tsm_triton") -> str:
     ).encode()
     content = hashlib.sha256(b"".join(b"%s\0%s\0" % (path.encode(), files[path]) for path in sorted(files)))
     identity = content.hexdigest()[:10]
-    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("torch-ext", "build"):
+        shutil.rmtree(folder / part, ignore_errors=True)
     write(folder / "torch-ext" / name, files)
     for file in ("build.toml", "CARD.md"):
         shutil.copyfile(HERE / file, folder / file)
@@ -100,6 +102,17 @@ def lay_out(folder: Path, package: Path = ROOT / "tsm_triton") -> str:
         built["metadata.json"] = json.dumps(told, indent=2).encode()
         write(folder / "build" / variant, built)
     return identity
+
+
+def _other(folder: Path, name: str) -> str | None:
+    """What a folder holds beside a kernel that was laid out so, if anything."""
+    if folder.exists() and not folder.is_dir():
+        return "a file of its name"
+    held = {path.relative_to(folder).as_posix() for depth in ("*", "*/*") for path in folder.glob(depth)}
+    variants = {path for path in held if path.startswith("build/torch-")}
+    own = {"torch-ext", f"torch-ext/{name}", "build", *variants, "build.toml", "CARD.md"}
+    begun = f"torch-ext/{name}" in held or not held & {"build", "build.toml", "CARD.md"}
+    return next(iter(sorted(held - own if begun else held)), None)
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:

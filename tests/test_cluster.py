@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 import psutil
+import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
@@ -108,6 +109,9 @@ def test_a_cluster_leaves_out_or_refuses_what_cannot_be_read(options, tmp_path, 
     assert "expected videos that can be read, got none" in capsys.readouterr().err
     # the results of before stay, and nothing beside them
     assert parquet.read_table(tmp_path / "a.parquet").num_rows == 3
+    # until there are new ones
+    assert main(["classify", str(next(videos.rglob("*.mp4"))), *options, *table]) == 0
+    assert parquet.read_table(tmp_path / "a.parquet").num_rows == 1
     assert {path.name for path in tmp_path.iterdir()} == {"videos", "damaged.mp4", "a.parquet"}
 
 
@@ -119,7 +123,8 @@ def test_a_signal_ends_a_cluster_with_the_files_of_before(number, options, tmp_p
     videos = write_motions(tmp_path / "videos", 24)
     before = tmp_path / "a.parquet"
     before.mkdir()
-    (before / "kept.parquet").write_bytes(b"of before")
+    rows = [{"number": 0, "video": "a.mp4", "label_1": "a", "probability_1": 1.0}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), before / "kept.parquet")
     asked = threading.Event()
 
     def ask():  # as soon as something is predicted or written
@@ -144,6 +149,51 @@ def test_a_signal_ends_a_cluster_with_the_files_of_before(number, options, tmp_p
     assert status == 128 + number
     assert [path.name for path in before.iterdir()] == ["kept.parquet"]
     assert {path.name for path in tmp_path.iterdir()} == {"videos", "a.parquet"}
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """A cluster that must not be started."""
+    ray = pytest.importorskip("ray")
+
+    def started(*_, **__):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", started)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("held", ["notes.txt", "other.parquet", "own.parquet", "folder", "link", "file"])
+def test_a_folder_of_other_things_is_refused_before_a_cluster_starts(held, options, tmp_path, capsys):
+    videos, out = write_motions(tmp_path / "videos", 1), tmp_path / "results"
+    if held == "file":
+        out.write_text("mine")
+    else:
+        (out / "folder").mkdir(parents=True)
+        if held != "folder":
+            (out / "folder").rmdir()
+            (out / held).write_text("mine")
+    if held == "own.parquet":  # a table, but of something else
+        parquet.write_table(pyarrow.Table.from_pylist([{"video": "a.mp4", "label": "a"}]), out / held)
+    if held == "link":
+        (out / held).rename(tmp_path / "linked")
+        (out / held).symlink_to(tmp_path / "linked")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert main(["classify", str(videos), *options, "--engine", "ray", "--parquet", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "expected --parquet to be a new folder" in said
+    assert "pass another path" in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("path", [".", "..", "../here", ""])
+def test_the_current_folder_is_not_replaced(path, options, tmp_path, monkeypatch, capsys):
+    videos = write_motions(tmp_path / "videos", 1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["classify", str(videos), *options, "--engine", "ray", "--parquet", path]) == 2
+    assert "the current folder or one around it" in capsys.readouterr().err.splitlines()[-1]
 
 
 def workers() -> list[list[str]]:

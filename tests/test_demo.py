@@ -11,6 +11,7 @@ from tsm_triton.cli import main
 from tsm_triton.commands.demo import command as demo
 from tsm_triton.commands.demo import motion_clips
 from tsm_triton.commands.demo.motion_clips import CLASSES, REVERSED, render, sample_textures, write_clip
+from tsm_triton.commands.demo.report import check_folder
 from tsm_triton.video.decoding import probe, read_clip
 
 ALL = torch.arange(len(CLASSES))
@@ -138,6 +139,7 @@ def test_the_demo_runs_from_clips_to_picture(tmp_path, capsys):
     for line in ("Writing 40 clips", "Reading 40 clips", "Training TSM, epoch 2 of 2: loss "):
         assert line in said
     assert "Verdict: NOT as expected" in printed
+    check_folder(out)  # a second demo may go there
     assert "TSN" in printed
     assert "TSM" in printed
 
@@ -196,3 +198,17 @@ def test_bad_arguments_fail_before_any_clip_is_written(argv, tmp_path, capsys):
     assert main(["demo", *argv, "--out", str(tmp_path / "demo")]) == 2
     assert "tsm-triton: error: expected" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    "held", ["causal.pt", "results.json", "demo.png", "clips/train.txt", "clips/train/a.mp4"]
+)
+def test_a_folder_with_files_of_others_is_refused(held, tmp_path, capsys):
+    (tmp_path / held).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / held).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["demo", "--clips", "40", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "expected --out to be a new folder, or a demo's" in error
+    assert held in error
+    assert sorted(tmp_path.rglob("*")) == before

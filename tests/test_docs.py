@@ -39,7 +39,7 @@ def test_every_op_has_its_equation():
 
 def test_every_kernel_is_named_beside_an_op():
     files = {path.name for path in (ROOT / "tsm_triton" / "kernels").glob("*.py")}
-    helpers = {"__init__.py", "activations.py", "device.py", "layout.py", "triton_private.py"}
+    helpers = {"__init__.py", "activations.py", "device.py", "launch.py", "layout.py", "triton_private.py"}
     assert set(re.findall(r"`(\w+\.py)`", KERNELS)) & files == files - helpers
 
 

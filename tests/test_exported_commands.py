@@ -290,3 +290,18 @@ def test_a_compiled_package_classifies(at, capsys, tmp_path):
     expected = json.loads((tmp_path / "out.json").read_text())
     run(capsys, *videos, "--model", "packed.pt2")
     close(json.loads((tmp_path / "out.json").read_text()), expected)
+
+
+@pytest.mark.parametrize("path", ["{here}/model.pt2", "{here}/linked.pt2", "{here}/none/a.pt2", "{here}"])
+def test_an_export_does_not_replace_its_checkpoint_and_says_at_once_where_it_cannot_write(
+    path, tmp_path, capsys
+):
+    model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=2), 2)
+    tsm_triton.save_checkpoint(model, tmp_path / "model.pt")
+    (tmp_path / "model.pt").rename(tmp_path / "model.pt2")
+    (tmp_path / "linked.pt2").symlink_to(tmp_path / "model.pt2")
+    before = (tmp_path / "model.pt2").read_bytes()
+    argv = ["export", str(tmp_path / "model.pt2"), "--to", "pt2", "--path", path.format(here=tmp_path)]
+    assert main(argv) == 2
+    assert "expected --path to be a file of its own in a folder that exists" in capsys.readouterr().err
+    assert (tmp_path / "model.pt2").read_bytes() == before

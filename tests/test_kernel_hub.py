@@ -181,3 +181,21 @@ def test_an_older_loader_finds_the_same_one_folder_deeper(hub):
         "assert kernel.temporal_shift is not tsm_triton.temporal_shift",
         hub,
     )
+
+
+@pytest.mark.parametrize(
+    "held", ["notes.txt", "torch-ext/mine/a.py", "build/mine/a.so", "build/torch-cpu/a.py"]
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_it_did_not_write_is_not_removed(held, begun, tmp_path):
+    if begun:
+        lay_out(tmp_path)
+        lay_out(tmp_path)
+    if begun and held.startswith("build/torch-cpu"):
+        return  # its own
+    (tmp_path / held).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / held).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="expected a new folder, or one that holds this kernel alone"):
+        lay_out(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -353,3 +353,25 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert main([*argv, "--device", "cpu"]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_split_of_a_folder_is_classified(checkpoint, tmp_path, capsys):
+    for split, count in (("train", 3), ("val", 2)):
+        write_motions(tmp_path / "videos" / split, count)
+    rows = [
+        f"{split}/{path.relative_to(tmp_path / 'videos' / split)},{split}"
+        for split in ("train", "val")
+        for path in sorted((tmp_path / "videos" / split).rglob("*.mp4"))
+    ]
+    (tmp_path / "videos.csv").write_text("\n".join(["path,split", *rows]))
+    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu", "--workers", "0"]
+    table = ["--csv", str(tmp_path / "a.csv")]
+    assert main(["classify", str(tmp_path / "videos"), *fixed, *table]) == 2
+    assert "pass --split train or --split val" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+    for split, count in (("train", 3), ("val", 2)):
+        for data in (["videos"], ["videos.csv", "--root", str(tmp_path / "videos")]):
+            argv = ["classify", str(tmp_path / data[0]), *data[1:], *fixed, *table, "--split", split]
+            assert main(argv) == 0
+            with (tmp_path / "a.csv").open() as file:
+                assert [f"/{split}/" in row["video"] for row in csv.DictReader(file)] == [True] * count

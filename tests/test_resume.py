@@ -103,21 +103,23 @@ def test_a_signal_ends_at_the_next_step_and_resume_goes_on_there(
     assert_same_results(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_folder_with_a_training_is_neither_overwritten_nor_gone_on_with_otherwise(videos, tmp_path, capsys):
+def test_a_folder_with_a_training_is_neither_overwritten_nor_gone_on_with_otherwise(
+    videos, tmp_path, tmp_path_factory, capsys
+):
     out = ["--out", str(tmp_path)]
     assert main([*command(videos, "--epochs", "1"), *out]) == 0
     before = (tmp_path / "best.pt").read_bytes()
     for more, said in (
         ([], "a folder without a training"),
+        ([], "pass --resume to go on with it"),
         (["--resume", "--lr", "0.1"], "lr 0.1 for 0.005"),
         (["--resume", "--epochs", "2"], "epochs 2 for 1"),
         (["--resume", "--num-segments", "4"], "--num-segments 4 for 2"),
     ):
         assert main([*command(videos, "--epochs", "1"), *out, *more]) == 2
         assert said in capsys.readouterr().err
-    (tmp_path / "other").mkdir()
-    write_motions(tmp_path / "other", 8, size=24, frames=2)
-    other = [str(tmp_path / "other") if word == str(videos / "train") else word for word in command(videos)]
+    folder = write_motions(tmp_path_factory.mktemp("other"), 8, size=24, frames=2)
+    other = [str(folder) if word == str(videos / "train") else word for word in command(videos)]
     assert main([*other, "--epochs", "1", *out, "--resume"]) == 2
     assert "data" in capsys.readouterr().err
     assert (tmp_path / "best.pt").read_bytes() == before

@@ -8,7 +8,9 @@ import tsm_triton
 from tsm_triton.checkpoints import read_checkpoint
 from tsm_triton.cli import main
 from tsm_triton.commands.demo.motion_clips import CLASSES
+from tsm_triton.commands.train.recipe import recipe_options
 from tsm_triton.preparation import Preparation, set_preparation
+from tsm_triton.training.recipes import RECIPES, read_recipe
 
 from .motion_videos import write_motions
 from .servers import http_server, send
@@ -129,6 +131,100 @@ def test_unshifted_weights_are_taken_and_it_is_said(kind, videos, tmp_path, caps
     (tmp_path / "out").rename(tmp_path / "before")
     assert main([*arguments, "--model", "resnet18"]) == 2
     assert "pass the --model that they are of" in capsys.readouterr().err or kind == "ours"
+
+
+@pytest.mark.parametrize("more", [["--recipe", "ucf101"], ["--recipe", "hmdb51", "--freeze-bn", "none"]])
+def test_fine_tuning_without_weights_is_refused(more, videos, tmp_path, capsys):
+    fixed = ["--out", str(tmp_path / "out"), "--device", "cpu", "--model", "test_resnet"]
+    assert main(["train", str(videos), *fixed, *more]) == 2
+    error = capsys.readouterr().err
+    assert "expected weights to start from" in error
+    assert "pass --weights FILE" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('flip = "false"', "expected flip in {} to be true or false, got 'false'"),
+        ("flip = 0", "to be true or false, got 0"),
+        ('pretrained = "no"', "expected pretrained in {} to be true or false"),
+        ("num_segments = 2.0", "to be a whole number, got 2.0"),
+        ("num_segments = true", "to be a whole number, got True"),
+        ("num_segments = 0", "to be from 1 to 1024, got 0"),
+        ('size = "32"', "expected size in {} to be a whole number"),
+        ("shift_div = 5000", "to be from 1 to 4096"),
+        ('dropout = "0.5"', "expected dropout in {} to be a number"),
+        ("dropout = nan", "to be a finite number"),
+        ("model = 5", "to be a string"),
+        ("flip_pairs = true", "to be a string"),
+        ('direction = "sideways"', "to be one of 'bidirectional', 'causal'"),
+        ('place = ["block"]', "to be a string"),
+        ('sampling = "twice"', "to be one of 'uniform', 'dense'"),
+        ("milestones = 10", "to be a list of whole numbers"),
+        ("milestones = [1.5]", "to be a list of whole numbers"),
+        ('epochs = "3"', "expected epochs in {} to be a whole number"),
+        ("lr = true", "to be a number"),
+        ('compile = "yes"', "to be true or false"),
+        ("[train]\nepochs = 3", "expected a recipe of train's options, got train"),
+    ],
+)
+def test_a_recipe_of_other_values_than_the_options_is_refused(line, words, videos, tmp_path, capsys):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(line)
+    fixed = ["--out", str(tmp_path / "out"), "--device", "cpu", "--recipe", str(recipe)]
+    assert main(["train", str(videos), *fixed]) == 2
+    assert words.format(repr(str(recipe))) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_one(name):
+    assert recipe_options(name) == read_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--flip-pairs", "names"],
+            "expected --flip or --flip-pairs, got both, --flip-pairs names: pass --no-flip",
+        ),
+        ([], "pass --no-flip, and --flip-pairs names"),
+        (["--flip-pairs", "names", "--no-flip"], None),
+    ],
+)
+def test_a_recipe_that_mirrors_says_how_labels_are_exchanged(more, words, videos, tmp_path, capsys):
+    torch.save(timm.create_model("test_resnet", num_classes=9).state_dict(), tmp_path / "weights.pt")
+    arguments = command(videos, tmp_path / "out", tmp_path / "weights.pt", "--recipe", "ucf101", *more)
+    status = main([*arguments, "--model", "test_resnet", "--num-segments", "2"])
+    assert status == (2 if words else 0)
+    assert words is None or words in capsys.readouterr().err
+    assert words is None or not (tmp_path / "out").exists()
+
+
+def test_batch_norms_that_are_frozen_from_scratch_are_told_of(videos, tmp_path, capsys):
+    fixed = [
+        "--device",
+        "cpu",
+        "--model",
+        "test_resnet",
+        "--size",
+        "32",
+        "--num-segments",
+        "2",
+        "--workers",
+        "0",
+    ]
+    assert main(["train", str(videos), "--out", str(tmp_path / "out"), *fixed, *STILL]) == 0
+    assert "tsm-triton: warning: --freeze-bn all keeps batch-norms as they were" in capsys.readouterr().err
+
+
+def test_fine_tuning_starts_from_weights(videos, tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=9).state_dict(), tmp_path / "weights.pt")
+    arguments = command(videos, tmp_path / "out", tmp_path / "weights.pt", "--recipe", "ucf101")
+    arguments += ["--model", "test_resnet", "--num-segments", "2", "--no-flip"]
+    assert main(arguments) == 0
 
 
 def test_published_weights_are_classified_with_behind_an_address_too(videos, tmp_path, monkeypatch, capsys):

@@ -148,6 +148,30 @@ def test_labels_that_are_not_there_or_too_few_are_refused(weights, picture, tmp_
     assert "got 0 in" in refused(picture, weights, "--labels", str(tmp_path / "labels.txt"))
 
 
+@pytest.mark.parametrize("name", ["annotated.mp4", "timeline.png"])
+@pytest.mark.parametrize("given", ["source", "weights", "--labels", "--json", "--csv", "link"])
+def test_results_do_not_replace_what_is_read_or_one_another(name, given, weights, picture, tmp_path, capsys):
+    out = tmp_path / "stream"
+    out.mkdir()
+    source, options = picture, ["--weights", str(weights)]
+    if given == "source":
+        source = out / name
+        source.write_bytes(b"frames")
+    elif given == "weights":
+        (out / name).write_bytes(weights.read_bytes())
+        options = ["--weights", str(out / name)]
+    elif given == "link":
+        (out / name).write_bytes(b"frames")
+        source = tmp_path / "link.png"
+        source.symlink_to(out / name)
+    else:
+        options += [given, str(out / name)]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["stream", str(source), *options, "--out", str(out)]) == 2
+    assert "to be a file of its own" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_a_file_is_no_folder_for_results(weights, picture, capsys):
     argv = ["stream", str(picture), "--weights", str(weights), "--out", str(weights)]
     assert main(argv) == 2

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from .folder import check_folder
 from .loop import Stopped, Trainer
 from .memory import checkpoint_activations
 from .settings import Settings
-from .state import Progress, latest_state, load_state
+from .state import Progress, load_state
 
 __all__ = ["Stopped", "fit"]
 
@@ -60,8 +61,8 @@ def fit(
 
     Raises:
         Stopped: `stop` said so; the state is saved.
-        ValueError: settings that do not fit together or to the data; a folder that holds another training; a loss that
-            is no number.
+        ValueError: settings that do not fit together or to the data; a folder that holds another training, or what is
+            none; a loss that is no number.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.arange(4))
@@ -95,11 +96,7 @@ def _kept(
         yield
         return
     trainer.states = out / "state"
-    state = latest_state(trainer.states)
-    if state is not None and not resume:
-        raise ValueError(
-            f"expected a folder without a training, got {str(out)!r}: pass resume to go on with it, or another out"
-        )
+    state = check_folder(out, resume)
     if state is not None:
         of_this_process = load_state(trainer.accelerator, state)
         trainer.scores.load_state_dict(of_this_process["scores"])
@@ -113,7 +110,7 @@ def _kept(
     if main:
         from .results import Results  # matplotlib and TensorBoard, for trainings that write
 
-        out.mkdir(parents=True, exist_ok=True)
+        trainer.states.mkdir(parents=True, exist_ok=True)  # the first thing: it says whose folder this is
         trainer.results = Results(out, labels, trainer.progress)
     try:
         yield

@@ -1,7 +1,6 @@
 """What a training writes: checkpoints, metrics.csv, TensorBoard's events, curves and the confusion of the best."""
 
 import csv
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..checkpoints import save_checkpoint
 from ..files import replacing
 from .charts import save_confusion, save_curves
+from .folder import left_files
 from .state import Progress
 
 __all__ = ["Results"]
@@ -30,10 +30,11 @@ class Results:
 
     def __init__(self, folder: Path, labels: Sequence[str] | None, progress: Progress) -> None:
         self.folder, self.labels, self.progress = folder, labels, progress
-        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for left in left_files(folder):
             left.unlink(missing_ok=True)
         # written anew: events cannot be taken back, and some may be of an epoch that is not done
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink(missing_ok=True)
         self.events = SummaryWriter(str(folder / "tensorboard"))
         for row in progress.rows:
             self._add_events(row)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import load
 
-__all__ = ["Progress", "latest_state", "load_state", "save_state"]
+__all__ = ["PATTERN", "Progress", "latest_state", "load_state", "save_state"]
 
 PATTERN = re.compile(r"state-(\d{6})")
 
@@ -71,7 +71,7 @@ def save_state(accelerator: Accelerator, folder: Path, of_this_process: dict[str
         os.replace(partial, whole)
         _to_disk(folder)
         for path in folder.glob("state-*"):
-            if path != whole:
+            if path != whole and PATTERN.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
     accelerator.wait_for_everyone()
 

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("videos", nargs="+", metavar="VIDEO", help="files, folders of videos or of frames, or lists of them")
     add("--root", type=Path, metavar="DIR", help="what the paths of a list start from (default: its folder)")
+    add("--split", help="which part of a folder or a list that holds several")
     add("--top", type=within(1, 10000), default=5, metavar="K", help="labels a video (default: %(default)s)")
     add("--labels", type=Path, metavar="FILE", help="a class name a line (default: as the checkpoint says)")
     add("--json", type=Path, metavar="FILE", help="write the predictions as JSON")

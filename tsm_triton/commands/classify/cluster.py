@@ -17,12 +17,13 @@ import torch
 
 from ...progress import say
 from ...video.datasets import Listing, Sample, Unreadable, VideoDataset
+from ..common import printable
 from ..exported import exported_file
 from ..interrupt import exit_on_signal
 from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
 
-__all__ = ["classify_on_cluster"]
+__all__ = ["check_folder", "classify_on_cluster"]
 
 
 class Decoder:
@@ -68,7 +69,8 @@ def classify_on_cluster(
     begun = not ray.is_initialized()
     if begun:
         ray.init(include_dashboard=False, log_to_driver=False)
-    partial = args.parquet.with_name(f".{args.parquet.name}.{os.getpid()}.partial")
+    whole = args.parquet.resolve()
+    partial = whole.with_name(f".{whole.name}.{os.getpid()}.partial")
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if args.device != "cpu" else 0
         rows = [{"number": number, "video": os.path.abspath(s.path)} for number, s in enumerate(samples)]
@@ -87,9 +89,9 @@ def classify_on_cluster(
         )
         # Ctrl-C would be Ray's to handle from here on, and Ray cannot be asked to end behind a block
         with exit_on_signal(), _said_by_workers(RayTaskError):
-            tables.write_parquet(os.path.abspath(partial))
+            tables.write_parquet(str(partial))
         found = _rows(partial)
-        _replace_folder(partial, args.parquet)
+        _replace_folder(partial, whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if begun:
@@ -134,7 +136,45 @@ def _absolute(args: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), "checkpoint": path, "model": model})
 
 
+def check_folder(path: Path) -> None:
+    """Whether results may become this folder.
+
+    Raises:
+        ValueError: it is no folder, the one that is stood in, or it holds what is not of a classification before.
+    """
+    whole = path.resolve()
+    if whole in (here := Path.cwd(), *here.parents):
+        got = "the current folder or one around it"
+    elif whole.exists() and not whole.is_dir():
+        got = "a file"
+    elif whole.is_dir() and (other := next((each for each in whole.iterdir() if not _written(each)), None)):
+        got = f"a folder with {printable(other.name)!r} in it, which is not of a classification with ray"
+    else:
+        return
+    raise ValueError(
+        f"expected --parquet to be a new folder, or one of a classification with ray alone, which is replaced, got "
+        f"{printable(str(path))!r}, {got}: pass another path"
+    )
+
+
+def _written(path: Path) -> bool:
+    """Whether a file is a part of a table of ours."""
+    from pyarrow import ArrowException, parquet
+
+    if path.is_symlink() or not path.is_file() or path.suffix != ".parquet":
+        return False
+    try:
+        names = parquet.read_schema(path).names
+    except (ArrowException, OSError):
+        return False
+    return {"number", "video", "label_1", "probability_1"} <= set(names)
+
+
 def _replace_folder(new: Path, path: Path) -> None:
+    """Of files of ours alone: what came into it since it was checked stays, and so does the folder."""
+    check_folder(path)
     if path.is_dir():
-        shutil.rmtree(path)
+        for part in list(path.iterdir()):
+            part.unlink()
+        path.rmdir()
     os.replace(new, path)

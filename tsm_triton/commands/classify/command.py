@@ -10,7 +10,7 @@ from typing import Any
 
 from ...extras import check_installed
 from ...video.datasets import Sample, read_listing
-from ...video.datasets.listing import Missing
+from ...video.datasets.folders import split_folders
 from ..common import few_threads, labels_for, make_folder, printable
 from ..interrupt import stop_on_signal
 from ..models import Said, load_trained_model
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "ray" and args.parquet is None:
         args.parquet = Path("classes.parquet")
     _check_files(args)
-    samples, missing = _samples(args.videos, args.root, args.on_error)
+    samples, missing = _samples(args)
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     labels = labels_of(args, trained.labels, predictor.num_classes)
@@ -110,17 +110,22 @@ def _shown(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
     }
 
 
-def _samples(videos: Sequence[str], root: Path | None, on_error: Missing) -> tuple[list[Sample], list[str]]:
+def _samples(args: argparse.Namespace) -> tuple[list[Sample], list[str]]:
     """The videos of the arguments, in their order: files, and what folders and lists hold; and what is not there."""
     samples, missing = list[Sample](), list[str]()
-    for video in videos:
+    for video in args.videos:
         if os.path.isdir(video) or video.lower().endswith(LISTS):
-            listing = read_listing(video, root=root, missing=on_error)
+            if args.split is None and os.path.isdir(video) and (splits := split_folders(video)):
+                raise ValueError(
+                    f"expected a part of {video!r}, which holds several, got none: pass "
+                    f"{' or '.join(f'--split {name}' for name in splits)}, or one of its folders"
+                )
+            listing = read_listing(video, split=args.split, root=args.root, missing=args.on_error)
             samples += [Sample(sample.path) for sample in listing.samples]
             missing += listing.missing
         elif os.path.exists(video):
             samples.append(Sample(video))
-        elif on_error == "skip":
+        elif args.on_error == "skip":
             warnings.warn(f"left out {video!r}, which is not there", stacklevel=2)
             missing.append(video)
         else:
@@ -140,7 +145,7 @@ def _picture_name(number: int, path: str) -> str:
 def _check_files(args: argparse.Namespace) -> None:
     """Raise now for what could not be written in the end, or would replace what is read."""
     taken = {
-        path.absolute()
+        path.resolve()
         for path in (args.checkpoint, args.model and Path(args.model), args.labels, *map(Path, args.videos))
         if isinstance(path, Path)
     }
@@ -149,13 +154,17 @@ def _check_files(args: argparse.Namespace) -> None:
         if path is None:
             continue
         folder = option == "parquet" and args.engine == "ray"
+        if folder:
+            from .cluster import check_folder
+
+            check_folder(path)
         if not path.absolute().parent.is_dir() or (path.is_dir() and not folder):
             raise ValueError(
                 f"expected --{option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
             )
-        if path.absolute() in taken:
+        if path.resolve() in taken:
             raise ValueError(
                 f"expected --{option} to be a file of its own, got {str(path)!r}, which is given for something "
                 "else: pass another one"
             )
-        taken.add(path.absolute())
+        taken.add(path.resolve())

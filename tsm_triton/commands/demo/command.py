@@ -27,7 +27,7 @@ from ..common import few_threads, make_folder, pick_device, say
 from ..tables import save_csv
 from . import TRAINING
 from .motion_clips import CLASSES, render, sample_textures, write_clip
-from .report import save_plot, save_results, versions
+from .report import check_folder, save_plot, save_results, versions
 
 __all__ = ["Clips", "Training", "make_clips", "run", "train"]
 
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             f"expected at least {2 * TEST_PART} clips and 1 epoch, "
             f"got --clips {args.clips} --epochs {args.epochs}: give more"
         )
+    check_folder(args.out)
     _check_model(args.model, args.direction)
 
     train_clips, test_clips = make_clips(args.out / "clips", args.clips, args.seed)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +15,13 @@ from torch import Tensor
 from ..common import replacing
 from .motion_clips import CLASSES
 
-__all__ = ["save_plot", "save_results", "versions"]
+__all__ = ["check_folder", "save_plot", "save_results", "versions"]
 
 COLORS = {"TSM": "#0072b2", "TSN": "#d55e00"}
+NAMES = "|".join(name.replace(" ", "-") for name in CLASSES)
+CLIPS = re.compile(
+    rf"train|test|(?:train|test)\.csv|(?:train|test)/\d{{4,}}-(?:{NAMES})\.mp4|(?:train|test)/\..*\.tmp"
+)
 SHOWN = ("right", "clockwise", "zoom out")
 
 
@@ -27,6 +32,28 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def check_folder(out: Path) -> None:
+    """Raise for a folder whose files a demo would replace, and none wrote."""
+    clips = out / "clips"
+    held = {path.relative_to(clips).as_posix() for depth in ("*", "*/*") for path in clips.glob(depth)}
+    others = {f"clips/{name}" for name in held if not CLIPS.fullmatch(name)}
+    if not _ours(out / "results.json"):
+        others |= {name for name in ("results.json", "demo.png", "causal.pt") if (out / name).exists()}
+    if others:
+        raise ValueError(
+            f"expected --out to be a new folder, or a demo's, got {str(out)!r} with {min(others)!r} in it: "
+            "pass another one"
+        )
+
+
+def _ours(results: Path) -> bool:
+    try:
+        said = json.loads(results.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and {"verdict", "as_expected", "trainings"} <= said.keys()
 
 
 def save_results(path: Path, results: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("expected one of --frames and --streaming, got both: drop one")
     name = Path(args.model).stem if Path(args.model).exists() else args.model.rpartition("/")[2]
     path = args.path or Path(name + FORMATS[args.to])
+    _check_path(path, args.model)
     with Bar(2, f"Exporting to {args.to}", "part") as bar:
         bar.say(f"Exporting {args.model} to {args.to}: this may take minutes")
         said = _exported(args, path, bar)
@@ -42,6 +43,14 @@ def run(args: argparse.Namespace) -> int:
     if said["int8"]:
         print("  computes in int8")
     return 0
+
+
+def _check_path(path: Path, model: str) -> None:
+    """Raise now for a file that could not be written in the end, or that would replace what is read."""
+    if path.resolve() == Path(model).resolve() or path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"expected --path to be a file of its own in a folder that exists, got {str(path)!r}: pass another one"
+        )
 
 
 def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> dict[str, Any]:

@@ -146,20 +146,26 @@ def _weights(path: str | Path | None) -> str | Path:
 
 def _check_files(args: argparse.Namespace, weights: str | Path) -> None:
     """Raise for a file of predictions that could not be written in the end, or that would replace another one."""
-    taken = {path.absolute() for path in (weights, args.labels, Path(args.source)) if isinstance(path, Path)}
-    for option, path in (("--json", args.json), ("--csv", args.csv)):
+    taken = {path.resolve() for path in (weights, args.labels, Path(args.source)) if isinstance(path, Path)}
+    written = [("--out", args.out / "annotated.mp4"), ("--out", args.out / "timeline.png")]
+    for option, path in (*written, ("--json", args.json), ("--csv", args.csv)):
         if path is None:
             continue
-        if not path.absolute().parent.is_dir() or path.is_dir():
+        if option == "--out":
+            if path.is_dir():
+                raise ValueError(
+                    f"expected a file or nothing at {str(path)!r}, got a folder: pass another --out"
+                )
+        elif not path.absolute().parent.is_dir() or path.is_dir():
             raise ValueError(
                 f"expected {option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
             )
-        if path.absolute() in taken:
+        if path.resolve() in taken:
             raise ValueError(
                 f"expected {option} to be a file of its own, got {str(path)!r}, which is given for something "
                 "else: pass another one"
             )
-        taken.add(path.absolute())
+        taken.add(path.resolve())
 
 
 def _until(

@@ -10,7 +10,9 @@ from ...training.recipes import RECIPES
 from ...training.settings import FREEZE_BN, GROUPS, PRECISIONS, Settings
 from ..options import weights_at, within
 
-__all__ = ["MODEL_DEFAULTS", "add_arguments"]
+__all__ = ["MODEL_DEFAULTS", "SAMPLINGS", "add_arguments"]
+
+SAMPLINGS = ("uniform", "dense")
 
 # what a recipe may say beside the settings of the loop
 MODEL_DEFAULTS: dict[str, Any] = {
@@ -66,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--split", help="which part of DATA, where it holds several (default: train)")
     add("--root", type=Path, metavar="DIR", help="what the paths of a list start from (default: its folder)")
-    add("--out", type=Path, default=Path("train"), metavar="DIR", help="folder for results (default: train/)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("train"),
+        metavar="DIR",
+        help="new folder for results, outside of the data (default: train/)",
+    )
     add("--resume", action="store_true", help="go on exactly from the state in the folder, if there is one")
     add(
         "--recipe",
@@ -118,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mirror half of the clips, and exchange classes: names (that say left and right), something-v1, "
         "something-v2, or a file of pairs a,b",
     )
-    model("--sampling", choices=["uniform", "dense"], help="which frames (default: uniform)")
+    model("--sampling", choices=SAMPLINGS, help="which frames (default: uniform)")
 
     loop = parser.add_argument_group("training", "of a recipe, else the default").add_argument
     for field in fields(Settings):

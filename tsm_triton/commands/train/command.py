@@ -14,16 +14,18 @@ from ...backbones import create_model
 from ...extras import check_installed
 from ...preparation import Preparation, preparation_of, set_preparation
 from ...training.machine import default_precision, default_workers
-from ...training.recipes import read_recipe
+from ...training.recipes import FINE_TUNING
 from ...training.settings import Settings
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset, collate
+from ...video.datasets.flips import named_pairs
 from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
 from ..data import holds, read_data
 from ..interrupt import stop_on_signal
 from ..models import check_runs
 from . import MODEL_DEFAULTS
+from .recipe import recipe_options
 from .start import Start, read_start
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ TRAINED_LR = 0.1  # of the default rate, for weights that have learnt already
 def run(args: argparse.Namespace) -> int:
     check_installed("train", "av", "matplotlib", "accelerate", "torchmetrics", "tensorboard")
     from ...training.fitting import Stopped, fit
+    from ...training.folder import check_apart, check_folder
 
     few_threads()
     device = None if args.device is None else pick_device(args.device)
@@ -45,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, options)
     listing = read_data(args.data, args.split, args.root, default_split="train", on_error=args.on_error)
     val = _val_listing(args, listing)
+    read = [Path(data) for data in (args.data, args.val) if data is not None]
+    check_apart(args.out, read, (video.path for part in (listing, val) if part for video in part.samples))
+    check_folder(args.out, args.resume)
     torch.manual_seed(settings.seed)
     model = create_model(
         options["model"],
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     check_runs(model, options["model"], options["num_segments"], size)
     train_data, val_data = _datasets(args, options, settings, model, listing, val)
     make_folder(args.out)
-    if int(os.environ.get("RANK", "0")) == 0:  # accelerate, which knows it too, is set up by the loop
+    if _is_first():
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
 
     with stop_on_signal() as interrupt:
@@ -102,22 +108,42 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace, start: Start | None) -> dict[str, Any]:
     """What the weights say, the recipe instead of them, and the command line instead of both."""
-    recipe = {} if args.recipe is None else read_recipe(args.recipe)
+    recipe = {} if args.recipe is None else recipe_options(args.recipe)
     known = {*MODEL_DEFAULTS, *(field.name for field in fields(Settings))}
-    unknown = sorted(recipe.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"expected a recipe of train's options, got {', '.join(unknown)} in {args.recipe!r}: drop it, or write "
-            "options with underscores"
-        )
     given = {name: value for name, value in vars(args).items() if name in known and value is not None}
     if start is None:
-        return {**MODEL_DEFAULTS, **recipe, **given}
+        options = {**MODEL_DEFAULTS, **recipe, **given}
+        _check_scratch(args.recipe, options)
+        return options
     if args.pretrained:
         raise ValueError("expected one of --pretrained and --weights, got both: drop one")
     options = {**MODEL_DEFAULTS, **start.options(), **recipe, **given, "pretrained": False}
     start.check(options)
     return options
+
+
+def _check_scratch(recipe: str | None, options: dict[str, Any]) -> None:
+    """Raise for a recipe that makes sense from weights alone, and say what else does."""
+    if options["pretrained"]:
+        return
+    if recipe in FINE_TUNING:
+        raise ValueError(
+            f"expected weights to start from with --recipe {recipe}, which fine-tunes, got none: pass --weights FILE, "
+            "of Kinetics for instance, --pretrained for those of images, or choose another recipe"
+        )
+    frozen = options.get("freeze_bn", Settings.freeze_bn)
+    if frozen != "none" and _is_first():
+        print(
+            f"tsm-triton: warning: --freeze-bn {frozen} keeps batch-norms as they were made, for no weights were "
+            "given: pass --weights FILE or --pretrained, or --freeze-bn none",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks: accelerate, which knows it too, is set up by the loop."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
@@ -129,10 +155,7 @@ def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
         values.setdefault("lr", Settings.lr * TRAINED_LR)
     values.setdefault("workers", default_workers())
     values.setdefault("precision", "no" if args.device == "cpu" else default_precision())
-    try:
-        return Settings(**values)
-    except TypeError as error:  # of a recipe's value
-        raise ValueError(f"expected other values, got {values} ({error}): check the recipe") from error
+    return Settings(**values)
 
 
 def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
@@ -161,6 +184,7 @@ def _datasets(
         seed=settings.seed,
         size=preparation_of(model).short_side,
     )
+    _check_flips(options, listing)
     train_data = VideoDataset(
         listing,
         options["num_segments"],
@@ -172,6 +196,23 @@ def _datasets(
     if val is None:
         return train_data, None
     return train_data, VideoDataset(val, options["num_segments"], transform=transform_for(model), **shared)
+
+
+def _check_flips(options: dict[str, Any], listing: Listing) -> None:
+    """Raise in the words of the options for clips that are mirrored under a label which is then wrong."""
+    if not options["flip"]:
+        return
+    if options["flip_pairs"] is not None:
+        raise ValueError(
+            f"expected --flip or --flip-pairs, got both, --flip-pairs {options['flip_pairs']}: pass --no-flip to "
+            "mirror clips with their labels exchanged, or leave --flip-pairs out"
+        )
+    if pairs := named_pairs(listing.classes):
+        raise ValueError(
+            f"expected clips that are not mirrored under their own label (RandomHorizontalFlip), got flip with classes "
+            f"as {listing.classes[pairs[0][0]]!r} and {listing.classes[pairs[0][1]]!r}: pass --no-flip, and "
+            "--flip-pairs names to mirror them with their labels exchanged"
+        )
 
 
 def _fingerprint(listing: Listing) -> str:

@@ -5,13 +5,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RECIPES", "read_recipe"]
+__all__ = ["FINE_TUNING", "RECIPES", "read_recipe"]
 
 RECIPES = tuple(
     sorted(
         file.name.removesuffix(".toml") for file in files(__name__).iterdir() if file.name.endswith(".toml")
     )
 )
+FINE_TUNING = ("hmdb51", "ucf101")  # which are nothing without weights to start from
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
