@@ -47,13 +47,13 @@ def check_apart(out: Path, data: Iterable[Path], videos: Iterable[str]) -> None:
         ValueError: one lies in the other.
     """
     whole = out.resolve()
-    advice = "pass another --out, outside of the data"
     for folder in data:
         if folder.is_dir() and (
             whole.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(whole)
         ):
             raise ValueError(
-                f"expected results apart from the data, got --out {str(out)!r} and {str(folder)!r}: {advice}"
+                f"expected results apart from the data, got --out {str(out)!r} and {str(folder)!r}: pass "
+                "another --out, outside of the data"
             )
     read = {os.path.abspath(video) for video in videos}
     around = {Path(parent).resolve(): parent for parent in {os.path.dirname(video) for video in read}}
@@ -61,7 +61,8 @@ def check_apart(out: Path, data: Iterable[Path], videos: Iterable[str]) -> None:
     within = next((str(each) for each in (whole, *whole.parents) if str(each) in read), None)
     if inside is not None or within is not None:
         raise ValueError(
-            f"expected results apart from the data, got --out {str(out)!r} and videos in {inside or within!r}: {advice}"
+            f"expected results apart from the data, got --out {str(out)!r} and videos in "
+            f"{inside or within!r}: pass another --out, outside of the data"
         )
 
 
