@@ -52,6 +52,7 @@ class _Exported(nn.Module):
 
     def __init__(self, runtime: Runtime) -> None:
         nn.Module.__init__(self)  # and not of a step, which would want the model
+        self.eval()
         self.runtime, self.said = runtime, runtime.said
         self.dtypes = [getattr(torch, runtime.said["dtypes"][name]) for name in runtime.said["inputs"]]
         if all(self.said[key] is not None for key in FRAMES):
