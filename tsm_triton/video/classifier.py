@@ -12,7 +12,7 @@ from ..patching.hooks import check_no_clip_layers, frames_out, is_patched, packe
 from ..torch_private import assert_async
 from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length, of_traced_length
 
-__all__ = ["VideoClassifier"]
+__all__ = ["CONSENSUS", "VIEW_AVERAGE", "VideoClassifier"]
 
 CONSENSUS = ("avg", "identity")
 VIEW_AVERAGE = ("logits", "softmax")

@@ -14,7 +14,7 @@ from ...dataflow.tracing import input_shape
 from ...exporting import FORMATS, export
 from ...extras import check_installed
 from ...fusion.fuse import fuse
-from ...patching.hooks import is_patched, set_num_segments, shift_hooks
+from ...patching.hooks import clip_length_of, is_patched, set_num_segments
 from ...patching.patch import patch
 from ...progress import Bar
 from ...streaming.stream import Streaming
@@ -50,7 +50,7 @@ def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> dict[str, Any]:
     bar.update("the model is made")
     channels, *sides = input_shape(model)[1:]
     size = (channels, *(sides if args.size is None else 2 * [as_count(args.size, "size")]))
-    num_segments = shift_hooks(model)[0].num_segments
+    num_segments = clip_length_of(model)
     clips = None if args.int8 is None else _calibration_clips(args.int8, model, num_segments, size[-1], bar)
     try:
         exported, leading = _as_asked(model, args, size, num_segments)
