@@ -62,10 +62,9 @@ class NonLocal(ClipLayer):
             # the sum over places first: no matrix of all pairs
             mixed = queries @ (keys.transpose(1, 2) @ values) / keys.shape[1]
         else:
-            three = (queries, keys, values)
             if torch.compiler.is_exporting():  # torch's form for ONNX wants heads
-                three = [one.unsqueeze(1) for one in three]
-            mixed = F.scaled_dot_product_attention(*three, scale=1.0)
+                queries, keys, values = (one.unsqueeze(1) for one in (queries, keys, values))
+            mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
             mixed = mixed.squeeze(1) if mixed.dim() == 4 else mixed
         height, width = x.shape[-2:]
         frames = mixed.unflatten(1, (-1, height, width)).flatten(0, 1).movedim(-1, 1)

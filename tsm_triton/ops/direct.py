@@ -73,5 +73,6 @@ def _tell_the_tracers_exporter() -> None:
 
         return refuse
 
+    register: Any = torch.onnx.register_custom_op_symbolic  # pyright: ignore[reportPrivateImportUsage]
     for name in DECLARED:
-        torch.onnx.register_custom_op_symbolic(add_op_namespace_prefix(name), refusing(name), 9)
+        register(add_op_namespace_prefix(name), refusing(name), 9)
