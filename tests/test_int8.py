@@ -1,5 +1,7 @@
 """Exported files that compute in int8: close to the floats, and their shifts move values as ours do."""
 
+import re
+
 import numpy
 import onnx
 import onnxruntime
@@ -13,6 +15,8 @@ from tsm_triton import Streaming, VideoClassifier
 from tsm_triton.cli import main
 from tsm_triton.exporting import load_exported
 from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.video import read_clip
+from tsm_triton.video.transforms import transform_for
 
 from .networks import with_statistics
 from .video_files import write_video
@@ -181,6 +185,18 @@ def test_the_command_measures_ranges_on_videos(tmp_path, capsys, monkeypatch):
         "videos",
     ]
     assert main(argv) == 0
-    assert "computes in int8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    kept, move = re.search(
+        r"computes in int8: of the 2 clips .*, (\d) \(.*%\) keep the float .* at most (\d\.\d+)", printed
+    ).groups()
+    assert "tsm-triton eval TEST --model int8.onnx" in printed
+    exported, plain = load_exported("int8.onnx"), tsm_triton.load_checkpoint("best.pt").eval()
+    clip = transform_for(plain, size=SIZE)(read_clip("videos/left/0.mp4", T))
+    with torch.no_grad():
+        before, after = VideoClassifier(plain, T)(clip).softmax(-1), exported(clip).softmax(-1)
+    # both videos are one
+    assert int(kept) == 2 * int(before.argmax() == after.argmax())
+    assert float(move) == pytest.approx((before - after).abs().max().item(), abs=6e-4)
+    assert float(move) > 0
     assert main(["classify", "videos", "--model", "int8.onnx", "--workers", "0"]) == 0
     assert main([*argv[:-1], "missing"]) == 2

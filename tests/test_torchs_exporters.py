@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import tsm_triton
-from tsm_triton import Streaming, functional, ops
+from tsm_triton import Streaming, VideoClassifier, functional, ops
 from tsm_triton.modules import TemporalShift
+from tsm_triton.video.features import VideoFeatures
 
 from .networks import with_statistics
 
@@ -114,3 +115,72 @@ def test_exporting_leaves_the_ops_as_they_were():
         torch.onnx.export(Packed().eval(), (torch.randn(8, 8, 4, 4),), verbose=False)
     program = torch.export.export(Packed(), (torch.randn(8, 8, 4, 4),))
     assert "tsm_triton.temporal_shift_packed.default" in [str(node.target) for node in program.graph.nodes]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_older_exporter_leaves_a_step_in_its_mode(fused, tmp_path):
+    step, frame = Streaming(small("causal"), fused=fused).step, torch.randn(2, 3, 32, 32)
+    state = step.init_state(frame)
+    torch.onnx.export(step, (frame, state), tmp_path / "step.onnx", dynamo=False)
+    assert not any(module.training for module in step.modules())
+    step(frame, state)
+
+
+@pytest.mark.filterwarnings("ignore:the traced graph takes clips of 4 frames")
+def test_a_model_over_clips_is_in_the_mode_of_the_model_inside(tmp_path):
+    video = torch.randn(1, T, 3, 32, 32)
+    for model in (VideoClassifier(small(), T), VideoFeatures(nn.Sequential(small()).eval(), T)):
+        assert not model.training
+    assert VideoClassifier(small().train(), T).training
+    torch.onnx.export(model := VideoClassifier(small(), T), (video,), tmp_path / "m.onnx", dynamo=False)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_the_tracer_made_of_clips_fails_for_another_length(fused, tmp_path):
+    model, path = small(), tmp_path / "model.onnx"
+    model = tsm_triton.fuse(model, example_input=torch.zeros(T, 3, 32, 32)) if fused else model
+    model, video = VideoClassifier(model, T).eval(), torch.randn(2, T, 3, 32, 32)
+    with pytest.warns(UserWarning, match="clips of 4 frames alone.*tsm_triton.export"):
+        torch.onnx.export(
+            model,
+            (video,),
+            path,
+            dynamo=False,
+            input_names=["video"],
+            dynamic_axes={"video": {0: "n", 1: "t"}},
+        )
+    with pytest.warns(UserWarning, match="clips of 4 frames alone"):
+        traced = torch.jit.trace(model, video)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for clips in (1, 3):
+        video = torch.randn(clips, T, 3, 32, 32)
+        check(path, model, video)
+        torch.testing.assert_close(traced(video), model(video), rtol=1e-4, atol=1e-4)
+    for clips, frames in ((4, 2), (2, 2), (1, 8), (8, 1)):
+        video = torch.randn(clips, frames, 3, 32, 32)
+        with pytest.raises(Exception, match="[Rr]eshape"):
+            session.run(None, {"video": video.numpy()})
+        with pytest.raises(RuntimeError, match=r"shape '\[\d, 4"):
+            traced(video)
+
+
+class Convolution(nn.Module):
+    def forward(self, x):
+        return functional.shift_conv1x1(x, torch.ones(8, 8), T)
+
+
+@pytest.mark.parametrize(
+    "module", [Packed(), Residual(), Convolution()], ids=lambda module: type(module).__name__
+)
+def test_what_has_no_operators_for_the_tracer_is_told_of_export(module, tmp_path):
+    with pytest.raises(RuntimeError, match=r"tsm_triton\.export\(model, to='onnx'"):
+        torch.onnx.export(module.eval(), (torch.randn(8, 8, 4, 4),), tmp_path / "x.onnx", dynamo=False)
+
+
+@pytest.mark.filterwarnings("ignore:no signature found")
+def test_what_was_traced_before_is_told_of_export(tmp_path):
+    x = torch.randn(8, 8, 4, 4)
+    traced = torch.jit.trace(TemporalShift(T).eval(), x)
+    with pytest.raises(RuntimeError, match=r"tsm_triton\.export\(model, to='onnx'"):
+        torch.onnx.export(traced, (x,), tmp_path / "x.onnx", dynamo=False)

@@ -16,7 +16,7 @@ from ..checkpoints.native import Checkpoint, built, labels_of, load_into
 from ..checkpoints.patches import apply_patch
 from ..checkpoints.published import Published
 from ..checkpoints.published.build import build_published, full_name
-from ..patching.hooks import is_patched, shift_hooks
+from ..patching.hooks import clip_length_of, is_patched
 from ..patching.patch import patch
 from ..preparation import preparation_of
 from .exported import exported_clips, exported_file
@@ -119,7 +119,7 @@ def load_trained_model(source: str | Path | None, said: Said, *, streamed: bool 
         model, name, labels = _of_ours(checkpoint, said.model)
     else:
         model, name, labels = _of_state_dict(checkpoint, said, streamed)
-    trained_on = shift_hooks(model)[0].num_segments if is_patched(model) else 8
+    trained_on = clip_length_of(model) if is_patched(model) else 8
     return Trained(model.eval(), name, said.num_segments or trained_on, labels or labels_of(model))
 
 

@@ -55,7 +55,8 @@ class Predictor:
         average = "softmax" if args.average == "probabilities" else "logits"
         if isinstance(trained.model, ExportedClips):
             classifier = trained.model.on(args.device)
-            classifier.view_average, device = average, classifier.runtime.device
+            classifier.consensus, classifier.view_average = "avg", average
+            device = classifier.runtime.device
         else:
             device = pick_device(args.device)
             classifier = VideoClassifier(trained.model, trained.num_segments, view_average=average)

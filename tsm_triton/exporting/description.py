@@ -49,17 +49,21 @@ def described(
         `inputs`, name -> shape, a name or a multiple of one where a size is free; `dtypes` of these, and the `device`
         they are taken on, `"cpu"` in ONNX; `outputs`, names; `num_segments` of a clip, where its length is free those
         that the model was made for, None in a stream; `direction`; `labels`, or None; `size`, `short_side`, `mean` and
-        `std` of frames and their `sampling`, None where the model does not say them; `needs`, what is imported before
-        torch reads the file;
+        `std` of frames and their `sampling`, None where the model does not say them; `consensus` and `view_average` of
+        a VideoClassifier, of which the file does the first, None of others; `needs`, what is imported before torch
+        reads the file;
         `int8`, whether it computes in it; `versions`.
     """
     first, *_ = interface.inputs.values()
     height, width = first.shape[-2:]
-    frames: dict[str, Any] = dict.fromkeys(FRAMES)
     inner = model.model if isinstance(model, (Streaming, StreamStep, VideoClassifier)) else model
-    with suppress(ValueError):  # models inside that want other frames, or a size that is not square
-        if height == width:
-            frames = asdict(preparation_of(inner, size=height))
+    frames: dict[str, Any] = dict.fromkeys(FRAMES)
+    with suppress(ValueError):  # models inside that want other frames
+        frames = asdict(preparation_of(inner, size=min(height, width)))
+        with suppress(ValueError):  # a model that does not tell its size, or whose frames are not square
+            own = preparation_of(inner)
+            frames["short_side"] = own.short_side if own.size == min(height, width) else frames["short_side"]
+    frames["size"] = height if height == width else None
     labels = labels_of(inner)
     return {
         "inputs": {name: list(axes) for name, axes in interface.axes.items()},
@@ -71,6 +75,8 @@ def described(
         "labels": None if labels is None else list(labels),
         **frames,
         "sampling": sampling_of(inner),
+        "consensus": model.consensus if isinstance(model, VideoClassifier) else None,
+        "view_average": model.view_average if isinstance(model, VideoClassifier) else None,
         "needs": needs,
         "int8": int8,
         "versions": {"tsm_triton": __version__, "torch": torch.__version__},

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -35,7 +36,7 @@ def export(
 
     | model | inputs | outputs |
     | --- | --- | --- |
-    | `VideoClassifier` | `video` `[N, T, C, H, W]`, any N, and any T if not fused | `logits` `[N, num_classes]` |
+    | `VideoClassifier` | `video` `[N, T, C, H, W]`, any N, any T if not fused or pooled | `logits` `[N, classes]` |
     | patched or fused | `frames` `[N*T, C, H, W]`, any N, T fixed: no shape tells it | `logits`, a row a frame |
     | `Streaming`, `StreamStep` | `frame` `[B, C, H, W]` and `cache.SITE` each, any B | `logits`, `next.SITE` each |
 
@@ -57,13 +58,14 @@ def export(
 
     Returns:
         What the file says of itself: `inputs`, `outputs`, `num_segments`, `direction`, `labels`, `size`, `short_side`,
-        `mean`, `std`, `needs`, `int8`, `dtypes`, `device`, `versions`. It stands in it as JSON: in ONNX's
-        `metadata_props` and in an AOTInductor package's metadata by the key `tsm_triton`, in a `.pt2` in the extra file
-        `tsm_triton.json`.
+        `mean`, `std`, `consensus`, `view_average`, `needs`, `int8`, `dtypes`, `device`, `versions`. It stands in it as
+        JSON: in ONNX's `metadata_props` and in an AOTInductor package's metadata by the key `tsm_triton`, in a `.pt2`
+        in the extra file `tsm_triton.json`.
 
     Raises:
         TypeError: no model of ours.
-        ValueError: an unknown format, another file name, an example of another shape, `native` of another format.
+        ValueError: an unknown format, another file name, an example of another shape or of no whole clips, `native` of
+            another format, bfloat16 in ONNX, which onnxruntime does not run.
         ImportError: onnx or onnxscript are missing.
         RuntimeError: a model that is not patched, in training mode or compiled, or that torch cannot capture.
 
@@ -91,6 +93,8 @@ def export(
     check_exportable(model)
     clips = None if int8 is None else check_clips(int8)
     interface = interface_of(model, example_input, dynamic_size)
+    if to == "onnx":
+        _check_onnx_dtype(interface)
     if clips is not None:
         _check_int8(to, native, interface)
     program = captured(interface)
@@ -110,6 +114,14 @@ def export(
     else:
         import_module(f".{to}", __package__).write(program, interface, description, target)
     return description
+
+
+def _check_onnx_dtype(interface: Interface) -> None:
+    if any(x.dtype == torch.bfloat16 for x in (*interface.inputs.values(), *interface.module.parameters())):
+        raise ValueError(
+            "expected a float32 or float16 model with to='onnx', got a bfloat16 one, of which onnxruntime runs next to "
+            "no operator: pass model.half() or model.float(), or to='pt2'"
+        )
 
 
 def _check_int8(to: str, native: bool, interface: Interface) -> None:

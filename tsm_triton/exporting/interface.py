@@ -1,6 +1,5 @@
 """What goes into an exported graph and comes out of it, by name: clips, frames, or a frame and a stream's caches."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from ..dataflow.tracing import input_shape
 from ..fusion.fuse import MOST_ROWS, FusedModel
-from ..patching.hooks import is_patched, shift_hooks
+from ..modules.clip_layer import ClipLayer
+from ..patching.hooks import clip_length_of, clip_lengths_in, is_patched
 from ..streaming.step import StreamStep
 from ..streaming.stream import Streaming
 from ..video.classifier import VideoClassifier
@@ -58,7 +58,15 @@ def interface_of(model: Any, example_input: Tensor | None, dynamic_size: bool) -
 def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool) -> Interface:
     fixed = None if is_patched(model.model) else getattr(model.model, "num_segments", None)
     _check_rank(example, 5, "video [N, T, C, H, W]")
+    if fixed and example is not None and example.shape[1] != fixed:
+        raise ValueError(
+            f"example_input must be clips of {fixed} frames, which this model was fused for, got {example.shape[1]}. "
+            "Call tsm_triton.set_num_segments(model, T) on the patched model and fuse it again."
+        )
     num_segments = fixed or (model.num_segments if example is None else example.shape[1])
+    clip_lengths_in(model.model, num_segments)  # raises where a pool cannot halve them
+    if any(isinstance(module, ClipLayer) and module.pools > 1 for module in model.modules()):
+        fixed = num_segments  # torch takes a free number that is halved for another one
     size = _frame_size(model.model, None if example is None else example.flatten(0, 1))
     video = _zeros(model, 2, num_segments if fixed else max(2, num_segments), *size)
     shapes, axes = _free_sizes(model.model, size, dynamic_size, first=2)
@@ -71,11 +79,14 @@ def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool
 
 def _of_frames(model: nn.Module, example: Tensor | None, dynamic_size: bool) -> Interface:
     _check_rank(example, 4, "frames [N*T, C, H, W]")
-    num_segments = (
-        model.num_segments
-        if isinstance(model, FusedModel)
-        else math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
-    )
+    num_segments = model.num_segments if isinstance(model, FusedModel) else clip_length_of(model)
+    if example is not None and len(example) not in (0, 1) and len(example) % num_segments:
+        again = "fuse it again" if isinstance(model, FusedModel) else "call export again"
+        raise ValueError(
+            f"example_input must hold whole clips of {num_segments} frames, which this model has now, got "
+            f"{len(example)} rows. Call tsm_triton.set_num_segments(model, T) and {again} for another T, which a "
+            "VideoClassifier around it sets too, or pass whole clips."
+        )
     size = _frame_size(model, example)
     shapes, axes = _free_sizes(model, size, dynamic_size, first=1)
     clips = torch.export.Dim("clips", min=1, max=max(1, MOST_ROWS // num_segments))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..preparation import Preparation, set_preparation
 from ..streaming.state import check_caches, overwrite
 from ..streaming.step import StreamStep
+from ..video.classifier import CONSENSUS, VIEW_AVERAGE
 from .description import FRAMES
 from .runtimes import Runtime, open_file
 
@@ -52,6 +53,7 @@ class _Exported(nn.Module):
 
     def __init__(self, runtime: Runtime) -> None:
         nn.Module.__init__(self)  # and not of a step, which would want the model
+        self.eval()
         self.runtime, self.said = runtime, runtime.said
         self.dtypes = [getattr(torch, runtime.said["dtypes"][name]) for name in runtime.said["inputs"]]
         if all(self.said[key] is not None for key in FRAMES):
@@ -79,21 +81,33 @@ class ExportedClips(_Exported):
     """An exported model of clips, called as `VideoClassifier` is.
 
     Attributes:
-        view_average: as `VideoClassifier`'s, over the views of a six-dimensional input.
+        consensus, view_average: as the `VideoClassifier`'s that was exported; the latter over the views of a
+            six-dimensional input.
 
     Shapes:
-        `[N, T, 3, H, W]` -> `[N, num_classes]`; `[N, V, T, 3, H, W]` -> the same.
+        `[N, T, 3, H, W]` -> `[N, num_classes]`, of `consensus="identity"` a row a frame, `[N, T, num_classes]`;
+        `[N, V, T, 3, H, W]` -> the same.
     """
-
-    view_average = "logits"
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
+        self.consensus = self._way("consensus", CONSENSUS)
+        self.view_average = self._way("view_average", VIEW_AVERAGE)
         if self.said["outputs"] != ["logits"] or list(self.said["inputs"]) not in (["video"], ["frames"]):
             raise ValueError(
                 f"expected a file that turns video or frames into logits, got {str(runtime.path)!r} with inputs "
                 f"{', '.join(self.said['inputs'])} and outputs {', '.join(self.said['outputs'])}: export a classifier"
             )
+
+    def _way(self, key: str, known: tuple[str, ...]) -> str:
+        """What the file says; the first of what is known where it says nothing."""
+        way = self.said.get(key) or known[0]
+        if way not in known:
+            raise ValueError(
+                f"expected {key} of {', '.join(map(repr, known))}, got {way!r} in {str(self.runtime.path)!r}: export "
+                "it again"
+            )
+        return way
 
     @property
     def fixed_segments(self) -> int | None:
@@ -118,7 +132,8 @@ class ExportedClips(_Exported):
         (dtype,) = self.dtypes
         given = (video if name == "video" else video.flatten(0, 1)).to(dtype).contiguous()
         logits = self.runtime.run([given])[0].unflatten(0, (len(video), -1))
-        return logits.flatten(1, -2).mean(1)  # over the frames, where a clip has not one row
+        rows = logits.flatten(1, -2)  # of the frames, or one of the clip
+        return rows.mean(1) if self.consensus == "avg" else rows
 
 
 class ExportedStep(_Exported, StreamStep):

@@ -1,5 +1,6 @@
 """Attention over all places of all frames of a clip."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,7 +62,10 @@ class NonLocal(ClipLayer):
             # the sum over places first: no matrix of all pairs
             mixed = queries @ (keys.transpose(1, 2) @ values) / keys.shape[1]
         else:
+            if torch.compiler.is_exporting():  # torch's form for ONNX wants heads
+                queries, keys, values = (one.unsqueeze(1) for one in (queries, keys, values))
             mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+            mixed = mixed.squeeze(1) if mixed.dim() == 4 else mixed
         height, width = x.shape[-2:]
         frames = mixed.unflatten(1, (-1, height, width)).flatten(0, 1).movedim(-1, 1)
         return x + self.norm(self.out(frames))

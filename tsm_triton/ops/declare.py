@@ -18,6 +18,7 @@ from .._ops import ops as namespace
 from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
+from .direct import DECLARED, no_onnx
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
 
 __all__ = ["ATEN_FORMS", "NAMESPACE", "declare", "library"]
@@ -94,27 +95,35 @@ def declare(
     name = schema.partition("(")[0]
     library.define(schema, tags=TAGS[layout])
     op: OpOverload = getattr(namespace, name).default
+    DECLARED.append(name)
 
     def on_cpu_or_interpreted(*arguments: Any) -> Any:
         form = on_cuda if os.environ.get("TRITON_INTERPRET") == "1" else on_cpu
         return form(*arguments)
+
+    def checked_by_tracer(*arguments: Any) -> None:
+        # torch.onnx.export(dynamo=False) runs a model for good
+        if (
+            "torch.onnx" in sys.modules
+            and torch.onnx.is_in_onnx_export()
+            and not torch.compiler.is_exporting()
+        ):
+            raise RuntimeError(no_onnx(name))
+        if check is not None:
+            check(*arguments)
 
     checked_fake = _checked(check, fake)
 
     @torch.library.register_fake(add_op_namespace_prefix(name), lib=library)
     def _(*arguments: Any) -> Any:
         if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # asking alone imports it
-            raise RuntimeError(
-                f"expected torch's own operators for ONNX, got tsm_triton.{name}: no runtime has it. Write the file "
-                "with tsm_triton.export(model, to='onnx', path=...), or give torch.onnx.export what "
-                "program.run_decompositions(tsm_triton.ops.ATEN_FORMS) returns."
-            )
+            raise RuntimeError(no_onnx(name))
         if needs_inductor(op, arguments):
             let_inductor_decompose()
         return checked_fake(*arguments)
 
-    library.impl(name, _checked(check, on_cpu_or_interpreted), "CPU")
-    library.impl(name, _checked(check, on_cuda), "CUDA")
+    library.impl(name, _checked(checked_by_tracer, on_cpu_or_interpreted), "CPU")
+    library.impl(name, _checked(checked_by_tracer, on_cuda), "CUDA")
     if formula is not None:
         transformed = differentiate(library, op, formula, cheap)
     if transformed is not None:

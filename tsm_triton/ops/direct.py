@@ -1,10 +1,13 @@
 """Which calls go another way than through the dispatcher: of plain tensors on a CPU, and of ONNX's exporter."""
 
+import functools
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
 from ..torch_private import (
     DUAL_LEVEL,
     count_dispatch_modes,
@@ -14,7 +17,9 @@ from ..torch_private import (
     tracing_state,
 )
 
-__all__ = ["in_onnx_export", "is_plain"]
+__all__ = ["DECLARED", "in_onnx_export", "is_plain", "no_onnx"]
+
+DECLARED: list[str] = []  # the names of our ops
 
 
 def is_plain(x: Tensor) -> bool:
@@ -43,4 +48,31 @@ def in_onnx_export() -> bool:
     """
     if torch.compiler.is_compiling():  # while torch.export captures, too: a compiler reads no further
         return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-    return tracing_state() is not None and torch.onnx.is_in_onnx_export()
+    if tracing_state() is None:
+        return False
+    _tell_the_tracers_exporter()
+    return torch.onnx.is_in_onnx_export()
+
+
+def no_onnx(name: str) -> str:
+    """What an exporter to ONNX is told of an op."""
+    return (
+        f"expected torch's own operators for ONNX, got tsm_triton.{name}: no runtime has it. Write the file with "
+        "tsm_triton.export(model, to='onnx', path=...), or give torch.onnx.export what "
+        "program.run_decompositions(tsm_triton.ops.ATEN_FORMS) returns."
+    )
+
+
+@functools.cache
+def _tell_the_tracers_exporter() -> None:
+    """Let what `torch.jit.trace` made, whose graph holds the ops and runs none of our Python, say the same."""
+
+    def refusing(name: str) -> Any:
+        def refuse(*_: Any) -> None:
+            raise RuntimeError(no_onnx(name))
+
+        return refuse
+
+    register: Any = torch.onnx.register_custom_op_symbolic  # pyright: ignore[reportPrivateImportUsage]
+    for name in DECLARED:
+        register(add_op_namespace_prefix(name), refusing(name), 9)

@@ -1,6 +1,7 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ __all__ = [
     "ShiftHook",
     "Unscripted",
     "check_no_clip_layers",
+    "clip_length_of",
     "clip_lengths_in",
     "frames_out",
     "is_patched",
@@ -359,6 +361,25 @@ def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook
             found.append((module, frames))
             frames //= module.pools
     return found
+
+
+def clip_length_of(model: nn.Module) -> int:
+    """The frames that a clip has where it enters a patched model, by what its shifts and clip layers are set to: their
+    least common multiple where they differ.
+
+    Raises:
+        RuntimeError: neither a shift nor a clip layer is there.
+    """
+    lengths: list[int] = []
+    pooled = 1
+    for module in model.modules():
+        lengths += [hook.num_segments * pooled for hook in _hooks_of(module)]
+        if isinstance(module, ClipLayer):
+            lengths.append(module.num_segments * pooled)
+            pooled *= module.pools
+    if not lengths:
+        shift_hooks(model)  # says to patch
+    return math.lcm(*lengths)
 
 
 def frames_out(model: nn.Module, num_segments: int) -> int:

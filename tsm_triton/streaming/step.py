@@ -73,6 +73,7 @@ class StreamStep(nn.Module):
                 f"{type(model).__name__}. Stream a module whose forward returns both."
             )
         self.model = model
+        self.training = model.training  # torch.onnx.export puts its module back in the mode that this says
         self.features = features
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []

@@ -10,9 +10,9 @@ from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
 from ..patching.hooks import check_no_clip_layers, frames_out, is_patched, packed_clips, shift_hooks
 from ..torch_private import assert_async
-from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length
+from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length, of_traced_length
 
-__all__ = ["VideoClassifier"]
+__all__ = ["CONSENSUS", "VIEW_AVERAGE", "VideoClassifier"]
 
 CONSENSUS = ("avg", "identity")
 VIEW_AVERAGE = ("logits", "softmax")
@@ -69,6 +69,7 @@ class VideoClassifier(nn.Module):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         self.model = model
+        self.training = model.training
         self.num_segments = num_segments
         self.consensus = consensus
         self.view_average = view_average
@@ -94,9 +95,10 @@ class VideoClassifier(nn.Module):
         )
 
     def _scores(self, video: Tensor) -> Tensor:
-        with clips_of_length(self.model, video.shape[1]):
+        video, num_segments = of_traced_length(video, self.model)
+        with clips_of_length(self.model, num_segments):
             logits = self.model(video.flatten(0, 1))
-        logits = logits.unflatten(0, (video.shape[0], frames_out(self.model, video.shape[1])))
+        logits = logits.unflatten(0, (video.shape[0], frames_out(self.model, num_segments)))
         return logits.mean(1) if self.consensus == "avg" else logits
 
     def _packed_scores(self, video: Tensor, clip_lengths: list[int]) -> Tensor:

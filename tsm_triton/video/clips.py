@@ -1,5 +1,6 @@
 """What the models over clips check alike, and the length that they tell the model of frames."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from ..arguments import check_frames
 from ..modules.clip_layer import ClipLayer
 from ..patching.hooks import clip_lengths_in, is_patched
+from ..torch_private import tracing_state
 
-__all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length"]
+__all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length", "of_traced_length"]
 
 
 def check_frame_model(model: nn.Module) -> None:
@@ -32,6 +34,26 @@ def check_video(video: Tensor, model: nn.Module) -> None:
             f"video must have at least one frame and view, got {tuple(video.shape)}. Leave empty videos out."
         )
     check_frames(video, model, "video")
+
+
+def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
+    """A video `[N, T, C, H, W]` and its T; where the older tracer looks on, one whose graph fails for another T.
+
+    `torch.jit.trace`, and by it `torch.onnx.export(dynamo=False)`, keep T as a constant of the shift, and a graph of it
+    would mix the clips of another T without a word: the reshape fails there.
+    """
+    if tracing_state() is None:
+        return video, video.shape[1]
+    frames = int(video.shape[1])
+    fixed = getattr(model, "num_segments", None) is not None
+    if not fixed and not is_patched(model) and not any(isinstance(m, ClipLayer) for m in model.modules()):
+        return video, video.shape[1]  # frames that never meet but in the mean
+    warnings.warn(
+        f"the traced graph takes clips of {frames} frames alone, and fails for others: tsm_triton.export, or "
+        "torch.export, of a VideoClassifier keeps their number free",
+        stacklevel=3,
+    )
+    return video.reshape(video.shape[0], frames, *video.shape[2:]), frames
 
 
 @contextmanager

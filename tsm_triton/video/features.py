@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_count
 from ..patching.hooks import frames_out
-from .clips import check_frame_model, check_video, clips_of_length
+from .clips import check_frame_model, check_video, clips_of_length, of_traced_length
 
 __all__ = ["VideoFeatures"]
 
@@ -50,6 +50,7 @@ class VideoFeatures(nn.Module):
                 "Create it with timm.create_model(name, features_only=True, out_indices=...)."
             )
         self.model = model
+        self.training = model.training
         self.num_segments = as_count(num_segments, "num_segments")
         info = getattr(model, "feature_info", None)
         self.channels: list[int] = info.channels() if info is not None else []
@@ -64,9 +65,10 @@ class VideoFeatures(nn.Module):
                 f"video must have shape [N, T, 3, H, W], or [N*T, 3, H, W] with T = num_segments = "
                 f"{self.num_segments}, got {tuple(video.shape)}"
             )
-        with clips_of_length(self.model, video.shape[1]):
+        video, num_segments = of_traced_length(video, self.model)
+        with clips_of_length(self.model, num_segments):
             maps = self.model(video.flatten(0, 1))
-        if frames_out(self.model, video.shape[1]) != video.shape[1]:
+        if frames_out(self.model, num_segments) != num_segments:
             raise ValueError(
                 f"expected a backbone that keeps its frames, got {type(self.model).__name__} with a TemporalPool. Call "
                 "the model itself, or create it without."

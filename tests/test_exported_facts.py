@@ -1,0 +1,131 @@
+"""What an exported file says and refuses: of models over clips, of layers that pool or mix clips, of dtypes, sizes."""
+
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import nn
+
+import tsm_triton
+from tsm_triton import VideoClassifier
+from tsm_triton.exporting import load_exported
+from tsm_triton.modules import NonLocal, TemporalPool
+
+from .networks import with_statistics
+
+T = 4
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes? .* assigned during export"),
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable"),  # torch 2.11's load
+]
+
+
+def small(name="test_resnet", **options) -> nn.Module:
+    model = with_statistics(timm.create_model(name, num_classes=5)).eval().requires_grad_(False)
+    return tsm_triton.patch(model, T, **options)
+
+
+def pooled() -> nn.Module:
+    """A pool in front of the shifts, whose clips have half the frames."""
+    model = small("resnet18", stages=("layer3", "layer4"))
+    model.layer2 = nn.Sequential(TemporalPool(T), model.layer2)
+    return tsm_triton.set_num_segments(model.eval(), T)
+
+
+def close(found, expected) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+@pytest.mark.parametrize(("consensus", "view_average"), [("identity", "logits"), ("avg", "softmax")])
+def test_a_file_averages_as_its_classifier(to, consensus, view_average, tmp_path):
+    model = VideoClassifier(small(), T, consensus, view_average=view_average)
+    said = tsm_triton.export(model, to, tmp_path / f"model.{to}", torch.zeros(1, T, 3, 32, 32))
+    assert (said["consensus"], said["view_average"]) == (consensus, view_average)
+    exported = load_exported(tmp_path / f"model.{to}")
+    for shape in ((2, T), (1, 3), (2, 3, T)):
+        video = torch.randn(*shape, 3, 32, 32)
+        close(exported(video), model(video))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_the_frames_of_a_clip_are_counted_in_front_of_a_pool(to, tmp_path):
+    model, path, frames = pooled(), tmp_path / f"model.{to}", torch.randn(3 * T, 3, 32, 32)
+    said = tsm_triton.export(model, to, path, frames[:T])
+    assert (said["inputs"], said["num_segments"]) == ({"frames": [f"{T}*clips", 3, 32, 32]}, T)
+    exported, classifier = load_exported(path), VideoClassifier(model, T)
+    for clips in (1, 3):
+        video = frames[: clips * T].unflatten(0, (clips, T))
+        close(exported(video), classifier(video))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_clips_behind_a_pool_have_one_length(to, tmp_path):
+    model, path = VideoClassifier(pooled(), T), tmp_path / f"model.{to}"
+    said = tsm_triton.export(model, to, path, torch.zeros(1, T, 3, 32, 32))
+    assert said["inputs"] == {"video": ["clips", T, 3, 32, 32]}
+    exported = load_exported(path)
+    for clips in (1, 3):
+        video = torch.randn(clips, T, 3, 32, 32)
+        close(exported(video), model(video))
+    with pytest.raises(ValueError, match="T = 4"):
+        exported(torch.zeros(1, 2 * T, 3, 32, 32))
+    with pytest.raises(ValueError, match="can halve"):
+        tsm_triton.export(model, to, path, torch.zeros(1, 3, 3, 32, 32))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product"])
+def test_attention_over_clips_goes_to_onnx(mode, tmp_path):
+    model, path = small("resnet18"), tmp_path / "model.onnx"
+    block = NonLocal(128, T, mode)
+    nn.init.constant_(block.norm.weight, 0.5)
+    model.layer2 = nn.Sequential(model.layer2, block).eval()
+    tsm_triton.export(model, "onnx", path, torch.zeros(T, 3, 32, 32))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for clips in (1, 3):
+        frames = torch.randn(clips * T, 3, 32, 32)
+        close(torch.from_numpy(session.run(None, {"frames": frames.numpy()})[0]), model(frames))
+
+
+def test_an_example_of_other_clips_than_the_models_is_refused(tmp_path):
+    model, path = small(), tmp_path / "model.onnx"
+    VideoClassifier(model, T)(torch.zeros(1, 6, 3, 32, 32))  # sets the model to 6
+    with pytest.raises(
+        ValueError, match=r"whole clips of 6 frames.*got 4 rows.*set_num_segments\(model, T\)"
+    ):
+        tsm_triton.export(model, "onnx", path, torch.zeros(4, 3, 32, 32))
+    fused = tsm_triton.fuse(model, example_input=torch.zeros(6, 3, 32, 32))
+    with pytest.raises(ValueError, match="whole clips of 6 frames.*fuse it again"):
+        tsm_triton.export(fused, "onnx", path, torch.zeros(4, 3, 32, 32))
+    with pytest.raises(ValueError, match="clips of 6 frames.*got 4"):
+        tsm_triton.export(VideoClassifier(fused, 6), "onnx", path, torch.zeros(1, 4, 3, 32, 32))
+    assert not path.exists()
+    tsm_triton.set_num_segments(model, 4)
+    assert tsm_triton.export(model, "pt2", tmp_path / "m.pt2", torch.zeros(4, 3, 32, 32))["num_segments"] == 4
+
+
+def test_what_onnxruntime_does_not_run_is_not_written(tmp_path):
+    model = small().bfloat16()
+    for one in (model, VideoClassifier(model, T)):
+        with pytest.raises(ValueError, match=r"got a bfloat16 one.*pass model\.half\(\)"):
+            tsm_triton.export(one, "onnx", tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_that_are_not_square_keep_their_mean(tmp_path):
+    said = tsm_triton.export(small(), "pt2", tmp_path / "model.pt2", torch.zeros(T, 3, 32, 64))
+    assert (said["size"], said["short_side"]) == (None, 32 * 256 // 224)
+    assert tuple(said["mean"]) == tuple(said["std"]) == (0.5, 0.5, 0.5)
+    assert load_exported(tmp_path / "model.pt2").said["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_short_side_of_the_models_own_is_kept(tmp_path):
+    model = small()
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64), "short_side": 64}
+    said = tsm_triton.export(model, "pt2", tmp_path / "model.pt2", torch.zeros(T, 3, 64, 64))
+    assert (said["size"], said["short_side"]) == (64, 64)
