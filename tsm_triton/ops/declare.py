@@ -108,7 +108,7 @@ def declare(
             and torch.onnx.is_in_onnx_export()
             and not torch.compiler.is_exporting()
         ):
-            raise RuntimeError(no_onnx(name))
+            raise no_onnx(name)
         if check is not None:
             check(*arguments)
 
@@ -117,7 +117,7 @@ def declare(
     @torch.library.register_fake(add_op_namespace_prefix(name), lib=library)
     def _(*arguments: Any) -> Any:
         if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # asking alone imports it
-            raise RuntimeError(no_onnx(name))
+            raise no_onnx(name)
         if needs_inductor(op, arguments):
             let_inductor_decompose()
         return checked_fake(*arguments)

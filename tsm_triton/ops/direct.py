@@ -54,9 +54,9 @@ def in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-def no_onnx(name: str) -> str:
+def no_onnx(name: str) -> RuntimeError:
     """What an exporter to ONNX is told of an op."""
-    return (
+    return RuntimeError(
         f"expected torch's own operators for ONNX, got tsm_triton.{name}: no runtime has it. Write the file with "
         "tsm_triton.export(model, to='onnx', path=...), or give torch.onnx.export what "
         "program.run_decompositions(tsm_triton.ops.ATEN_FORMS) returns."
@@ -69,7 +69,7 @@ def _tell_the_tracers_exporter() -> None:
 
     def refusing(name: str) -> Any:
         def refuse(*_: Any) -> None:
-            raise RuntimeError(no_onnx(name))
+            raise no_onnx(name)
 
         return refuse
 
