@@ -136,10 +136,12 @@ program.main()
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL
     )
     path, log = tmp_path / "results.json", tmp_path / "log"
-    while not log.exists() and process.poll() is None:
+    saved = ""
+    while not (log.exists() and '"b"' in saved) and process.poll() is None:
         time.sleep(0.02)
         if path.exists():
-            json.loads(path.read_text())  # whole whenever it is read
+            saved = path.read_text()
+            json.loads(saved)  # whole whenever it is read
     assert process.poll() is None
     process.terminate()
     assert process.wait() == 143

@@ -217,7 +217,8 @@ def test_labels_and_names_may_hold_anything(model, tmp_path, capsys):
     with open(labels, "wb") as file:
         file.write(b"_hidden\n$\\frac{\n../up\n\x1b[31mred\n\xc3\xbf\n")
     out = os.path.join(os.fsdecode(folder), "out", "..", "out")
-    arguments = ["--weights", weights, "--direction", "causal", "--model", "test_resnet", "--labels", labels]
+    arguments = ["--weights", weights, "--direction", "causal", "--place", "blockres", "--shift-div", "8"]
+    arguments += ["--model", "test_resnet", "--labels", labels]
     arguments += ["--out", out]
     assert main(["stream", video, *arguments]) == 0
     assert sorted(os.listdir(out)) == ["annotated.mp4", "timeline.png"]

@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections import deque
@@ -34,6 +33,7 @@ from .serving import (
     asked,
     motion,
     part,
+    serving,
     streamed,
     write_motion,
     write_weights,
@@ -366,42 +366,28 @@ def closing_code(stream):
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_with_nothing_left(ended_by, weights, tmp_path, monkeypatch, capsys, signals_heard):
+def test_a_signal_ends_it_with_nothing_left(ended_by, weights, tmp_path, signals_heard):
     data = write_motion(tmp_path / "clip.mp4", 60, fps=8).read_bytes()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    closed = []
-
-    def clients():
-        with ExitStack() as stack:
-            try:
-                while not list(temporary.iterdir()):
-                    time.sleep(0.01)
-                address = f"ws://127.0.0.1:{port}/stream"
-                sending = stack.enter_context(connect(address, open_timeout=60))
-                playing = stack.enter_context(connect(address, open_timeout=60))
-                sending.send(asked("a.mp4", bytes(10**6)))
-                assert "send" in sending.recv()
-                playing.send(asked("clip.mp4", data))
-                playing.send(part(json.loads(playing.recv()), data))
-                while "top" not in playing.recv():
-                    pass
-                assert len(list(temporary.rglob("*"))) == 3
-            finally:  # a failed test, too, must end the server
-                signal.raise_signal(ended_by)
-            closed.extend(map(closing_code, (sending, playing)))
-
-    thread = threading.Thread(target=clients)
-    thread.start()
-    assert main(["serve", str(weights), "--port", str(port), "--device", "cpu"]) == 0
-    thread.join()
+    with serving(weights, temporary) as (address, process), ExitStack() as stack:
+        stream = address.replace("http", "ws", 1).rstrip("/") + "/stream"
+        sending = stack.enter_context(connect(stream, open_timeout=60))
+        playing = stack.enter_context(connect(stream, open_timeout=60))
+        sending.send(asked("a.mp4", bytes(10**6)))
+        assert "send" in sending.recv()
+        playing.send(asked("clip.mp4", data))
+        playing.send(part(json.loads(playing.recv()), data))
+        while "top" not in playing.recv():
+            pass
+        assert len([path for path in temporary.rglob("*") if "tsm-triton-serve" in str(path)]) == 3
+        process.send_signal(ended_by)
+        closed = list(map(closing_code, (sending, playing)))
+        assert process.stdout is not None
+        assert process.stdout.read().endswith("Stopped.\n")
+        assert process.wait(60) == 0
     assert closed == [1012, 1012]  # the service restarts, or ends
-    assert not list(temporary.iterdir())
-    assert f"http://127.0.0.1:{port}; Ctrl-C to stop\nStopped." in capsys.readouterr().out
+    assert not [path for path in temporary.rglob("*") if "tsm-triton-serve" in str(path)]
 
 
 def refusal(capsys, *argv):
