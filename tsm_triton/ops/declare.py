@@ -6,7 +6,6 @@ serves CPUs; the third, in torch's own operators, runs on any device and is what
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from .._ops import ops as namespace
 from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
-from .direct import DECLARED, no_onnx
+from .direct import DECLARED, no_onnx, writes_onnx
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
 
 __all__ = ["ATEN_FORMS", "NAMESPACE", "declare", "library"]
@@ -103,11 +102,7 @@ def declare(
 
     def checked_by_tracer(*arguments: Any) -> None:
         # torch.onnx.export(dynamo=False) runs a model for good
-        if (
-            "torch.onnx" in sys.modules
-            and torch.onnx.is_in_onnx_export()
-            and not torch.compiler.is_exporting()
-        ):
+        if writes_onnx() and not torch.compiler.is_exporting():
             raise no_onnx(name)
         if check is not None:
             check(*arguments)
@@ -116,7 +111,7 @@ def declare(
 
     @torch.library.register_fake(add_op_namespace_prefix(name), lib=library)
     def _(*arguments: Any) -> Any:
-        if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # asking alone imports it
+        if writes_onnx():
             raise no_onnx(name)
         if needs_inductor(op, arguments):
             let_inductor_decompose()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..torch_private import (
     tracing_state,
 )
 
-__all__ = ["DECLARED", "in_onnx_export", "is_plain", "no_onnx"]
+__all__ = ["DECLARED", "in_onnx_export", "is_plain", "no_onnx", "writes_onnx"]
 
 DECLARED: list[str] = []  # the names of our ops
 
@@ -52,6 +53,11 @@ def in_onnx_export() -> bool:
         return False
     _tell_the_tracers_exporter()
     return torch.onnx.is_in_onnx_export()
+
+
+def writes_onnx() -> bool:
+    """Whether `torch.onnx.export` is under way, whatever it does; asking torch alone would import it."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def no_onnx(name: str) -> RuntimeError:

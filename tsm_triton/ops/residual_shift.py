@@ -8,6 +8,7 @@ batch-norm off from the addition under `torch.compile`, at the price of another 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -101,27 +102,18 @@ def _backward_on_cpu(
     return [laid_out_like(grad.clone() if grad is grad_y else grad, template) for grad in grads]
 
 
-def _aten(
-    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
+def _in_aten(
+    shift: Callable[..., Tensor],
+    branch: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    identity: Tensor,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    *counts, activation = shift
-    y = _activated_sum(branch, scale, bias, identity, activation)
-    return y, _shift_again(y, *counts, 1)
-
-
-def _exported(
-    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, *shift: Any
-) -> tuple[Tensor, Tensor]:
-    *counts, activation = shift
-    y = _activated_sum(branch, scale, bias, identity, activation)
-    return y, ATEN_FORMS[temporal_shift](y, *counts, 1)
-
-
-def _activated_sum(
-    branch: Tensor, scale: Tensor | None, bias: Tensor | None, identity: Tensor, activation: str
-) -> Tensor:
+    *counts, activation = arguments
     y = activate(_normalised_sum(branch, scale, bias, identity), activation).to(branch.dtype)
-    return laid_out_like(y, branch)
+    y = laid_out_like(y, branch)
+    return y, shift(y, *counts, 1)
 
 
 # below autograd, where the shift does not say so by itself
@@ -270,8 +262,8 @@ residual_shift = declare(
     fake=_fake,
     on_cpu=_on_cpu,
     on_cuda=_on_cuda,
-    aten=_aten,
-    exported=_exported,
+    aten=functools.partial(_in_aten, _shift_again),
+    exported=functools.partial(_in_aten, ATEN_FORMS[temporal_shift]),
     formula=_ResidualShift,
     layout="exact",
 )

@@ -7,6 +7,7 @@ an offset of the row that a channel is read from: it costs no memory traffic of 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,17 +62,16 @@ def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | N
     return convolved(shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation)
 
 
-def _aten(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
-    *counts, activation = shift
-    shifted = temporal_shift(x, *counts, 1) if _moves(*counts) else x
-    return convolution_in_aten(
-        shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation
-    )
-
-
-def _exported(x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, *shift: Any) -> Tensor:
-    *counts, activation = shift
-    shifted = ATEN_FORMS[temporal_shift](x, *counts, 1) if _moves(*counts) else x
+def _in_aten(
+    shift: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    *arguments: Any,
+) -> Tensor:
+    *counts, activation = arguments
+    shifted = shift(x, *counts, 1) if _moves(*counts) else x
     return convolution_in_aten(
         shifted, _as_convolution(weight), bias, identity, *POINTWISE, activation=activation
     )
@@ -174,8 +174,8 @@ shift_conv1x1 = declare(
     fake=_fake,
     on_cpu=_on_cpu,
     on_cuda=_on_cuda,
-    aten=_aten,
-    exported=_exported,
+    aten=functools.partial(_in_aten, temporal_shift),
+    exported=functools.partial(_in_aten, ATEN_FORMS[temporal_shift]),
     formula=_ShiftConv1x1,
     layout="channels_last",
 )

@@ -3,6 +3,8 @@
 out, kept = act(conv1x1(y, weight) + bias + identity), kept      where y, kept = shift_step(x, cache)
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,24 +31,27 @@ def _fake(x: Tensor, cache: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Te
 
 
 def _in_two_steps(
-    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
+    step: Callable[..., tuple[Tensor, Tensor]],
+    conv1x1: Callable[..., Tensor],
+    x: Tensor,
+    cache: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    identity: Tensor | None,
+    activation: str,
 ) -> tuple[Tensor, Tensor]:
-    y, kept = shift_step(x, cache, 1)
-    return shift_conv1x1(y, weight, bias, identity, *UNSHIFTED, activation), kept
+    y, kept = step(x, cache, 1)
+    return conv1x1(y, weight, bias, identity, *UNSHIFTED, activation), kept
 
 
-def _exported(
-    x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
-) -> tuple[Tensor, Tensor]:
-    y, kept = ATEN_FORMS[shift_step](x, cache, 1)
-    return ATEN_FORMS[shift_conv1x1](y, weight, bias, identity, *UNSHIFTED, activation), kept
+_by_ops = functools.partial(_in_two_steps, shift_step, shift_conv1x1)
 
 
 def _by_kernel(
     x: Tensor, cache: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
     if weight.shape[0] == 0:  # no program of the kernel would keep anything
-        return _in_two_steps(x, cache, weight, bias, identity, activation)
+        return _by_ops(x, cache, weight, bias, identity, activation)
     from ..kernels import shift_conv1x1 as kernel
 
     return kernel.shift_step_conv1x1(x, cache, weight, bias, identity, activation)
@@ -57,10 +62,10 @@ shift_step_conv1x1 = declare(
     "-> (Tensor, Tensor)",
     check=_check,
     fake=_fake,
-    on_cpu=_in_two_steps,
+    on_cpu=_by_ops,
     on_cuda=_by_kernel,
-    aten=_in_two_steps,
-    exported=_exported,
-    formula=_in_two_steps,
+    aten=_by_ops,
+    exported=functools.partial(_in_two_steps, ATEN_FORMS[shift_step], ATEN_FORMS[shift_conv1x1]),
+    formula=_by_ops,
     layout="exact",
 )
