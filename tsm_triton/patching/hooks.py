@@ -349,17 +349,14 @@ def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook
         ValueError: a pool that would receive an odd number.
     """
     found: list[tuple[ShiftHook | ClipLayer, int]] = []
-    frames = num_segments
-    for module in model.modules():
-        found += [(hook, frames) for hook in _hooks_of(module)]
-        if isinstance(module, ClipLayer):
-            if frames % module.pools:
-                raise ValueError(
-                    f"expected clips whose frames {type(module).__name__} can halve, got {frames} where it stands, of "
-                    f"num_segments={num_segments}. Pass a multiple of twice as many."
-                )
-            found.append((module, frames))
-            frames //= module.pools
+    for holder, pooled in _clip_holders(model):
+        frames = num_segments // pooled
+        if isinstance(holder, ClipLayer) and frames % holder.pools:
+            raise ValueError(
+                f"expected clips whose frames {type(holder).__name__} can halve, got {frames} where it stands, of "
+                f"num_segments={num_segments}. Pass a multiple of twice as many."
+            )
+        found.append((holder, frames))
     return found
 
 
@@ -370,13 +367,7 @@ def clip_length_of(model: nn.Module) -> int:
     Raises:
         RuntimeError: neither a shift nor a clip layer is there.
     """
-    lengths: list[int] = []
-    pooled = 1
-    for module in model.modules():
-        lengths += [hook.num_segments * pooled for hook in _hooks_of(module)]
-        if isinstance(module, ClipLayer):
-            lengths.append(module.num_segments * pooled)
-            pooled *= module.pools
+    lengths = [holder.num_segments * pooled for holder, pooled in _clip_holders(model)]
     if not lengths:
         shift_hooks(model)  # says to patch
     return math.lcm(*lengths)
@@ -469,6 +460,16 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
     finally:
         for hook, earlier in before:
             hook.boundaries = earlier
+
+
+def _clip_holders(model: nn.Module) -> Iterator[tuple[ShiftHook | ClipLayer, int]]:
+    """What holds the length of clips, each with how many of their frames are one where it stands."""
+    pooled = 1
+    for module in model.modules():
+        yield from ((hook, pooled) for hook in _hooks_of(module))
+        if isinstance(module, ClipLayer):
+            yield module, pooled
+            pooled *= module.pools
 
 
 def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
