@@ -25,8 +25,8 @@ class Runtime:
         device: where its inputs are taken and its outputs come.
     """
 
-    def __init__(self, path: Path, text: str | None, device: torch.device) -> None:
-        self.path, self.said, self.device = path, checked(text, path), device
+    def __init__(self, path: Path, said: dict[str, Any], device: torch.device) -> None:
+        self.path, self.said, self.device = path, said, device
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError
@@ -59,7 +59,8 @@ class _Onnx(Runtime):
                 f"expected an ONNX file that onnxruntime {onnxruntime.__version__} runs, got {str(path)!r} "
                 f"({type(error).__name__}: {error}): write it with tsm_triton.export"
             ) from error
-        super().__init__(path, self.session.get_modelmeta().custom_metadata_map.get(KEY), torch.device("cpu"))
+        said = checked(self.session.get_modelmeta().custom_metadata_map.get(KEY), path)
+        super().__init__(path, said, torch.device("cpu"))
         named = [
             [value.name for value in values]
             for values in (self.session.get_inputs(), self.session.get_outputs())
@@ -87,14 +88,13 @@ class _Program(Runtime):
                 f"expected a file of torch.export that torch {torch.__version__} reads, got {str(path)!r} "
                 f"({type(error).__name__}: {error}): write it with tsm_triton.export"
             ) from error
-        text = extra[f"{KEY}.json"]
-        said = checked(text, path)
+        said = checked(extra[f"{KEY}.json"], path)
         device = torch.device(said["device"]) if device is None else device
         if device.type != said["device"]:
             from torch.export.passes import move_to_device_pass  # which imports the compiler
 
             program = move_to_device_pass(program, str(device))
-        super().__init__(path, text, device)
+        super().__init__(path, said, device)
         # shapes are checked against what the file says: torch's own guards refuse one clip behind a TemporalPool
         self.module = program.module(check_guards=False)
 
@@ -114,13 +114,13 @@ class _Package(Runtime):
                 f"expected an AOTInductor package for this machine and torch {torch.__version__}, got {str(path)!r} "
                 f"({type(error).__name__}: {error}): make it here with tsm_triton.export(to='aoti')"
             ) from error
-        made_for = checked(text, path)["device"]
-        if device is not None and device.type != made_for:
+        said = checked(text, path)
+        if device is not None and device.type != said["device"]:
             raise ValueError(
-                f"expected device={made_for!r}, which the package {str(path)!r} was compiled for, got "
+                f"expected device={said['device']!r}, which the package {str(path)!r} was compiled for, got "
                 f"{str(device)!r}: leave it out, or export on the other one"
             )
-        super().__init__(path, text, torch.device(made_for) if device is None else device)
+        super().__init__(path, said, torch.device(said["device"]) if device is None else device)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return _flat(self.package(*inputs))
