@@ -17,9 +17,9 @@ from PIL import Image
 from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
-from tsm_triton.commands.common import read_labels
 from tsm_triton.commands.demo.motion_clips import CLASSES, render, sample_textures, write_clip
 from tsm_triton.commands.interrupt import Interrupt
+from tsm_triton.commands.labels import read_labels
 from tsm_triton.commands.models import Said, load_trained_model
 from tsm_triton.commands.stream import annotation, sources
 from tsm_triton.commands.stream import command as stream

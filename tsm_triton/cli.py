@@ -10,6 +10,7 @@ from importlib import import_module
 
 from .commands import COMMANDS
 from .commands.interrupt import exit_on_signal
+from .commands.options import option_of
 from .version import __version__
 
 __all__ = ["main"]
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser, commands = _parser()
         args = parser.parse_args(argv)
         usage = commands[args.command].format_usage()
-        names = [name for name in vars(args) if _option(name) in usage]
+        names = [name for name in vars(args) if option_of(name) in usage]
         with (
             exit_on_signal()
         ):  # no temporary file stays, of commands that do not end in an order of their own
@@ -81,7 +82,7 @@ def _on_the_command_line(message: str, names: Iterable[str]) -> str:
         'broken PNG file (chunk tEXt)'
     """
     for name in names:
-        option = _option(name)
+        option = option_of(name)
         # told from the word of everyday by what stands around it, or by its underscore
         for said, turned in (("True", option), ("False", option.replace("--", "--no-", 1))):
             message = re.sub(rf"(?<![\w.-]){name}={said}\b", turned, message)
@@ -90,10 +91,6 @@ def _on_the_command_line(message: str, names: Iterable[str]) -> str:
         word = rf"{name}\b" if "_" in name else rf"{name}(?= must )"
         message = re.sub(rf"(?<![\w.-]){word}", option, message)
     return re.sub(r"\bb(['\"])(.*?)\1", r"\2", message)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..exporting.export import FORMATS
 from ..exporting.loading import ExportedClips, ExportedStep, load_exported
+from .options import option_of
 
 __all__ = ["exported_clips", "exported_file", "exported_step"]
 
@@ -79,7 +80,7 @@ def _check_said(said: dict[str, Any], path: Path, shift: dict[str, Any]) -> None
     own = {"direction": said["direction"] or "unshifted"}
     for key, value in shift.items():
         if own.get(key) != value:
-            option = f"--{key.replace('_', '-')}"
+            option = option_of(key)
             expected = (
                 f"{option} {own[key]}, as {str(path)!r} says"
                 if key in own

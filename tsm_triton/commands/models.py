@@ -20,6 +20,7 @@ from ..patching.hooks import clip_length_of, is_patched
 from ..patching.patch import patch
 from ..preparation import preparation_of
 from .exported import exported_clips, exported_file
+from .options import option_of
 
 __all__ = ["Said", "Trained", "check_runs", "load_trained_model"]
 
@@ -132,7 +133,7 @@ def _of_images(said: Said) -> Trained:
             "expected a model, got none: pass --checkpoint FILE, or --model NAME for weights of images"
         )
     if said.shift:
-        option = _option(next(iter(said.shift)))
+        option = option_of(next(iter(said.shift)))
         raise ValueError(
             f"expected no {option} with weights of images, which have no shift, got one: drop it, or pass --checkpoint"
         )
@@ -174,7 +175,7 @@ def _check_said(checkpoint: Checkpoint, said: Said) -> None:
     for key, value in said.shift.items():
         if own.get(key) == value:
             continue
-        option = _option(key)
+        option = option_of(key)
         expected = f"no {option}" if key not in own else f"{option} {own[key]}"
         kind = " of an unshifted network" if checkpoint.patch is None else ""
         raise ValueError(
@@ -210,7 +211,7 @@ def _of_ours(checkpoint: Checkpoint, name: str | None) -> _Loaded:
 
 def _of_state_dict(checkpoint: Checkpoint, said: Said, streamed: bool) -> _Loaded:
     needed = ["model", "direction", "place", "shift_div", *([] if streamed else ["num_segments"])]
-    missing = [_option(name) for name in needed if getattr(said, name) is None]
+    missing = [option_of(name) for name in needed if getattr(said, name) is None]
     if missing or said.model is None:
         raise ValueError(
             f"expected weights that say what they are, got a bare state dict in {checkpoint.source}: pass "
@@ -243,7 +244,3 @@ def _head_in(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     wanted = f"{layers[-1]}.weight"
     found = [value for key, value in state.items() if f".{key}".endswith(f".{wanted}") and value.dim()]
     return {"num_classes": found[0].shape[0]} if found else {}
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

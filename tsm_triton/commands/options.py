@@ -6,9 +6,14 @@ from pathlib import Path
 
 from ..choices import DIRECTIONS, PLACES
 
-__all__ = ["SEEDS", "add_prediction_options", "add_shift_options", "weights_at", "within"]
+__all__ = ["SEEDS", "add_prediction_options", "add_shift_options", "option_of", "weights_at", "within"]
 
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.manual_seed takes
+
+
+def option_of(name: str) -> str:
+    """The option of an argument: `--shift-div` of `shift_div`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def within(low: int, high: int) -> Callable[[str], int]:

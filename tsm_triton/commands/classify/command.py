@@ -11,9 +11,11 @@ from typing import Any
 from ...extras import check_installed
 from ...video.datasets import Sample, read_listing
 from ...video.datasets.folders import split_folders
-from ..common import few_threads, labels_for, make_folder, printable
+from ..common import few_threads, make_folder, printable
 from ..interrupt import stop_on_signal
+from ..labels import labels_of
 from ..models import Said, load_trained_model
+from ..outputs import check_writable, claim
 from ..predicting import Predictor, likeliest
 from ..tables import as_text, save_csv, save_json, save_parquet
 from .picture import save_picture
@@ -69,23 +71,6 @@ def run(args: argparse.Namespace) -> int:
     if lost:
         print(f"Left out {lost} videos that cannot be read.")
     return 1 if lost else 0
-
-
-def labels_of(args: argparse.Namespace, said: Sequence[str] | None, num_classes: int) -> list[str]:
-    """A name for each class: of the file that is given, of the checkpoint, or its number.
-
-    Raises:
-        ValueError: of another number than classes, or in another order than the checkpoint says.
-    """
-    labels = labels_for(args.labels, said) or []
-    if not labels:
-        return [f"class {number}" for number in range(num_classes)]
-    if len(labels) != num_classes:
-        raise ValueError(
-            f"expected {num_classes} labels, one a class, got {len(labels)} in "
-            f"{str(args.labels or args.checkpoint or args.model)!r}: pass --labels with one on each line"
-        )
-    return labels
 
 
 def row_of(path: str, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -144,11 +129,8 @@ def _picture_name(number: int, path: str) -> str:
 
 def _check_files(args: argparse.Namespace) -> None:
     """Raise now for what could not be written in the end, or would replace what is read."""
-    taken = {
-        path.resolve()
-        for path in (args.checkpoint, args.model and Path(args.model), args.labels, *map(Path, args.videos))
-        if isinstance(path, Path)
-    }
+    read = (args.checkpoint, args.model and Path(args.model), args.labels, *map(Path, args.videos))
+    taken = {path.resolve() for path in read if isinstance(path, Path)}
     for option in ("json", "csv", "parquet"):
         path: Path | None = getattr(args, option)
         if path is None:
@@ -158,13 +140,5 @@ def _check_files(args: argparse.Namespace) -> None:
             from .cluster import check_folder
 
             check_folder(path)
-        if not path.absolute().parent.is_dir() or (path.is_dir() and not folder):
-            raise ValueError(
-                f"expected --{option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
-            )
-        if path.resolve() in taken:
-            raise ValueError(
-                f"expected --{option} to be a file of its own, got {str(path)!r}, which is given for something "
-                "else: pass another one"
-            )
-        taken.add(path.resolve())
+        check_writable(f"--{option}", path, folder=folder)
+        claim(f"--{option}", path, taken)

@@ -11,9 +11,10 @@ from ...extras import check_installed
 from ...files import replacing
 from ...training.charts import save_confusion
 from ...video.datasets import Listing
-from ..common import few_threads, labels_for, make_folder
+from ..common import few_threads, make_folder
 from ..data import read_data
 from ..interrupt import stop_on_signal
+from ..labels import labels_for
 from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
 from ..tables import as_text, save_csv, save_parquet

@@ -12,9 +12,9 @@ from ...extras import check_installed
 from ...patching.hooks import shift_hooks
 from ...streaming.batching import Batcher
 from ...video.transforms import transform_for
-from ..classify.command import labels_of
 from ..common import few_threads, pick_device, printable
 from ..interrupt import Interrupt, stop_on_signal
+from ..labels import labels_of
 from ..models import Said, load_trained_model
 from .service import Limits, Service
 

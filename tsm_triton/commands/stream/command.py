@@ -14,11 +14,13 @@ from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.live import ConnectionLostError, without_login
 from ...video.transforms import transform_for
-from ..common import labels_for, make_folder, pick_device, printable
+from ..common import make_folder, pick_device, printable
 from ..demo import DEMO_WEIGHTS
 from ..exported import exported_file, exported_step
 from ..interrupt import Interrupt, stop_on_signal
+from ..labels import labels_for
 from ..models import Said, Trained, load_trained_model
+from ..outputs import check_writable, claim
 from .annotation import AnnotatedVideo, annotated_video, save_csv, save_json, save_timeline
 from .pace import Meter, Pace
 from .seen import Seen
@@ -156,16 +158,9 @@ def _check_files(args: argparse.Namespace, weights: str | Path) -> None:
                 raise ValueError(
                     f"expected a file or nothing at {str(path)!r}, got a folder: pass another --out"
                 )
-        elif not path.absolute().parent.is_dir() or path.is_dir():
-            raise ValueError(
-                f"expected {option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
-            )
-        if path.resolve() in taken:
-            raise ValueError(
-                f"expected {option} to be a file of its own, got {str(path)!r}, which is given for something "
-                "else: pass another one"
-            )
-        taken.add(path.resolve())
+        else:
+            check_writable(option, path)
+        claim(option, path, taken)
 
 
 def _until(

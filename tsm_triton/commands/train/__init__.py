@@ -8,7 +8,7 @@ from typing import Any
 from ...choices import DIRECTIONS, PLACES
 from ...training.recipes import RECIPES
 from ...training.settings import FREEZE_BN, GROUPS, PRECISIONS, Settings
-from ..options import weights_at, within
+from ..options import option_of, weights_at, within
 
 __all__ = ["MODEL_DEFAULTS", "SAMPLINGS", "add_arguments"]
 
@@ -130,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     loop = parser.add_argument_group("training", "of a recipe, else the default").add_argument
     for field in fields(Settings):
-        option, default = f"--{field.name.replace('_', '-')}", field.default
+        option, default = option_of(field.name), field.default
         about: dict[str, Any] = {"help": f"{HELP[field.name]} (default: {default})"}
         if field.name == "lr":
             about["help"] = f"{HELP['lr']} (default: {default}, a tenth of it from trained weights)"

@@ -14,13 +14,13 @@ from ...checkpoints.native import Checkpoint, load_into
 from ...checkpoints.published import Published
 from ...checkpoints.published.build import full_name, load_published
 from ...preparation import preparation_of
+from ..options import option_of
 
 __all__ = ["Start", "read_start"]
 
 SHIFT = ("direction", "place", "shift_div")
 # of an origin's options, those that every training chooses for itself
 CHOSEN = {"num_classes", "img_size"}
-IN_PYTHON = "train it in Python: tsm_triton.load_checkpoint, then tsm_triton.training.fit"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Start:
             own = self.shift.get(key, options[key])
             if own != options[key]:
                 raise ValueError(
-                    f"expected --{key.replace('_', '-')} {own}, as {self.source} was trained, got {options[key]}: drop "
+                    f"expected {option_of(key)} {own}, as {self.source} was trained, got {options[key]}: drop "
                     "it, or start from other weights"
                 )
 

@@ -1,0 +1,23 @@
+"""Files that a command writes in the end: refused at its begin where they could not be, or would replace another."""
+
+from pathlib import Path
+
+__all__ = ["check_writable", "claim"]
+
+
+def check_writable(option: str, path: Path, *, folder: bool = False) -> None:
+    """Raise for what cannot become a file; with `folder`, a folder of that name may be there."""
+    if not path.absolute().parent.is_dir() or (path.is_dir() and not folder):
+        raise ValueError(
+            f"expected {option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
+        )
+
+
+def claim(option: str, path: Path, taken: set[Path]) -> None:
+    """Raise for a file that is among those, resolved, which the command reads or writes already; else add it."""
+    if path.resolve() in taken:
+        raise ValueError(
+            f"expected {option} to be a file of its own, got {str(path)!r}, which is given for something else: pass "
+            "another one"
+        )
+    taken.add(path.resolve())
