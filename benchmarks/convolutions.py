@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, channels_last
@@ -71,27 +71,34 @@ def name(c: Convolution) -> str:
 
 
 def build(run: Run, convolution: Convolution, num_clips: int, dtype: torch.dtype) -> Measure:
-    calls, inputs = prepared(run, convolution, num_clips, dtype)
+    timed = warmed(run, convolution, partial(prepared, run, convolution, num_clips, dtype))
+    return lambda: [timed()[0]]
+
+
+def warmed(
+    run: Run, convolution: Any, prepared: Callable[[], tuple[dict[str, Call], list[Tensor]]]
+) -> Callable[[], tuple[Row, Tensor]]:
+    """What measures prepared calls, made anew, which ran once: the row, and an input."""
+    calls, inputs = prepared()
     for call in calls.values():
         call(inputs[0])
-    del inputs  # held by each case, they would not all fit
+    del calls, inputs  # held by each case, they would not all fit
 
-    def rows() -> list[Row]:
-        timed, inputs = prepared(run, convolution, num_clips, dtype)
-        timings = measure(timed, inputs, 7 if run.quick else 21)
+    def timed() -> tuple[Row, Tensor]:
+        calls, inputs = prepared()
+        timings = measure(calls, inputs, 7 if run.quick else 21)
         seconds = {form: timing.median for form, timing in timings.items()}
-        return [
-            {
-                **convolution._asdict(),
-                "frames": len(inputs[0]),
-                "dtype": str(dtype).removeprefix("torch."),
-                "seconds": seconds,
-                "spread": timings["ours"].spread,
-                "over_two": seconds["ours"] / seconds["convolution and pass"],
-            }
-        ]
+        row = {
+            **convolution._asdict(),
+            "frames": len(inputs[0]),
+            "dtype": str(inputs[0].dtype).removeprefix("torch."),
+            "seconds": seconds,
+            "spread": timings["ours"].spread,
+            "over_two": seconds["ours"] / seconds["convolution and pass"],
+        }
+        return row, inputs[0]
 
-    return rows
+    return timed
 
 
 def prepared(

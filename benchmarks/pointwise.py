@@ -13,6 +13,7 @@ from torch.nn.functional import conv2d
 from tsm_triton import ops, reference
 
 from .baselines import NUM_SEGMENTS, SHIFT_DIV
+from .convolutions import warmed
 from .gate import require_close
 from .page import microseconds, percent, table
 from .run import Build, Measure, Row, Run
@@ -54,29 +55,14 @@ def cases(run: Run) -> dict[str, Build]:
 
 
 def build(run: Run, convolution: Convolution, num_clips: int, dtype: torch.dtype) -> Measure:
-    calls, inputs = prepared(run, convolution, num_clips, dtype)
-    for call in calls.values():
-        call(inputs[0])
-    del inputs  # held by each case, they would not all fit
+    timed = warmed(run, convolution, partial(prepared, run, convolution, num_clips, dtype))
 
     def rows() -> list[Row]:
-        timed, inputs = prepared(run, convolution, num_clips, dtype)
-        timings = measure(timed, inputs, 7 if run.quick else 21)
-        seconds = {name: timing.median for name, timing in timings.items()}
-        floor = floor_of(convolution, len(inputs[0]), inputs[0].element_size(), ceilings(run.device, dtype))
-        return [
-            {
-                **convolution._asdict(),
-                "frames": len(inputs[0]),
-                "dtype": str(dtype).removeprefix("torch."),
-                "seconds": seconds,
-                "spread": timings["ours"].spread,
-                "floor_seconds": floor,
-                "over_bare": seconds["ours"] / seconds["bare"],
-                "over_floor": seconds["ours"] / floor,
-                "over_two": seconds["ours"] / seconds["convolution and pass"],
-            }
-        ]
+        row, x = timed()
+        seconds = row["seconds"]
+        floor = floor_of(convolution, len(x), x.element_size(), ceilings(run.device, dtype))
+        over = {"over_bare": seconds["ours"] / seconds["bare"], "over_floor": seconds["ours"] / floor}
+        return [{**row, "floor_seconds": floor, **over}]
 
     return rows
 
