@@ -1,10 +1,7 @@
 """Clips that cannot be read end no training: what is left is trained and tested on, and counted."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from tsm_triton.video.datasets import Unreadable, collate
 from .motion_videos import write_motions
 from .test_resume import assert_same_results
 from .test_training import CPU, clips, frozen
+from .trainings import small, torchrun
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,9 +99,9 @@ def videos(tmp_path_factory):
 
 
 def command(videos, out, *more):
-    fixed = "--model test_resnet --num-segments 2 --size 24 --batch-size 2 --epochs 3 --on-error skip"
+    fixed = "--batch-size 2 --epochs 3 --on-error skip"
     data = ["train", str(videos / "train"), "--val", str(videos / "val"), "--out", str(out)]
-    return [*data, *fixed.split(), "--workers", "0", "--device", "cpu", *more]
+    return [*data, *small(), *fixed.split(), *more]
 
 
 @pytest.mark.filterwarnings("ignore:left out")
@@ -138,17 +136,7 @@ def test_an_interrupted_training_with_damaged_videos_ends_as_an_unbroken_one(
 def test_two_processes_do_what_one_does_with_damaged_videos(videos, tmp_path):
     more = ["--freeze-bn", "all", "--opt", "sgd", "--lr", "0.02", "--batch-size", "4"]
     assert main(command(videos, tmp_path / "one", *more)) == 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*script, "-m", "tsm_triton", *command(videos, tmp_path / "two", *more)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(command(videos, tmp_path / "two", *more))
     one, two = (read_checkpoint(tmp_path / name / "last.pt").state for name in ("one", "two"))
     for key, value in one.items():
         torch.testing.assert_close(

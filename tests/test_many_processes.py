@@ -1,9 +1,6 @@
 """`torchrun -m tsm_triton train`: two processes do what one does at the same batch."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from tsm_triton.checkpoints import read_checkpoint
 from tsm_triton.cli import main
 
 from .motion_videos import write_motions
+from .trainings import small, torchrun
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,26 +25,9 @@ def videos(tmp_path_factory):
 
 def command(videos: Path, out: Path, *more: str) -> list[str]:
     # batch statistics differ between one process and two: frozen, or those of no network
-    options = (
-        "--model test_resnet --num-segments 2 --size 24 --batch-size 4 --epochs 2 --freeze-bn all --opt sgd"
-    )
+    options = "--batch-size 4 --epochs 2 --freeze-bn all --opt sgd --lr 0.02"
     data = ["train", str(videos / "train"), "--val", str(videos / "val"), "--out", str(out)]
-    return [*data, *options.split(), "--workers", "0", "--lr", "0.02", "--device", "cpu", *more]
-
-
-def torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*script, "-m", "tsm_triton", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    return [*data, *small(), *options.split(), *more]
 
 
 @pytest.mark.parametrize(

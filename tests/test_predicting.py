@@ -18,6 +18,7 @@ from tsm_triton.video.decoding import read_clip
 from tsm_triton.video.transforms import transform_for
 
 from .motion_videos import write_motions
+from .trainings import small
 
 T, NAMES = 4, sorted(CLASSES[:4], reverse=True)  # in another order than folders are read
 
@@ -288,19 +289,7 @@ def test_what_is_not_there_is_left_out_too_where_errors_are(videos, checkpoint, 
         assert main(["classify", str(table), absent, *options(checkpoint, *skip)]) == 1
     assert all(any(name in str(one.message) for one in seen) for name in ("gone/away.mp4", absent))
     assert "Left out 2 videos" in capsys.readouterr().out
-    fixed = [
-        "--model",
-        "test_resnet",
-        "--size",
-        "32",
-        "--num-segments",
-        "2",
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-    ]
-    run = ["train", str(table), "--out", str(tmp_path / "run"), "--device", "cpu", *fixed, *skip]
+    run = ["train", str(table), "--out", str(tmp_path / "run"), *small(32), "--epochs", "1", *skip]
     with pytest.warns(UserWarning, match="'gone/away.mp4'"):
         assert main(run) == 0
     assert "Left out 1 videos that cannot be read: gone/away.mp4" in capsys.readouterr().out

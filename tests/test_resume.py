@@ -15,22 +15,11 @@ from tsm_triton.cli import main
 from tsm_triton.progress import Bar
 
 from .motion_videos import write_motions
+from .trainings import small
 
 ROOT = Path(__file__).parent.parent
 # all that is random or remembered: the order, crops, dropout, mixed clips, averaged weights, momenta
 RANDOM = ["--dropout", "0.2", "--mixup", "0.4", "--ema", "0.9", "--sched", "cosine"]
-SMALL = [
-    "--model",
-    "test_resnet",
-    "--num-segments",
-    "2",
-    "--size",
-    "24",
-    "--batch-size",
-    "4",
-    "--workers",
-    "0",
-]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +31,8 @@ def videos(tmp_path_factory):
 
 
 def command(videos: Path, *more: str) -> list[str]:
-    data = ["train", str(videos / "train"), "--val", str(videos / "val"), "--device", "cpu"]
-    return [*data, *SMALL, "--epochs", "4", *more]
+    data = ["train", str(videos / "train"), "--val", str(videos / "val")]
+    return [*data, *small(), "--batch-size", "4", "--epochs", "4", *more]
 
 
 def rows(out: Path) -> list[dict[str, str]]:

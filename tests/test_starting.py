@@ -14,6 +14,7 @@ from tsm_triton.training.recipes import RECIPES, read_recipe
 
 from .motion_videos import write_motions
 from .servers import http_server, send
+from .trainings import small
 
 LABELS = sorted(name.replace(" ", "-") for name in CLASSES[:4])
 # so slowly that the weights stay what they were
@@ -204,19 +205,7 @@ def test_a_recipe_that_mirrors_says_how_labels_are_exchanged(more, words, videos
 
 
 def test_batch_norms_that_are_frozen_from_scratch_are_told_of(videos, tmp_path, capsys):
-    fixed = [
-        "--device",
-        "cpu",
-        "--model",
-        "test_resnet",
-        "--size",
-        "32",
-        "--num-segments",
-        "2",
-        "--workers",
-        "0",
-    ]
-    assert main(["train", str(videos), "--out", str(tmp_path / "out"), *fixed, *STILL]) == 0
+    assert main(["train", str(videos), "--out", str(tmp_path / "out"), *small(32), *STILL]) == 0
     assert "tsm-triton: warning: --freeze-bn all keeps batch-norms as they were" in capsys.readouterr().err
 
 

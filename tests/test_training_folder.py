@@ -12,20 +12,7 @@ from tsm_triton.training import Settings, fit
 from tsm_triton.training.folder import check_apart
 
 from .motion_videos import write_motions
-
-SMALL = [
-    "--model",
-    "test_resnet",
-    "--num-segments",
-    "2",
-    "--size",
-    "24",
-    "--batch-size",
-    "4",
-    "--epochs",
-    "1",
-]
-FIXED = ["--device", "cpu", "--workers", "0"]
+from .trainings import small
 
 
 def train(out, resume=False, epochs=1):
@@ -138,7 +125,7 @@ def test_results_among_the_data_are_refused_before_anything_is_written(
     monkeypatch.chdir(here)
     before = below(here)
     arguments = [word.format(videos=here) for word in arguments]
-    assert main(["train", *arguments, *SMALL, *FIXED]) == 2
+    assert main(["train", *arguments, *small()]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "expected results apart from the data" in said
     assert "pass another --out" in said
@@ -157,6 +144,6 @@ def test_results_beside_the_data_are_fine(tmp_path):
 def test_a_folder_of_other_things_is_refused_by_the_command(videos, tmp_path, capsys):
     (tmp_path / "best.pt").write_text("mine")
     data = ["train", str(videos / "train"), "--val", str(videos / "val"), "--out", str(tmp_path)]
-    assert main([*data, *SMALL, *FIXED]) == 2
+    assert main([*data, *small()]) == 2
     assert "'best.pt' in it: pass another out" in capsys.readouterr().err
     assert below(tmp_path) == {"best.pt": b"mine"}
