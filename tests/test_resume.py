@@ -13,6 +13,7 @@ import torch
 from tsm_triton.checkpoints import read_checkpoint
 from tsm_triton.cli import main
 from tsm_triton.progress import Bar
+from tsm_triton.training import machine, testing
 
 from .motion_videos import write_motions
 from .trainings import small
@@ -89,6 +90,28 @@ def test_a_signal_ends_at_the_next_step_and_resume_goes_on_there(
     assert len(rows(tmp_path / "cut")) == 1
     assert main([*command(videos, *RANDOM), "--out", str(tmp_path / "cut"), "--resume"]) == 0
     assert "epoch 2 of 4" in capsys.readouterr().err
+    assert_same_results(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("signals_heard")
+def test_a_signal_in_a_test_ends_it_there_and_resume_tests_again(videos, tmp_path, monkeypatch, capsys):
+    arguments = [*command(videos, *RANDOM), "--batch-size", "2"]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    tested = []
+
+    def placed(x, device):
+        tested.append(x)
+        if len(tested) == 3:  # the first of two batches, after the second epoch
+            signal.raise_signal(signal.SIGTERM)
+        return machine.placed(x, device)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(testing, "placed", placed)
+        assert main([*arguments, "--out", str(tmp_path / "cut")]) == 128 + signal.SIGTERM
+    assert len(tested) == 3
+    assert "--resume goes on there" in capsys.readouterr().out
+    assert len(rows(tmp_path / "cut")) == 1
+    assert main([*arguments, "--out", str(tmp_path / "cut"), "--resume"]) == 0
     assert_same_results(tmp_path / "whole", tmp_path / "cut")
 
 

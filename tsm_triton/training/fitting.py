@@ -53,7 +53,7 @@ def fit(
         about: what else a training that goes on must have been begun with.
         collate: items -> a batch, as for a DataLoader.
         device: of this process; None for accelerate's choice.
-        stop: asked after each step whether to end there.
+        stop: asked after each step, and each batch of a test, whether to end there.
         title: of the progress shown.
 
     Returns:

@@ -164,7 +164,12 @@ class Trainer:
         if self.val_data is not None and self.val_batches is not None:
             model = self.model if self.ema is None else self.ema.module
             batches = self.loader(self.val_data, self.val_batches)
-            scores = test(model, batches, self.val_batches.real, self.accelerator, self.num_classes)
+            scores = test(
+                model, batches, self.val_batches.real, self.accelerator, self.num_classes, self.stop
+            )
+            if scores is None:  # the test is begun again, behind the epoch's last step
+                self.save()
+                raise Stopped
             row |= {f"val_{key}": value for key, value in scores.compute().items()}
             confusion = scores.confusion()
             row["val_left_out"] = len(self.val_data) - scores.seen()  # pyright: ignore[reportArgumentType]

@@ -1,12 +1,13 @@
 """A model on all clips of a data set, each once, by all processes together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .devices import any_process
 from .machine import placed
 from .metrics import Scores
 from .parts import completed, next_part
@@ -16,8 +17,13 @@ __all__ = ["test"]
 
 @torch.no_grad()
 def test(
-    model: nn.Module, loader: Any, real: Sequence[int], accelerator: Accelerator, num_classes: int
-) -> Scores:
+    model: nn.Module,
+    loader: Any,
+    real: Sequence[int],
+    accelerator: Accelerator,
+    num_classes: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
     """What a model makes of clips; every process must call it.
 
     Args:
@@ -26,6 +32,7 @@ def test(
         real: how many clips of each batch are not another's too, see `EvalBatches`.
         accelerator: of the processes.
         num_classes: C.
+        stop: asked after each batch whether to end there, which no accuracy comes of: None.
     """
     model.eval()
     scores, batches = Scores(num_classes, accelerator.device, confusion=True), iter(loader)
@@ -35,4 +42,6 @@ def test(
             logits = model(placed(held[0], accelerator.device))
             if own and share:
                 scores.update(logits, held[1].to(logits.device))
+        if any_process(accelerator, stop()):
+            return None
     return scores
