@@ -317,6 +317,22 @@ def test_an_interrupted_evaluation_writes_no_accuracy_and_a_classification_what_
         assert len(list(csv.DictReader(file))) == 5
 
 
+def test_an_evaluation_replaces_its_own_results_and_nobody_elses(videos, checkpoint, tmp_path, capsys):
+    out = tmp_path / "eval"
+    argv = ["eval", str(videos), *options(checkpoint), "--out", str(out)]
+    assert main(argv) == main(argv) == 0
+    for name in ("confusion.png", "results.json", "predictions.csv"):
+        other = tmp_path / f"run of {name}"
+        other.mkdir()
+        (other / name).write_text("{}")
+        assert main([*argv[:-1], str(other)]) == 2
+        assert (
+            f"expected --out to be a new folder, or an evaluation's, got {str(other)!r}"
+            in capsys.readouterr().err
+        )
+        assert [path.read_text() for path in other.iterdir()] == ["{}"]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

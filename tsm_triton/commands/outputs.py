@@ -1,8 +1,12 @@
 """Files that a command writes in the end: refused at its begin where they could not be, or would replace another."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["check_writable", "claim"]
+__all__ = ["RESULTS", "check_writable", "claim", "others_of"]
+
+RESULTS = "results.json"  # of a folder that a command writes: says by its keys which
 
 
 def check_writable(option: str, path: Path, *, folder: bool = False) -> None:
@@ -11,6 +15,17 @@ def check_writable(option: str, path: Path, *, folder: bool = False) -> None:
         raise ValueError(
             f"expected {option} to be a file in a folder that exists, got {str(path)!r}: pass another one"
         )
+
+
+def others_of(out: Path, names: Iterable[str], keys: set[str]) -> list[str]:
+    """The files of these names in a folder whose results do not have the keys of those that a command writes."""
+    try:
+        said = json.loads((out / RESULTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        said = None
+    if isinstance(said, dict) and keys <= said.keys():
+        return []
+    return [name for name in (RESULTS, *names) if (out / name).exists()]
 
 
 def claim(option: str, path: Path, taken: set[Path]) -> None:

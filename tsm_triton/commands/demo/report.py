@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..common import replacing
+from ..outputs import others_of
 from .motion_clips import CLASSES
 
 __all__ = ["check_folder", "save_plot", "save_results", "versions"]
@@ -39,21 +40,12 @@ def check_folder(out: Path) -> None:
     clips = out / "clips"
     held = {path.relative_to(clips).as_posix() for depth in ("*", "*/*") for path in clips.glob(depth)}
     others = {f"clips/{name}" for name in held if not CLIPS.fullmatch(name)}
-    if not _ours(out / "results.json"):
-        others |= {name for name in ("results.json", "demo.png", "causal.pt") if (out / name).exists()}
+    others |= {*others_of(out, ("demo.png", "causal.pt"), {"verdict", "as_expected", "trainings"})}
     if others:
         raise ValueError(
             f"expected --out to be a new folder, or a demo's, got {str(out)!r} with {min(others)!r} in it: "
             "pass another one"
         )
-
-
-def _ours(results: Path) -> bool:
-    try:
-        said = json.loads(results.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(said, dict) and {"verdict", "as_expected", "trainings"} <= said.keys()
 
 
 def save_results(path: Path, results: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ..data import read_data
 from ..interrupt import stop_on_signal
 from ..labels import labels_for
 from ..models import Said, load_trained_model
+from ..outputs import RESULTS, others_of
 from ..predicting import Predictor, likeliest
 from ..tables import as_text, save_csv, save_parquet
 
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     check_installed("eval", *modules)
     from ...training.metrics import Scores
 
+    _check_folder(args.out)
     few_threads()
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
@@ -87,6 +89,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_folder(out: Path) -> None:
+    """Raise for a folder whose files would be replaced, and no evaluation wrote."""
+    names = (*(f"predictions.{table}" for table in ("csv", "parquet")), "classes.csv", "confusion.png")
+    others = others_of(out, names, {"top1", "confusion", "left_out"})
+    if others:
+        raise ValueError(
+            f"expected --out to be a new folder, or an evaluation's, got {str(out)!r} with {min(others)!r} in it: pass "
+            "another one"
+        )
+
+
 def _check_labels(listing: Listing, data: str) -> None:
     without = next((sample.path for sample in listing.samples if sample.label is None), None)
     if without is not None:
@@ -128,5 +141,5 @@ def _write(
     title = f"{accuracy['top1']:.1f} % top-1 of {len(rows)} videos"
     save_confusion(out / "confusion.png", matrix, labels, title)
     results = {**accuracy, "videos": len(rows), "left_out": total - len(rows), "confusion": matrix}
-    with replacing(out / "results.json") as temporary:
+    with replacing(out / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n")
