@@ -22,7 +22,7 @@ from .networks import with_statistics
 from .video_files import write_video
 
 T, SIZE = 4, 64
-CLOSE = 0.15  # of the largest logit, for random weights of which each layer's ranges are wide
+CLOSE = 0.1  # of the largest logit, for random weights of which each layer's ranges are wide
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -72,6 +72,10 @@ def test_onnx_computes_in_int8_and_its_shifts_are_ours(tmp_path):
     initial = {value.name: onnx.numpy_helper.to_array(value) for value in held.graph.initializer}
     zeros = [node.input[2] for node in held.graph.node if node.op_type == "QuantizeLinear"]
     assert not any(initial[name].any() for name in zeros)
+    # or two products overflow 16 bits on a CPU without VNNI
+    assert (
+        max(abs(x.astype(int)).max() for x in initial.values() if x.dtype == numpy.int8 and x.ndim > 1) <= 64
+    )
     shifts = shifts_in(held.graph)
     assert len(shifts) == len(shift_hooks(model))
     for name in {name for pair in shifts for name in pair}:
