@@ -1,11 +1,13 @@
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch._functorch.config
 from hypothesis import settings
+from tqdm import tqdm
 
 HAS_CUDA = torch.cuda.is_available()
 
@@ -44,6 +46,8 @@ def signals_heard() -> Iterator[None]:
     yield
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)
+    # a bar that a signal ended while it was drawn keeps tqdm's lock, for which other threads would wait for ever
+    tqdm.set_lock(threading.RLock())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

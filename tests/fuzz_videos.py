@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 
 from tqdm import tqdm
 
@@ -213,25 +214,27 @@ def fuzz(count: int, start: int = 0, jobs: int = 2) -> tuple[Counter[str], list[
         folder = Path(name)
         for source, options in SOURCES.items():
             write_video(folder / source, 20, gop=5, **options)  # type: ignore[arg-type]
-        readers = [Reader(folder) for _ in range(jobs)]
-        share = [range(start + job, start + count, jobs) for job in range(jobs)]
-        with ThreadPoolExecutor(jobs) as pool, tqdm(total=count, unit="video") as progress:
+        readers = SimpleQueue[Reader]()
+        for _ in range(jobs):
+            readers.put(Reader(folder))
 
-            def work(job: int) -> list[tuple[int, str, int]]:
-                results = []
-                for seed in share[job]:
-                    results.append(readers[job].read(seed))
-                    progress.update()
-                return results
+        def work(seed: int) -> tuple[int, str, int]:
+            reader = readers.get()
+            try:
+                return reader.read(seed)
+            finally:
+                readers.put(reader)
 
-            for results in pool.map(work, range(jobs)):
-                for seed, outcome, mebibytes in results:
-                    largest = max(largest, mebibytes)
-                    tally[outcome.partition(": no answer")[0].partition(": the process")[0]] += 1
-                    if outcome.startswith("FAILED"):
-                        failures.append(f"seed {seed}: {outcome}")
-        for reader in readers:
-            reader.close()
+        with ThreadPoolExecutor(jobs) as pool:
+            # counted here and not by the threads: tqdm's lock stays held where a signal has ended a bar
+            results = tqdm(pool.map(work, range(start, start + count)), total=count, unit="video")
+            for seed, outcome, mebibytes in results:
+                largest = max(largest, mebibytes)
+                tally[outcome.partition(": no answer")[0].partition(": the process")[0]] += 1
+                if outcome.startswith("FAILED"):
+                    failures.append(f"seed {seed}: {outcome}")
+        while not readers.empty():
+            readers.get().close()
     return tally, failures, largest
 
 
