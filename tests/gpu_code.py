@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch._dynamo.device_interface import CudaInterface
 from torch._dynamo.source import ConstantSource
 from torch._inductor import config
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.codegen import cpp_wrapper_gpu
+from torch._inductor.compile_fx import compile_fx, compile_fx_aot
 from torch._inductor.graph import GraphLowering
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -150,6 +151,51 @@ def code_of_call(function: Callable[..., Any], *arguments: Any) -> str:
         return code_of(lambda: compile_fx(graph, tensors))
 
 
+def code_of_package(function: Callable[..., Any], *arguments: Any) -> str:
+    """The C++ of a call as AOTInductor writes it for a package, see `code_of_call`."""
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    others = {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
+
+    def call(*inputs: Tensor) -> Any:
+        left = iter(inputs)
+        return function(*(next(left) if isinstance(value, Tensor) else value for value in arguments))
+
+    graph, written = make_fx(call, decomposition_table=others)(*tensors), []
+
+    def write(self: GraphLowering) -> Any:
+        self.codegen()
+        written.append(self.wrapper_code._aot_output)
+        raise Written
+
+    # kernels are tuned by a run of the package, not while its code is written
+    at_run_time = config.patch("triton.autotune_at_compile_time", False)
+    writing = replaced.object(GraphLowering, "codegen_with_cpp_wrapper", write)
+    with unset_fake_temporarily(), gpu(), SETTINGS, at_run_time, writing, ops.without_python():
+        try:
+            compile_fx_aot(graph, tensors)
+        except Written:
+            return written[0]
+    raise AssertionError("Inductor wrote no code")
+
+
+def code_of_packages() -> dict[str, str]:
+    """The C++ of an inverted residual, and of calls that no kernel serves."""
+
+    def block(x: Tensor, expand: Tensor, depthwise: Tensor, project: Tensor, bias: Tensor) -> Tensor:
+        wide = ops.shift_conv1x1(x, expand, None, None, *SHIFT, "relu6")
+        wide = ops.depthwise_convolution(wide, depthwise, bias, [1, 1], [1, 1], [1, 1], "relu6")
+        return ops.convolution(wide, project, None, x, [1, 1], [0, 0], [1, 1], 1, "none")
+
+    with fake_mode() as mode:
+        x, side = new(frames_of(mode, 2 * T), 16, 14, 14), frames_of(mode, 14)
+        weights = [new(64, 16), new(64, 1, 3, 3), new(16, 64, 1, 1), new(64)]
+        free = new(2 * T, 16, 14, side)
+        return {
+            "block": code_of_package(block, x, *weights),
+            "a free width": code_of_package(ops.residual_shift, free, None, None, free, *SHIFT, "relu"),
+        }
+
+
 def code_of_op(name: str) -> str:
     """The code of a call of the tests, for any number of clips, at so many that the copy engine is worth it."""
     arguments = calls(3)[name]
@@ -240,6 +286,9 @@ def written() -> dict[str, Any]:
         "not served": code_of_what_is_not_served(),
         "packed": code_of_packed_clips(),
         "unseen": code_of_what_is_not_seen(),
+        "packages": code_of_packages()
+        if hasattr(cpp_wrapper_gpu, "generate_aoti_kernel_config_header")
+        else {},
     }
 
 

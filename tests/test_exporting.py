@@ -19,6 +19,8 @@ import tsm_triton
 from tsm_triton import Streaming, VideoClassifier, ops
 from tsm_triton.cli import main
 from tsm_triton.exporting import load_exported
+from tsm_triton.exporting.capture import captured, of_kernels, ops_of_ours
+from tsm_triton.exporting.interface import interface_of
 from tsm_triton.exporting.onnx import OPSET
 from tsm_triton.patching.hooks import shift_hooks
 
@@ -206,6 +208,19 @@ def test_a_native_pt2_keeps_the_registered_ops(tmp_path):
     torch.testing.assert_close(program.module()(frames), model(frames))
 
 
+def test_a_package_of_kernels_keeps_the_ops_that_have_one():
+    model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=5).eval(), T)
+    with pytest.raises(ValueError, match="expected a fused model with native=True"):
+        of_kernels(captured(interface_of(model, None, False)))
+    fused = tsm_triton.fuse(model, example_input=torch.zeros(T, 3, 64, 64))
+    program = of_kernels(captured(interface_of(fused, None, False)))
+    assert ops_of_ours(program) == {f"tsm_triton.{name}.default" for name in KEPT}
+
+
+# of a fused residual network; its other convolutions are torch's own
+KEPT = ("residual_shift", "shift_conv1x1")
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_package_runs_where_this_package_is_not(tmp_path):
@@ -291,7 +306,8 @@ def test_the_command_writes_a_checkpoints_file(tmp_path, capsys):
         ({"to": "tflite"}, "to must be one of"),
         ({"path": "model.pt"}, "path must be of a file that ends in .onnx"),
         ({"path": "missing/model.onnx"}, "expected a path in a folder that is there"),
-        ({"native": True}, "expected to='pt2' with native=True"),
+        ({"native": True}, "expected to='pt2' or to='aoti' with native=True"),
+        ({"native": True, "to": "aoti", "path": "model.pt2"}, "expected a model on a CUDA device"),
         ({"example_input": torch.zeros(1, T, 3, 64, 64)}, "example_input must have shape frames"),
         ({"example_input": torch.zeros(T, 3, 50, 50), "dynamic_size": True}, "multiples of 32"),
     ],

@@ -244,6 +244,20 @@ def test_what_no_kernel_serves_stays_a_call_of_the_op(name, code):
     assert not any(name.endswith("_kernel") for name in launched(written))
 
 
+def test_a_package_launches_its_kernels_and_calls_no_op(code):
+    """Nor Python: an op would be called through the package's proxy executor."""
+    packages = code["packages"]
+    if not packages:
+        pytest.skip("this torch runs what AOTInductor writes while it writes it, which needs a GPU")
+    found = {
+        name: Counter(re.findall(r"^ *call_(\w+_kernel)_\d+\(", each, re.MULTILINE))
+        for name, each in packages.items()
+    }
+    assert found["block"] == {"_shift_conv1x1_kernel": 1, "_depthwise_kernel": 1}
+    assert found["a free width"] == {}
+    assert not [name for name, each in packages.items() if "proxy_executor_call" in each]
+
+
 def test_packed_clips_are_shifted_by_inductors_own_code(code):
     assert through_python(code["packed"]) == []
     assert launched(code["packed"]) == {"inductor": 1}

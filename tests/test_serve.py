@@ -139,6 +139,31 @@ def test_a_cameras_labels_are_those_of_a_stream(options, served, weights):
     assert_seen(answers, expected)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_an_exported_stream_is_served_as_its_checkpoint_is(suffix, weights, tmp_path, capsys):
+    path, frames = tmp_path / f"live{suffix}", motion(4)
+    assert main(["export", str(weights), "--to", suffix[1:], "--path", str(path), "--streaming"]) == 0
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    service = command._service(arguments(path, "--device", "cpu"), uploads)
+    with TestClient(make_app(service)) as client:
+        said = client.get("/model").json()
+        assert (said["model"], said["num_segments"], said["size"]) == ("live", None, [SIZE, SIZE])
+        with client.websocket_connect("/stream") as first, client.websocket_connect("/stream") as second:
+            for stream in (first, second):
+                stream.send_json(CAMERA)
+            answers = [[show(stream, frame) for stream in (first, second)] for frame in frames]
+    for seen in zip(*answers, strict=True):
+        assert_seen(seen, streamed(weights, frames))
+    for more in (["--fused"], ["--model", "resnet18"], ["--shift-div", "4"]):
+        assert main(["serve", str(path), "--device", "cpu", *more]) == 2
+        assert more[0] in capsys.readouterr().err
+    clips = tmp_path / "clips.onnx"
+    assert main(["export", str(weights), "--to", "onnx", "--path", str(clips)]) == 0
+    assert main(["serve", str(clips), "--device", "cpu"]) == 2
+    assert "expected a stream's file" in capsys.readouterr().err
+
+
 def test_clients_in_turn_do_not_mix(served, weights):
     clips = [motion(5, kind) for kind in range(3)]
     answers = [[] for _ in clips]

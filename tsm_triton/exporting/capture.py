@@ -17,7 +17,7 @@ from ..torch_private import is_compiled
 from ..video.classifier import VideoClassifier
 from .interface import Interface
 
-__all__ = ["captured", "check_exportable", "ops_of_ours", "portable"]
+__all__ = ["captured", "check_exportable", "of_kernels", "ops_of_ours", "portable"]
 
 
 def check_exportable(model: Any) -> None:
@@ -105,6 +105,29 @@ def portable(program: ExportedProgram) -> ExportedProgram:
         raise RuntimeError(
             f"expected a graph of torch's own operators, got {', '.join(sorted(left))} left in it. Pass native=True "
             "to write a .pt2 that runs where tsm_triton is installed."
+        )
+    return program
+
+
+def of_kernels(program: ExportedProgram) -> ExportedProgram:
+    """The same with those of our ops alone that become kernels of a package for a GPU.
+
+    Raises:
+        ValueError: there is none, as in a model that is not fused.
+    """
+    others = {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
+    program = program.run_decompositions(others)
+    kernels = {str(op) for op in ops.KERNEL_FORMS}
+    left = ops_of_ours(program)
+    if not left:
+        raise ValueError(
+            "expected a fused model with native=True, got one whose shift torch's compiler joins with what stands "
+            "around it: pass tsm_triton.fuse(model), or leave native out"
+        )
+    if left - kernels:
+        raise RuntimeError(
+            f"expected a graph of kernels and torch's own operators, got {', '.join(sorted(left - kernels))} left in "
+            "it: leave native out"
         )
     return program
 

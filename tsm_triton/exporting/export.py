@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from .. import ops
 from .calibration import calibration_inputs, check_clips
-from .capture import captured, check_exportable, portable
+from .capture import captured, check_exportable, of_kernels, portable
 from .description import described
 from .interface import Interface, interface_of
 
@@ -50,7 +50,8 @@ def export(
         path: of the file, which appears whole or not at all: `.onnx`, or `.pt2` for the others.
         example_input: zeros, say, of the input's shape, of which the sizes are read that are not free; by default the
             model's own.
-        native: leave the registered ops in a `"pt2"`, which then runs where `tsm_triton` is imported.
+        native: leave the registered ops in a `"pt2"`, which then runs where `tsm_triton` is imported; in an `"aoti"`
+            of a fused model on CUDA their kernels, compiled, which needs nothing of ours to run.
         dynamic_size: H and W are free, multiples of 32 from 64 on. Not of a stream or a fused model.
         int8: normalised clips `[N, T, C, H, W]` that the model was trained on, a tensor or batches, some hundred clips
             together: convolutions and linear layers are computed in int8, in the ranges that these have. `"onnx"` by
@@ -65,7 +66,7 @@ def export(
     Raises:
         TypeError: no model of ours.
         ValueError: an unknown format, another file name, an example of another shape or of no whole clips, `native` of
-            another format, bfloat16 in ONNX, which onnxruntime does not run.
+            ONNX or of a package whose code has no kernel of ours, bfloat16 in ONNX, which onnxruntime does not run.
         ImportError: onnx or onnxscript are missing.
         RuntimeError: a model that is not patched, in training mode or compiled, or that torch cannot capture.
 
@@ -81,10 +82,10 @@ def export(
         torch.Size([12, 5])
     """
     target = _checked_path(to, path)
-    if native and to != "pt2":
+    if native and to == "onnx":
         raise ValueError(
-            f"expected to='pt2' with native=True, got to={to!r}: no runtime of ONNX has our ops, and a package with "
-            "our kernels inside was never run. Leave native out, the shift is then part of the compiled code."
+            "expected to='pt2' or to='aoti' with native=True, got to='onnx', of which no runtime has our ops: leave "
+            "native out"
         )
     if example_input is not None and not isinstance(example_input, Tensor):
         raise TypeError(
@@ -97,8 +98,10 @@ def export(
         _check_onnx_dtype(interface)
     if clips is not None:
         _check_int8(to, native, interface)
+    if native and to == "aoti":
+        _check_on_cuda(interface)
     program = captured(interface)
-    needs = ops.NAMESPACE if native else None
+    needs = ops.NAMESPACE if native and to == "pt2" else None
     if clips is not None and to == "pt2":
         from .int8 import NEEDS as needs
         from .int8 import quantised
@@ -106,6 +109,8 @@ def export(
         program = quantised(program, interface, calibration_inputs(interface, clips))
     if not native:
         program = portable(program)
+    elif to == "aoti":
+        program = of_kernels(program)
     description = described(model, interface, _outputs(program, interface), needs, clips is not None)
     if clips is not None and to == "onnx":
         from .int8 import write_int8
@@ -135,6 +140,15 @@ def _check_int8(to: str, native: bool, interface: Interface) -> None:
         raise ValueError(
             f"expected a float32 model with int8, whose ranges are measured in it, got {', '.join(sorted(dtypes))}: "
             "pass model.float()"
+        )
+
+
+def _check_on_cuda(interface: Interface) -> None:
+    device = next(iter(interface.inputs.values())).device
+    if device.type != "cuda":
+        raise ValueError(
+            f"expected a model on a CUDA device with native=True and to='aoti', got one on {device}, where no kernel "
+            "of ours runs: move the model, or leave native out"
         )
 
 

@@ -11,7 +11,8 @@ from .copies import shift_by_copies
 from .declare import ATEN_FORMS, NAMESPACE
 from .depthwise import depthwise_convolution
 from .direct import in_onnx_export
-from .inductor import let_inductor_decompose
+from .inductor import KERNEL_FORMS, let_inductor_decompose
+from .lowering import without_python
 from .residual_shift import residual_shift, residual_shift_backward
 from .shift_conv1x1 import shift_conv1x1
 from .shift_step import shift_step, shift_step_into
@@ -22,6 +23,7 @@ from .temporal_shift_packed import temporal_shift_packed
 
 __all__ = [
     "ATEN_FORMS",
+    "KERNEL_FORMS",
     "NAMESPACE",
     "check_activation",
     "check_channel_dim",
@@ -41,4 +43,5 @@ __all__ = [
     "stem_convolution",
     "temporal_shift",
     "temporal_shift_packed",
+    "without_python",
 ]

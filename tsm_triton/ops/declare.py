@@ -125,7 +125,7 @@ def declare(
         transform(library, op, transformed)
     if aten is not None:
         ATEN_FORMS[op] = exported or aten
-    offer_to_inductor(op, aten, on_cuda, layout)
+    offer_to_inductor(op, aten, exported, on_cuda, layout)
     return op
 
 

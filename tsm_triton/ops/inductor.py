@@ -39,13 +39,18 @@ INDUCTOR_FORMS: dict[str, dict[str, str]] = {
 
 # what was declared: op -> what launches its kernel
 KERNEL_FORMS: dict[OpOverload, Callable[..., Any]] = {}
-# op -> its form in torch's own operators, and how the tensors lie that it is fed with
+# op -> its form in torch's own operators where the table wants it, that of files, and how the tensors lie that it gets
 _forms: dict[OpOverload, Callable[..., Any]] = {}
+_portable: dict[OpOverload, Callable[..., Any]] = {}
 _layouts: dict[OpOverload, str] = {}
 
 
 def offer_to_inductor(
-    op: OpOverload, aten: Callable[..., Any] | None, on_cuda: Callable[..., Any], layout: str
+    op: OpOverload,
+    aten: Callable[..., Any] | None,
+    exported: Callable[..., Any] | None,
+    on_cuda: Callable[..., Any],
+    layout: str,
 ) -> None:
     """Note an op for when Inductor comes: nothing is imported yet."""
     _layouts[op] = layout
@@ -53,6 +58,7 @@ def offer_to_inductor(
         KERNEL_FORMS[op] = on_cuda
     if aten is None:
         return
+    _portable[op] = exported or aten
 
     def chosen(*arguments: Any) -> Any:
         return aten(*arguments) if _form(op, arguments) == "aten" else NotImplemented
@@ -101,7 +107,7 @@ def let_inductor_decompose() -> None:
         # one that stands in the table too, for the devices that keep the op: Inductor would refuse it
         make_fallback(op, constraint, warn=False, override_decomp=op in _forms)
         if op in KERNEL_FORMS:
-            lowerings[op] = lowering(op, KERNEL_FORMS[op], lowerings[op])
+            lowerings[op] = lowering(op, KERNEL_FORMS[op], _portable[op], lowerings[op])
 
 
 def _constraint(op: OpOverload) -> Callable[..., tuple[Any, Any]]:

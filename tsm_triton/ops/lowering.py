@@ -2,11 +2,14 @@
 
 The form of CUDA tensors is traced when Inductor comes to the op's node, with fake tensors of the sizes and strides that
 the inputs have in Inductor's plan: earlier nobody knows how a map will lie in memory. What that shows, allocations,
-views, copies and launches, is lowered in place of the op. A call that its kernel does not serve keeps the op.
+views, copies and launches, is lowered in place of the op. A call that its kernel does not serve keeps the op, or, in
+code that shall run without Python, is the op's form in torch's own operators.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,15 +18,30 @@ from torch.fx import GraphModule
 
 from ..torch_private import FakeTensor, FakeTensorMode, OpOverload, schema_of
 
-__all__ = ["launches", "lowering"]
+__all__ = ["launches", "lowering", "without_python"]
+
+_without_python = ContextVar("without_python", default=False)
 
 
-def lowering(op: OpOverload, form: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def without_python() -> Iterator[None]:
+    """Within, what Inductor makes calls no op that has a lowering of ours: it is for files that run without Python."""
+    token = _without_python.set(True)
+    try:
+        yield
+    finally:
+        _without_python.reset(token)
+
+
+def lowering(
+    op: OpOverload, form: Callable[..., Any], portable: Callable[..., Any], otherwise: Callable[..., Any]
+) -> Callable[..., Any]:
     """Inductor's lowering of an op.
 
     Args:
         op: one of ours.
         form: what serves CUDA tensors.
+        portable: the form of files, which calls no op of ours.
         otherwise: the lowering of calls that no kernel serves, and of other devices.
     """
     names = [argument.name for argument in schema_of(op).arguments]
@@ -36,12 +54,14 @@ def lowering(op: OpOverload, form: Callable[..., Any], otherwise: Callable[..., 
         with V.fake_mode:
             fakes = [_fake(value) for value in values]
         graph = launches(form, fakes) if _begin_at_vectors(values) else None
-        if graph is None:
-            return otherwise(*arguments, **named)
         inputs = [value for value, fake in zip(values, fakes, strict=True) if _is_input(fake)]
-        results: Any = process_subgraph_nodes(graph, inputs)
-        _check_written(op, [results] if isinstance(results, TensorBox) else results)
-        return results
+        if graph is not None:
+            results: Any = process_subgraph_nodes(graph, inputs)
+            _check_written(op, [results] if isinstance(results, TensorBox) else results)
+            return results
+        if _without_python.get():
+            return process_subgraph_nodes(_traced(portable, fakes), inputs)
+        return otherwise(*arguments, **named)
 
     return lower
 
@@ -102,8 +122,6 @@ def launches(form: Callable[..., Any], arguments: Sequence[Any]) -> GraphModule 
         form: what serves CUDA tensors.
         arguments: of the op, fake tensors and sizes that may be symbols.
     """
-    from ..torch_private import make_fx, select_decomp_table
-
     tensors = [value for value in arguments if isinstance(value, FakeTensor)]
     sizes = [size for x in tensors for size in (*x.shape[1:], *x.stride())]
     on_gpu = all(x.device.type == "cuda" for x in tensors)
@@ -114,18 +132,22 @@ def launches(form: Callable[..., Any], arguments: Sequence[Any]) -> GraphModule 
         or os.environ.get("TRITON_INTERPRET") == "1"
     ):
         return None
+    known = _guards(tensors[0].fake_mode)
+    graph = _traced(form, arguments)
+    # one that is right for some sizes alone has said so there
+    return graph if _only_launches(graph) and _guards(tensors[0].fake_mode) == known else None
+
+
+def _traced(form: Callable[..., Any], arguments: Sequence[Any]) -> GraphModule:
+    from ..torch_private import make_fx, select_decomp_table
 
     def call(*inputs: Any) -> Any:
         left = iter(inputs)
         return form(*(next(left) if _is_input(value) else value for value in arguments))
 
     inputs = [value for value in arguments if _is_input(value)]
-    mode = tensors[0].fake_mode
-    known = _guards(mode)
-    with mode:
-        graph: GraphModule = make_fx(call, decomposition_table=select_decomp_table())(*inputs)
-    # one that is right for some sizes alone has said so there
-    return graph if _only_launches(graph) and _guards(mode) == known else None
+    with next(value.fake_mode for value in inputs if isinstance(value, FakeTensor)):
+        return make_fx(call, decomposition_table=select_decomp_table())(*inputs)
 
 
 def _guards(mode: FakeTensorMode) -> int:

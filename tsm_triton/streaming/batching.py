@@ -27,12 +27,12 @@ class Batcher:
     At its end, frames that still wait are cancelled.
 
     Args:
-        model: patched with `direction="causal"`, in evaluation mode.
+        model: patched with `direction="causal"`, in evaluation mode; or a step, an exported stream's for instance.
         frame_shape: `(3, H, W)`, of every stream.
         capacity: how many streams may be connected at once.
         max_batch: how many frames a tick may take; the others wait for the next one.
         max_wait: how long, in seconds, a tick waits for the streams that have not sent yet.
-        fused: run the copy that `Streaming(model, fused=True)` runs, made here, in some seconds.
+        fused: run the copy that `Streaming(model, fused=True)` runs, made here, in some seconds; not of a step.
 
     Attributes:
         step: the `StreamStep`, or `FusedStep`, that every tick calls.
@@ -52,7 +52,7 @@ class Batcher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | StreamStep,
         frame_shape: Sequence[int],
         *,
         capacity: int = 64,
@@ -60,7 +60,12 @@ class Batcher:
         max_wait: float = 0.002,
         fused: bool = False,
     ) -> None:
-        self.step = (FusedStep if fused else StreamStep)(model)
+        if isinstance(model, StreamStep):
+            if fused:
+                raise ValueError("expected a model with fused=True, got a step: fuse before the step is made")
+            self.step = model
+        else:
+            self.step = (FusedStep if fused else StreamStep)(model)
         self.frame_shape = tuple(frame_shape)
         self.capacity = capacity
         self.max_batch = max_batch
@@ -69,7 +74,7 @@ class Batcher:
         caches = [torch.cat([cache] * capacity) for cache in self.step.init_state((1, *frame_shape))]
         self._state = StreamState(self.step.names, caches, (capacity, *frame_shape))
         self._free = list(range(capacity))
-        self._dtype = next(model.parameters()).dtype
+        self._dtype = next((parameter.dtype for parameter in self.step.model.parameters()), torch.float32)
         self._waiting: list[_Request] = []
         self._open = False
         # one thread owns model and caches, so that the event loop goes on taking frames while it computes

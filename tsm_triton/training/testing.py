@@ -22,7 +22,7 @@ def test(
     real: Sequence[int],
     accelerator: Accelerator,
     num_classes: int,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool],
 ) -> Scores | None:
     """What a model makes of clips; every process must call it.
 

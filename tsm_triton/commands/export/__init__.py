@@ -24,7 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, metavar="S", help="side of a frame in pixels (default: the model's own)")
     add("--dynamic-size", action="store_true", help="height and width are free, multiples of 32")
     add(
-        "--native", action="store_true", help="keep our registered ops, in a pt2 that needs tsm_triton to run"
+        "--native",
+        action="store_true",
+        help="keep our registered ops, in a pt2 that needs tsm_triton to run; our kernels, in an aoti for CUDA",
+    )
+    add(
+        "--device",
+        default="cpu",
+        help="what an aoti is compiled for, and a pt2 runs on (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="what is computed in (default: %(default)s)",
     )
     add(
         "--int8",

@@ -21,6 +21,7 @@ from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset
 from ...video.transforms import transform_for
+from ..common import pick_device
 from ..data import read_data
 
 __all__ = ["run"]
@@ -34,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
     name = Path(args.model).stem if Path(args.model).exists() else args.model.rpartition("/")[2]
     path = args.path or Path(name + FORMATS[args.to])
     _check_path(path, args.model)
+    device = pick_device(args.device)
+    if args.int8 is not None and device.type != "cpu":
+        raise ValueError(f"expected --device cpu with --int8, got {args.device!r}: drop one")
     with Bar(2, f"Exporting to {args.to}", "part") as bar:
         bar.say(f"Exporting {args.model} to {args.to}: this may take minutes")
         said, changed = _exported(args, path, bar)
@@ -130,7 +134,7 @@ def _model(args: argparse.Namespace) -> nn.Module:
         model = patch(create_backbone(args.model), direction=args.direction or "bidirectional")
     if args.num_segments is not None:
         set_num_segments(model, args.num_segments)
-    return model.eval()
+    return model.eval().to(args.device, getattr(torch, args.dtype))
 
 
 def _as_asked(
@@ -140,7 +144,8 @@ def _as_asked(
     if args.streaming:
         return Streaming(model, fused=args.fused), (1,)
     if args.fused:
-        model = fuse(model, example_input=torch.zeros(num_segments, *size))
+        parameter = next(model.parameters())
+        model = fuse(model, example_input=parameter.new_zeros(num_segments, *size))
     if args.frames:
         return model, (num_segments,)
     return VideoClassifier(model, num_segments).eval(), (1, num_segments)

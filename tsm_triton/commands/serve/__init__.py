@@ -10,7 +10,12 @@ __all__ = ["add_arguments"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=weights_at, metavar="CHECKPOINT", help="causal weights, as of tsm-triton stream")
+    add(
+        "checkpoint",
+        type=weights_at,
+        metavar="CHECKPOINT",
+        help="causal weights, as of tsm-triton stream; or an .onnx or .pt2 of a stream, as exported",
+    )
     add("--model", metavar="NAME", help="a timm name, or torchvision/NAME (default: as the weights say)")
     add_shift_options(parser, ["causal"])
     add("--labels", type=Path, metavar="FILE", help="a class name a line (default: as the weights say)")

@@ -13,9 +13,10 @@ from ...patching.hooks import shift_hooks
 from ...streaming.batching import Batcher
 from ...video.transforms import transform_for
 from ..common import few_threads, pick_device, printable
+from ..exported import exported_file, exported_step
 from ..interrupt import Interrupt, stop_on_signal
 from ..labels import labels_of
-from ..models import Said, load_trained_model
+from ..models import Said, Trained, load_trained_model
 from .service import Limits, Service
 
 __all__ = ["run"]
@@ -42,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
 def _service(args: argparse.Namespace, folder: Path) -> Service:
     """The model of the arguments, with what the checkpoint says of it."""
     device = pick_device(args.device)
-    trained = load_trained_model(args.checkpoint, Said.of(args), streamed=True)
-    preprocess, num_segments = transform_for(trained.model), shift_hooks(trained.model)[0].num_segments
+    trained, num_segments = _trained(args, device)
+    preprocess = transform_for(trained.model)
     frame = preprocess(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     batcher = Batcher(
-        trained.model.to(device),
+        trained.model,
         frame.shape[1:],
         capacity=args.clients,
         max_batch=min(args.clients, 32),
@@ -57,6 +58,25 @@ def _service(args: argparse.Namespace, folder: Path) -> Service:
     labels = labels_of(args, trained.labels, logits.shape[-1])
     limits = Limits(max_bytes=args.max_upload * MEGABYTE)
     return Service(trained.name, labels, num_segments, preprocess, batcher, folder, limits)
+
+
+def _trained(args: argparse.Namespace, device: torch.device) -> tuple[Trained, int | None]:
+    """The model, or the step of an exported file; and T of the clips that it was trained on, which a file does not say.
+
+    Raises:
+        ValueError: a file that is none of a stream, or options that say otherwise.
+    """
+    exported = exported_file(str(args.checkpoint), args.model, "--model")
+    if exported is None:
+        trained = load_trained_model(args.checkpoint, Said.of(args), streamed=True)
+        trained.model.to(device)
+        return trained, shift_hooks(trained.model)[0].num_segments
+    if args.fused:
+        raise ValueError(
+            f"expected no --fused with {str(exported)!r}, whose graph is as it was exported, got it: drop --fused"
+        )
+    step = exported_step(exported, Said.of(args).shift).on(device)
+    return Trained(step, exported.stem, 1, step.said["labels"]), None
 
 
 def _listening(host: str, port: int) -> socket.socket:

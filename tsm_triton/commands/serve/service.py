@@ -38,7 +38,7 @@ class Service:
     Attributes:
         name: of the model.
         labels: of the classes.
-        num_segments: T of the clips that it was trained on.
+        num_segments: T of the clips that it was trained on, None where it does not say.
         preprocess: uint8 `[1, 3, H, W]`, of any size -> what the model takes, `[1, *batcher.frame_shape]`.
         batcher: computes, a stream a client.
         folder: where videos lie while they are read.
@@ -47,7 +47,7 @@ class Service:
 
     name: str
     labels: Sequence[str]
-    num_segments: int
+    num_segments: int | None
     preprocess: Callable[[Tensor], Tensor]
     batcher: Batcher
     folder: Path
