@@ -115,7 +115,7 @@ def of_kernels(program: ExportedProgram) -> ExportedProgram:
     Raises:
         ValueError: there is none, as in a model that is not fused.
     """
-    others = {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
+    others: dict[Any, Any] = {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
     program = program.run_decompositions(others)
     kernels = {str(op) for op in ops.KERNEL_FORMS}
     left = ops_of_ours(program)
