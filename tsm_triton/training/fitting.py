@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .folder import check_folder
-from .loop import Stopped, Trainer
+from .loop import Trainer
 from .memory import checkpoint_activations
 from .settings import Settings
-from .state import Progress, load_state
+from .state import Progress, Stopped, load_state
 
 __all__ = ["Stopped", "fit"]
 

@@ -24,14 +24,10 @@ from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler
 from .order import EpochBatches, EvalBatches, loader
 from .parts import Part, completed, next_part
 from .settings import Settings
-from .state import Progress, save_state
+from .state import Progress, Stopped, save_state
 from .testing import test
 
-__all__ = ["Stopped", "Trainer"]
-
-
-class Stopped(Exception):
-    """A training that was asked to end, and can go on from its state."""
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -164,9 +160,8 @@ class Trainer:
         if self.val_data is not None and self.val_batches is not None:
             model = self.model if self.ema is None else self.ema.module
             batches = self.loader(self.val_data, self.val_batches)
-            scores = test(
-                model, batches, self.val_batches.real, self.accelerator, self.num_classes, self.stop
-            )
+            real = self.val_batches.real
+            scores = test(model, batches, real, self.accelerator, self.num_classes, self.stop)
             if scores is None:  # the test is begun again, behind the epoch's last step
                 self.save()
                 raise Stopped

@@ -11,9 +11,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import load
 
-__all__ = ["PATTERN", "Progress", "latest_state", "load_state", "save_state"]
+__all__ = ["PATTERN", "Progress", "Stopped", "latest_state", "load_state", "save_state"]
 
 PATTERN = re.compile(r"state-(\d{6})")
+
+
+class Stopped(Exception):
+    """A training that was asked to end, and can go on from its state."""
 
 
 @dataclass
