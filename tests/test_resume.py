@@ -53,13 +53,14 @@ def assert_same_results(first: Path, second: Path) -> None:
     assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
 
 
-def test_a_training_killed_twenty_times_ends_with_the_same_weights(videos, tmp_path):
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_training_killed_at_random_ends_with_the_same_weights(times, videos, tmp_path):
     arguments = command(videos, *RANDOM, "--save-every", "1", "--epochs", "8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "-m", "tests.killed_training", str(tmp_path), "20", *arguments]
+    script = [sys.executable, "-m", "tests.killed_training", str(tmp_path), str(times), *arguments]
     done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "killed 20 times" in done.stdout
+    assert f"killed {times} times" in done.stdout
     assert_same_results(tmp_path / "whole", tmp_path / "killed")
     # and nothing is left of what was half written
     left = [
