@@ -179,12 +179,9 @@ def temporal_shift(
 
     Source: arXiv 1811.08383, section 3.
     """
-    _check_tensors(x=x)
     if clip_lengths is None and num_segments is not None:
-        arguments = (num_segments, shift_div, direction, channel_dim, fold_order)
-        if is_plain(x) and tuple(map(type, arguments)) == _PLANNED:
-            return ops.shift_by_copies(x, *_planned(x.shape, *arguments))
-        return ops.shift(x, *_checked(x.shape, *arguments))
+        return shift_clips(x, num_segments, shift_div, direction, channel_dim, fold_order)
+    _check_tensors(x=x)
     if clip_lengths is None or num_segments is not None:
         raise ValueError(
             "expected either num_segments or clip_lengths, got "
@@ -193,6 +190,15 @@ def temporal_shift(
         )
     _, *shift = _checked(x.shape, 1, shift_div, direction, channel_dim, fold_order)
     return ops.temporal_shift_packed(x, clip_boundaries(clip_lengths, x.shape[0], x.device), *shift)
+
+
+def shift_clips(x: Tensor, *arguments: Any) -> Tensor:
+    """`temporal_shift` of clips of one length, its arguments in their order."""
+    if not isinstance(x, Tensor):
+        _check_tensors(x=x)
+    if is_plain(x) and tuple(map(type, arguments)) == _PLANNED:
+        return ops.shift_by_copies(x, *_planned(x.shape, *arguments))
+    return ops.shift(x, *_checked(x.shape, *arguments))
 
 
 def _checked(

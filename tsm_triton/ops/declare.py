@@ -5,7 +5,6 @@ serves CPUs; the third, in torch's own operators, runs on any device and is what
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from .._ops import ops as namespace
 from ..torch_private import OpOverload
 from ..version import __version__
 from .derivatives import differentiate, transform
-from .direct import DECLARED, no_onnx, writes_onnx
+from .direct import DECLARED, is_interpreting, no_onnx, writes_onnx
 from .inductor import let_inductor_decompose, needs_inductor, offer_to_inductor
 
 __all__ = ["ATEN_FORMS", "NAMESPACE", "declare", "library"]
@@ -97,7 +96,7 @@ def declare(
     DECLARED.append(name)
 
     def on_cpu_or_interpreted(*arguments: Any) -> Any:
-        form = on_cuda if os.environ.get("TRITON_INTERPRET") == "1" else on_cpu
+        form = on_cuda if is_interpreting() else on_cpu
         return form(*arguments)
 
     def checked_by_tracer(*arguments: Any) -> None:

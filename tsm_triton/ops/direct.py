@@ -18,9 +18,10 @@ from ..torch_private import (
     tracing_state,
 )
 
-__all__ = ["DECLARED", "in_onnx_export", "is_plain", "no_onnx", "writes_onnx"]
+__all__ = ["DECLARED", "in_onnx_export", "is_interpreting", "is_plain", "no_onnx", "writes_onnx"]
 
 DECLARED: list[str] = []  # the names of our ops
+_INTERPRET = "TRITON_INTERPRET" if os.name == "nt" else b"TRITON_INTERPRET"  # as os.environ keeps it
 
 
 def is_plain(x: Tensor) -> bool:
@@ -37,8 +38,17 @@ def is_plain(x: Tensor) -> bool:
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
         and tracing_state() is None
-        and os.environ.get("TRITON_INTERPRET") != "1"
+        and not is_interpreting()
     )
+
+
+def is_interpreting() -> bool:
+    """Whether kernels run on tensors of a CPU, as `TRITON_INTERPRET=1` says, which may change at any time."""
+    # `get` raises inside where there is no variable: 15 us between a network's layers, this lookup 2
+    variables = getattr(os.environ, "_data", None)
+    if variables is not None and _INTERPRET not in variables:
+        return False
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def in_onnx_export() -> bool:

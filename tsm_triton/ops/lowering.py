@@ -6,7 +6,6 @@ views, copies and launches, is lowered in place of the op. A call that its kerne
 code that shall run without Python, is the op's form in torch's own operators.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from torch import SymInt, Tensor
 from torch.fx import GraphModule
 
 from ..torch_private import FakeTensor, FakeTensorMode, OpOverload, schema_of
+from .direct import is_interpreting
 
 __all__ = ["launches", "lowering", "without_python"]
 
@@ -126,11 +126,7 @@ def launches(form: Callable[..., Any], arguments: Sequence[Any]) -> GraphModule 
     sizes = [size for x in tensors for size in (*x.shape[1:], *x.stride())]
     on_gpu = all(x.device.type == "cuda" for x in tensors)
     # of the sizes, only the frames may be a symbol: the others are in a kernel's code
-    if (
-        not on_gpu
-        or any(isinstance(size, SymInt) for size in sizes)
-        or os.environ.get("TRITON_INTERPRET") == "1"
-    ):
+    if not on_gpu or any(isinstance(size, SymInt) for size in sizes) or is_interpreting():
         return None
     known = _guards(tensors[0].fake_mode)
     graph = _traced(form, arguments)

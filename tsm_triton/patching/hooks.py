@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Proxy
 
 from .. import ops
 from ..arguments import as_count
-from ..functional import clip_boundaries, fold_counts, temporal_shift
+from ..functional import clip_boundaries, fold_counts, shift_clips, temporal_shift
 from ..modules.clip_layer import ClipLayer
 from ..threads import OfThread
 from ..torch_private import in_backward, pre_hooks
@@ -196,7 +196,10 @@ class ShiftHook(Unscripted):
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not keeps_unshifted(module, x) or self.step is not None:
+        remembers = (
+            torch.is_grad_enabled() and not torch.compiler.is_compiling() and keeps_unshifted(module, x)
+        )
+        if not remembers or self.step is not None:
             return self.shift(x)
         shift = self._as_of_now()
         shifted = shift(x)
@@ -210,6 +213,10 @@ class ShiftHook(Unscripted):
             return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
         if self.step is not None:
             return self.step(x)
+        if self.boundaries is None and self.counter is None:
+            # what `_as_of_now` does, without the 12 us that making it takes between a network's layers
+            length = self.num_segments if self.length is None else self.length
+            return shift_clips(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
         return self._as_of_now()(x)
 
     def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
