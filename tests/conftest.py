@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -48,6 +49,13 @@ def signals_heard() -> Iterator[None]:
         signal.signal(getattr(signal, name), handler)
     # a bar that a signal ended while it was drawn keeps tqdm's lock, for which other threads would wait for ever
     tqdm.set_lock(threading.RLock())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_graphs_of_other_files() -> None:
+    """Models of one class share a limit of compiled graphs, which those of other files count towards."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

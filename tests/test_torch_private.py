@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import pickle
 import re
 import sys
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tsm_triton import ops, torch_private
 from tsm_triton.kernels import triton_private
+from tsm_triton.ops import direct
 
 ROOT = Path(__file__).parent.parent
 TORCH_ONLY, TRITON_ONLY = (Path(module.__file__) for module in (torch_private, triton_private))
@@ -215,6 +217,18 @@ def test_the_level_of_dual_numbers_is_known():
     with forward_ad.dual_level():
         assert level() == 0
     assert level() == -1
+
+
+def test_the_dictionary_of_the_environment_is_known(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert direct._INTERPRET not in getattr(os.environ, torch_private.VARIABLES)
+    assert not direct.is_interpreting()
+    for value in ("1", "0"):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        assert direct._INTERPRET in getattr(os.environ, torch_private.VARIABLES)
+        assert direct.is_interpreting() == (value == "1")
+    monkeypatch.setattr(os, "environ", {"TRITON_INTERPRET": "1"})  # no dictionary inside
+    assert direct.is_interpreting()
 
 
 def test_every_batch_norm_is_one():

@@ -1,4 +1,4 @@
-"""Every private name of torch that this package uses: what it is for, and the test that fails when torch changes it.
+"""Every private name of torch that we use, and one of Python's: what for, and the test that fails when it changes.
 
 All were seen the same in torch 2.11 and 2.15. The tests named here are those of `tests/test_torch_private.py`, which
 hold a name to what we need of it; they also see that no other file of the package, its benchmarks, its sweep and its
@@ -85,6 +85,7 @@ __all__ = [
     "REPLICA",
     "SHARDED",
     "TRANSFORMS_KEY",
+    "VARIABLES",
     "BatchNorm",
     "BelowAutograd",
     "ConvNd",
@@ -214,6 +215,8 @@ def __getattr__(name: str) -> Any:
 # How deep forward-mode derivatives are nested is `dual_numbers[DUAL_LEVEL]`, -1 outside of them.
 dual_numbers = vars(forward_ad)
 DUAL_LEVEL = "_current_level"
+# The dictionary that os.environ keeps (test_the_dictionary_of_the_environment_is_known).
+VARIABLES = "_data"
 # The dispatch key of torch.func's transforms, while one is active (test_a_transform_dispatches_on_its_key).
 TRANSFORMS_KEY = "FuncTorchDynamicLayerFrontMode"
 # One launch for many tensors (test_many_tensors_are_written_at_once).

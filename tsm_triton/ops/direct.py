@@ -11,6 +11,7 @@ from torch import Tensor
 from .._ops import add_op_namespace_prefix
 from ..torch_private import (
     DUAL_LEVEL,
+    VARIABLES,
     count_dispatch_modes,
     count_function_modes,
     dual_numbers,
@@ -44,8 +45,8 @@ def is_plain(x: Tensor) -> bool:
 
 def is_interpreting() -> bool:
     """Whether kernels run on tensors of a CPU, as `TRITON_INTERPRET=1` says, which may change at any time."""
-    # `get` raises inside where there is no variable: 15 us between a network's layers, this lookup 2
-    variables = getattr(os.environ, "_data", None)
+    # `get` raises inside where there is no variable: 15 us between a network's layers, the dictionary 2
+    variables = getattr(os.environ, VARIABLES, None)
     if variables is not None and _INTERPRET not in variables:
         return False
     return os.environ.get("TRITON_INTERPRET") == "1"
