@@ -8,7 +8,7 @@ import contextlib
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch as replaced
@@ -25,6 +25,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_aot
 from torch._inductor.graph import GraphLowering
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _triton
@@ -33,6 +34,7 @@ from triton.runtime.driver import driver
 
 import tsm_triton
 from tsm_triton import ops
+from tsm_triton.exporting.capture import forms_without_kernel
 
 from .test_fake_cuda import SIZE, on_fake
 from .test_launches import SHIFT, T, calls, op_of
@@ -138,29 +140,27 @@ def new(*shape: Any, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cuda")
 
 
-def code_of_call(function: Callable[..., Any], *arguments: Any) -> str:
-    """The code of a call, whose tensors are the inputs; inside of `fake_mode`."""
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
+def graph_of_call(function: Callable[..., Any], arguments: Sequence[Any], forms: Any = None) -> GraphModule:
+    """A call's graph, whose inputs are the tensors."""
 
     def call(*inputs: Tensor) -> Any:
         left = iter(inputs)
         return function(*(next(left) if isinstance(value, Tensor) else value for value in arguments))
 
-    graph = make_fx(call)(*tensors)
+    return make_fx(call, decomposition_table=forms)(*(x for x in arguments if isinstance(x, Tensor)))
+
+
+def code_of_call(function: Callable[..., Any], *arguments: Any) -> str:
+    """The code of a call, whose tensors are the inputs; inside of `fake_mode`."""
+    graph, tensors = graph_of_call(function, arguments), [x for x in arguments if isinstance(x, Tensor)]
     with unset_fake_temporarily():  # the inputs have theirs
         return code_of(lambda: compile_fx(graph, tensors))
 
 
 def code_of_package(function: Callable[..., Any], *arguments: Any) -> str:
     """The C++ of a call as AOTInductor writes it for a package, see `code_of_call`."""
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    others = {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
-
-    def call(*inputs: Tensor) -> Any:
-        left = iter(inputs)
-        return function(*(next(left) if isinstance(value, Tensor) else value for value in arguments))
-
-    graph, written = make_fx(call, decomposition_table=others)(*tensors), []
+    graph, written = graph_of_call(function, arguments, forms_without_kernel()), []
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
 
     def write(self: GraphLowering) -> Any:
         self.codegen()

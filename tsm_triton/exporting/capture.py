@@ -17,7 +17,7 @@ from ..torch_private import is_compiled
 from ..video.classifier import VideoClassifier
 from .interface import Interface
 
-__all__ = ["captured", "check_exportable", "of_kernels", "ops_of_ours", "portable"]
+__all__ = ["captured", "check_exportable", "forms_without_kernel", "of_kernels", "ops_of_ours", "portable"]
 
 
 def check_exportable(model: Any) -> None:
@@ -109,14 +109,18 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
+def forms_without_kernel() -> dict[Any, Any]:
+    """The ops that no kernel of a package serves, as torch's own operators."""
+    return {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
+
+
 def of_kernels(program: ExportedProgram) -> ExportedProgram:
     """The same with those of our ops alone that become kernels of a package for a GPU.
 
     Raises:
         ValueError: there is none, as in a model that is not fused.
     """
-    others: dict[Any, Any] = {op: form for op, form in ops.ATEN_FORMS.items() if op not in ops.KERNEL_FORMS}
-    program = program.run_decompositions(others)
+    program = program.run_decompositions(forms_without_kernel())
     kernels = {str(op) for op in ops.KERNEL_FORMS}
     left = ops_of_ours(program)
     if not left:

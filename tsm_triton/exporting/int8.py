@@ -3,7 +3,7 @@
 What stands between them stays in floats: a shift moves the values that a network has there, and computes none.
 
 Weights of ONNX and activations of PT2E take 7 of the 8 bits: x86 without VNNI adds two products in 16 bits, which 8
-times 8 overflow without a word (errors of onnxruntime up to 0.12 of the largest logit on an EPYC with AVX2, 0.04 so).
+times 8 overflow without a word.
 """
 
 import operator

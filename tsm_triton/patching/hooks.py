@@ -196,10 +196,7 @@ class ShiftHook(Unscripted):
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
-        remembers = (
-            torch.is_grad_enabled() and not torch.compiler.is_compiling() and keeps_unshifted(module, x)
-        )
-        if not remembers or self.step is not None:
+        if torch.compiler.is_compiling() or not keeps_unshifted(module, x) or self.step is not None:
             return self.shift(x)
         shift = self._as_of_now()
         shifted = shift(x)
@@ -214,7 +211,7 @@ class ShiftHook(Unscripted):
         if self.step is not None:
             return self.step(x)
         if self.boundaries is None and self.counter is None:
-            # what `_as_of_now` does, without the 12 us that making it takes between a network's layers
+            # what `_as_of_now` does, without making it, which is slow between a network's layers: caches are cold
             length = self.num_segments if self.length is None else self.length
             return shift_clips(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
         return self._as_of_now()(x)

@@ -66,15 +66,16 @@ def _trained(args: argparse.Namespace, device: torch.device) -> tuple[Trained, i
     Raises:
         ValueError: a file that is none of a stream, or options that say otherwise.
     """
-    exported = exported_file(str(args.checkpoint), args.model, "--model")
+    exported = exported_file(str(args.checkpoint), None, "")
     if exported is None:
         trained = load_trained_model(args.checkpoint, Said.of(args), streamed=True)
         trained.model.to(device)
         return trained, shift_hooks(trained.model)[0].num_segments
-    if args.fused:
-        raise ValueError(
-            f"expected no --fused with {str(exported)!r}, whose graph is as it was exported, got it: drop --fused"
-        )
+    for option, given in (("--fused", args.fused), ("--model", args.model)):
+        if given:
+            raise ValueError(
+                f"expected no {option} with {str(exported)!r}, which is as it was exported, got it: drop {option}"
+            )
     step = exported_step(exported, Said.of(args).shift).on(device)
     return Trained(step, exported.stem, 1, step.said["labels"]), None
 
