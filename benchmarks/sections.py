@@ -4,7 +4,19 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from . import convolutions, loading, models, overhead, pointwise, shift, streaming, traffic, training, tuned
+from . import (
+    against_slicing,
+    convolutions,
+    loading,
+    models,
+    overhead,
+    pointwise,
+    shift,
+    streaming,
+    traffic,
+    training,
+    tuned,
+)
 from .lease import STARTING
 from .page import table
 from .run import Build, Row, Run, Section
@@ -33,6 +45,9 @@ SECTIONS: dict[str, Section] = {
         name: Section(f"Whole models: {name}", partial(models.cases, name), models.lines)
         for name in models.MODELS
     },
+    "against_slicing": Section(
+        "Patched against the authors' slicing", against_slicing.cases, against_slicing.lines
+    ),
     "training": Section("A training step", training.cases, training.lines),
     "streaming": Section("Streaming: one frame of one stream", streaming.cases, streaming.lines),
     "pointwise": Section("1x1 convolutions", pointwise.cases, pointwise.lines),
@@ -65,6 +80,7 @@ COSTS: dict[str, dict[str, tuple[Cost, Cost]]] = {
     "cpu": {
         "resnet50": (Cost(200, 45), Cost(20, 15)),
         "mobilenetv2_100": (Cost(200, 20), Cost(20, 8)),
+        "against_slicing": (Cost(20, 40), Cost(20, 10)),
         "streaming": (Cost(150, 25), Cost(20, 15)),
         "shift": (Cost(10, 90), Cost(10, 25)),
         "overhead": (Cost(10, 5), Cost(10, 5)),

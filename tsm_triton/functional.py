@@ -16,6 +16,7 @@ from . import ops
 from .activations import check_activation
 from .arguments import as_count, as_int, as_ints
 from .choices import DIRECTIONS, FOLD_ORDERS
+from .ops.copies import Plan, copied, plan_copies
 from .ops.direct import is_plain
 from .torch_private import assert_async
 
@@ -194,11 +195,33 @@ def temporal_shift(
 
 def shift_clips(x: Tensor, *arguments: Any) -> Tensor:
     """`temporal_shift` of clips of one length, its arguments in their order."""
+    if is_plain(x):
+        return shift_plain(x, *arguments)
     if not isinstance(x, Tensor):
         _check_tensors(x=x)
-    if is_plain(x) and tuple(map(type, arguments)) == _PLANNED:
-        return ops.shift_by_copies(x, *_planned(x.shape, *arguments))
     return ops.shift(x, *_checked(x.shape, *arguments))
+
+
+def shift_plain(
+    x: Tensor, num_segments: int, shift_div: int, direction: str, channel_dim: int, fold_order: str
+) -> Tensor:
+    """`shift_clips` of what `is_plain`."""
+    shift = num_segments, shift_div, direction, channel_dim, fold_order
+    # what is equal to an argument of these types may not be what it looks like
+    if (
+        type(num_segments) is type(shift_div) is type(channel_dim) is int
+        and type(direction) is type(fold_order) is str
+    ):
+        return copied(x, _planned, *shift)
+    return ops.shift_by_copies(x, *_checked(x.shape, *shift))
+
+
+@functools.lru_cache(maxsize=1024)
+def _planned(
+    shape: Sequence[int], read: Any, read_offset: int, written: Any, written_offset: int, *shift: Any
+) -> Plan:
+    """Arguments checked once a shape: at each call that would be a seventh of a small map's time."""
+    return plan_copies(shape, read, read_offset, written, written_offset, *_checked(shape, *shift))
 
 
 def _checked(
@@ -211,12 +234,6 @@ def _checked(
     check_folded(shape, num_segments, channel_dim % len(shape))
     counts = _counts(shape, "x", num_segments, shift_div, direction, fold_order, channel_dim)
     return num_segments, *counts, channel_dim
-
-
-# Once a shape, for arguments of just these types: others, equal to them, may not be what they look like. Checked anew
-# they are a seventh of a small map's time.
-_PLANNED = (int, int, str, int, str)
-_planned = functools.lru_cache(maxsize=1024)(_checked)
 
 
 def residual_shift(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .._ops import add_op_namespace_prefix
 from ..torch_private import (
@@ -22,13 +23,16 @@ from ..torch_private import (
 __all__ = ["DECLARED", "in_onnx_export", "is_interpreting", "is_plain", "no_onnx", "writes_onnx"]
 
 DECLARED: list[str] = []  # the names of our ops
-_INTERPRET = "TRITON_INTERPRET" if os.name == "nt" else b"TRITON_INTERPRET"  # as os.environ keeps it
+# as os.environ keeps it, whose `get` raises inside where there is no variable: between a network's layers that takes as
+# long as all else here
+_INTERPRET = "TRITON_INTERPRET" if os.name == "nt" else b"TRITON_INTERPRET"
+_variables: Any = getattr(os.environ, VARIABLES, None)
 
 
 def is_plain(x: Tensor) -> bool:
     """Whether the form of a CPU can be called by itself: no gradient, transform, mode, trace or subclass is there."""
     return (
-        not torch.compiler.is_compiling()  # first: a compiler reads no further
+        not is_dynamo_compiling()  # first: a compiler reads no further; others have tensors or modes of their own
         and type(x) is Tensor
         and x.is_cpu
         and x.layout is torch.strided
@@ -39,16 +43,12 @@ def is_plain(x: Tensor) -> bool:
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
         and tracing_state() is None
-        and not is_interpreting()
+        and not ((_variables is None or _INTERPRET in _variables) and is_interpreting())
     )
 
 
 def is_interpreting() -> bool:
     """Whether kernels run on tensors of a CPU, as `TRITON_INTERPRET=1` says, which may change at any time."""
-    # `get` raises inside where there is no variable, which between a network's layers takes as long as all else here
-    variables = getattr(os.environ, VARIABLES, None)
-    if variables is not None and _INTERPRET not in variables:
-        return False
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

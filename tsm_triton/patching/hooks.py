@@ -13,12 +13,13 @@ from torch.fx import GraphModule, Proxy
 
 from .. import ops
 from ..arguments import as_count
-from ..functional import clip_boundaries, fold_counts, shift_clips, temporal_shift
+from ..functional import clip_boundaries, fold_counts, shift_plain, temporal_shift
 from ..modules.clip_layer import ClipLayer
+from ..ops.direct import is_plain
 from ..threads import OfThread
 from ..torch_private import in_backward, pre_hooks
 from .hook_guards import guard_hooks
-from .unshifted import keeps_unshifted, remember_unshifted
+from .unshifted import keeps_unshifted, register_keeping, remember_unshifted
 
 __all__ = [
     "FrameCounter",
@@ -77,6 +78,8 @@ class ShiftHook(Unscripted):
     length: int | None = None
     # whether `unpatch` took it off a part of a model whose record still knows it
     removed = False
+    # whether training keeps what the site was given, in place of the shifted copy of it
+    keeps = True
     # of the site and the patch that it came from, for `save_checkpoint`
     channels = 0
     place = "blockres"
@@ -191,30 +194,37 @@ class ShiftHook(Unscripted):
                 return None
             return (self._shift_for(module, args[0]), *args[1:])
         if args:
-            return (self._shift_for(module, args[0]), *args[1:]), kwargs
+            x = args[0]
+            shifted = self._shift_for(module, x) if torch.is_grad_enabled() else self.shift(x)
+            return (shifted, *args[1:]), kwargs
         name = next(iter(kwargs))
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not keeps_unshifted(module, x) or self.step is not None:
+        if torch.compiler.is_compiling() or not (self.keeps and keeps_unshifted(x)) or self.step is not None:
             return self.shift(x)
+        register_keeping(module)
         shift = self._as_of_now()
         shifted = shift(x)
         remember_unshifted(x, shifted, shift)
         return shifted
 
     def shift(self, x: Tensor) -> Tensor:
+        if (
+            is_plain(x)
+            and self.counter is None
+            and getattr(_boundaries, self._key) is None
+            and self.step is None
+        ):
+            # what `_as_of_now` does, in half of the time: between a network's layers the code is in no cache
+            own = self._own_length.value
+            length = self._num_segments if own is None else own
+            return shift_plain(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
         if isinstance(x, Proxy):
             frames = None if self.counter is None else self.counter.frames
             arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
             return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
-        if self.step is not None:
-            return self.step(x)
-        if self.boundaries is None and self.counter is None:
-            # what `_as_of_now` does, without making it, which is slow between a network's layers: caches are cold
-            length = self.num_segments if self.length is None else self.length
-            return shift_clips(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
-        return self._as_of_now()(x)
+        return self._as_of_now()(x) if self.step is None else self.step(x)
 
     def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
         """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.

@@ -6,7 +6,8 @@ old places, and the hooks of the old ones would go with them, or stay behind ins
 first. torch tells of each registration; what goes around it (`_modules[name] = ...`, `del`) the next call finds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..torch_private import (
 )
 from .description import describe, forget_description
 from .hooks import FrameCounter, ShiftHook, Unscripted
-from .unshifted import forget_unshifted, register_keeping
+from .unshifted import forget_unshifted
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 
@@ -40,7 +41,8 @@ class PatchRecord(Unscripted):
 
     def __init__(self, hooks: list[tuple[str, ShiftHook | FrameCounter]]) -> None:
         self.hooks = hooks
-        self._links: list[tuple[dict[Any, Any], Any, Any]] | None = None
+        # dictionaries, keys in them, and what they held
+        self._links: tuple[Sequence[dict[Any, Any]], Sequence[Any], Sequence[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"hooks": self.hooks, "_links": None}
@@ -49,10 +51,13 @@ class PatchRecord(Unscripted):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
         # a replica of DataParallel has modules of its own, one call long
-        if torch.compiler.is_compiling() or getattr(module, REPLICA, False):
+        if torch.compiler.is_compiling() or REPLICA in vars(module):
             return
-        if self._links is None or any(holder.get(key) is not it for holder, key, it in self._links):
-            self.find(module)
+        if self._links is not None:
+            holders, keys, held = self._links
+            if all(map(is_, map(dict.get, holders, keys), held)):  # no loop of Python: half of its time
+                return
+        self.find(module)
 
     def find(self, model: nn.Module) -> None:
         """Look the hooks up, wherever they stand by now."""
@@ -80,7 +85,7 @@ class PatchRecord(Unscripted):
                 outer = inner
             links[id(module), key] = (pre_hooks(module), key, hook)
             links[id(module), PRE_HOOKS] = (vars(module), PRE_HOOKS, pre_hooks(module))
-        self._links = list(links.values())
+        self._links = tuple(zip(*links.values(), strict=True)) or None
 
 
 class LostShift(Unscripted):
@@ -149,8 +154,6 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
             continue
         if isinstance(hook, ShiftHook) and _takes_over(place, hook):
             continue
-        if isinstance(hook, ShiftHook):
-            register_keeping(place)
         # it stays on an old module that is not inside, too, which may stand in other places
         place.register_forward_pre_hook(hook, with_kwargs=True)
 

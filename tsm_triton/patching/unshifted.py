@@ -59,8 +59,8 @@ class _Unshifted(NamedTuple):
             return self.shift(self.x)
 
 
-def keeps_unshifted(module: nn.Module, x: Any) -> bool:
-    """Whether a call of a site with `x` shall be remembered: autograd alone looks on, `keep_unshifted` will come."""
+def keeps_unshifted(x: Any) -> bool:
+    """Whether a call of a site with `x` shall be remembered: autograd alone looks on."""
     return (
         torch.is_grad_enabled()
         and type(x) is Tensor
@@ -68,7 +68,6 @@ def keeps_unshifted(module: nn.Module, x: Any) -> bool:
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
         and tracing_state() is None
-        and keep_unshifted in forward_hooks(module).values()
     )
 
 
@@ -88,7 +87,7 @@ def keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None
 
     Saved tensors that have hooks already, those of gradient checkpointing or of `save_on_cpu`, are left to them.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     *kwargs, output = rest  # none where torch.ao registered the hook anew
     shifted = args[0] if args else next(iter(kwargs[0].values()), None) if kwargs else None
@@ -105,7 +104,10 @@ def keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None
 
 
 def register_keeping(module: nn.Module) -> None:
-    """Have a module that is a site keep what it was given; once is enough."""
+    """Have a module that is a site keep what it was given; once is enough, and the call that runs is among them.
+
+    Its first call with gradients is where: a hook is 5 us in each call of a network that only infers.
+    """
     if keep_unshifted not in forward_hooks(module).values():
         module.register_forward_hook(keep_unshifted, with_kwargs=True)
 
