@@ -3,19 +3,22 @@
 import copy
 import pickle
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 from networks import T, visible
 from timm.layers import convert_sync_batchnorm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, save_checkpoint, shift_disabled, unpatch
 from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.patching.keeping import PatchRecord
 
 
 def built(name: str = "test_resnet", **options) -> nn.Module:
@@ -315,3 +318,49 @@ def test_a_lost_frame_counter_is_missed_too():
                 del module._forward_pre_hooks[key]
     with pytest.raises(RuntimeError, match="is gone, and the shift with it"):
         model(torch.randn(T, 3, 64, 64))
+
+
+def test_a_record_of_stand_ins_goes_on_watching_them(monkeypatch):
+    """Children replaced by copies, whose shifts are others that move the same: found once, not at each call."""
+    model, x = patch(torchvision.models.resnet18().eval(), num_segments=4), torch.randn(4, 3, 32, 32)
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        setattr(model, name, copy.deepcopy(getattr(model, name)))
+    (record,) = (hook for hook in model._forward_pre_hooks.values() if isinstance(hook, PatchRecord))
+    searches, find = [], PatchRecord.find
+    monkeypatch.setattr(PatchRecord, "find", lambda self, model: searches.append(self) or find(self, model))
+    with torch.no_grad():
+        for _ in range(3):
+            model(x)
+        assert searches == [record]
+        model.layer2[0]._modules["conv1"] = torch.nn.Conv2d(64, 128, 3, 2, 1)
+        with pytest.raises(RuntimeError, match="layer2.0.conv1"):
+            model(x)
+
+
+def test_modules_may_be_in_a_dictionary_of_a_users_own():
+    class Noted(dict):
+        def get(self, key, default=None):
+            return super().get(key, default)
+
+    for kind in (Noted, UserDict):
+        model, x = patch(torchvision.models.resnet18().eval(), num_segments=4), torch.randn(4, 3, 32, 32)
+        vars(model)["_modules"] = kind(model._modules)
+        with torch.no_grad():
+            expected = model(x)
+            assert torch.equal(model(x), expected)
+            model._modules["layer1"] = torch.nn.Identity()
+            with pytest.raises(RuntimeError, match="layer1"):
+                model(x)
+
+
+def test_an_eager_call_with_gradients_leaves_compiled_graphs_as_they_are():
+    model, x = patch(torchvision.models.resnet18().eval(), num_segments=4), torch.randn(4, 3, 32, 32)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        compiled(x)
+    graphs = counter.frame_count
+    model(x).sum().backward()
+    with torch.no_grad():
+        compiled(x)
+    assert counter.frame_count == graphs

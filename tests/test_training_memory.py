@@ -30,8 +30,7 @@ from tsm_triton.fusion.inductor import rewritten
 from tsm_triton.ops import let_inductor_decompose
 from tsm_triton.ops import recomputing as tagging
 from tsm_triton.ops.inductor import INDUCTOR_FORMS
-from tsm_triton.patching.hooks import ShiftHook, shift_hooks
-from tsm_triton.patching.unshifted import keep_unshifted
+from tsm_triton.patching.unshifted import forget_unshifted, keep_unshifted
 from tsm_triton.sites import ShiftSite
 
 # of an unshifted model's bytes
@@ -43,8 +42,8 @@ WITH_COPIES = {"resnet18": 1.13, "resnet50": 1.26, "regnety_002": 1.16, "mobilen
 def keeping_copies(model: nn.Module) -> nn.Module:
     """A copy that trains as it would without what this file is about."""
     model = copy.deepcopy(model)
-    for hook in shift_hooks(model):
-        hook.keeps = False
+    for module in model.modules():
+        forget_unshifted(module)
     return model
 
 
@@ -79,12 +78,6 @@ def small(**options: Any) -> nn.Module:
 
 
 def sites(model: nn.Module) -> list[nn.Module]:
-    return [
-        m for m in model.modules() if any(isinstance(h, ShiftHook) for h in m._forward_pre_hooks.values())
-    ]
-
-
-def keeping(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if keep_unshifted in m._forward_hooks.values()]
 
 
@@ -305,19 +298,15 @@ def test_threads_train_one_model_side_by_side():
 
 def test_copies_pickles_and_replaced_modules_keep_none_either_and_unpatch_takes_it_off():
     model, x = small(), torch.randn(2 * T, 3, 8, 8)
-    with torch.no_grad():
-        model(x)
-    assert not keeping(model)  # only training pays for it
-    kept = kept_bytes(model, x)
-    assert keeping(model) == sites(model)
     count = len(sites(model))
+    kept = kept_bytes(model, x)
     replaced = copy.deepcopy(model)
     for block in (replaced[2], replaced[3]):
         block.conv1 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), replaced):
+        assert len(sites(other)) == count
         assert kept_bytes(other, x) == kept
-        assert len(keeping(other)) == count
-        assert not keeping(unpatch(other))
+        assert not sites(unpatch(other))
         assert not any(m._forward_hooks or m._forward_hooks_with_kwargs for m in other.modules())
 
 

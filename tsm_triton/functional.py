@@ -207,20 +207,20 @@ def shift_plain(
 ) -> Tensor:
     """`shift_clips` of what `is_plain`."""
     shift = num_segments, shift_div, direction, channel_dim, fold_order
-    # what is equal to an argument of these types may not be what it looks like
+    # of other types they are refused or converted, and True == 1 would find the plan of an int
     if (
         type(num_segments) is type(shift_div) is type(channel_dim) is int
         and type(direction) is type(fold_order) is str
     ):
-        return copied(x, _planned, *shift)
+        return copied(x, _plan, *shift)
     return ops.shift_by_copies(x, *_checked(x.shape, *shift))
 
 
 @functools.lru_cache(maxsize=1024)
-def _planned(
+def _plan(
     shape: Sequence[int], read: Any, read_offset: int, written: Any, written_offset: int, *shift: Any
 ) -> Plan:
-    """Arguments checked once a shape: at each call that would be a seventh of a small map's time."""
+    """Arguments are checked once a layout: at each call that would be a seventh of a small map's time."""
     return plan_copies(shape, read, read_offset, written, written_offset, *_checked(shape, *shift))
 
 

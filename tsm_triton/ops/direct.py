@@ -23,10 +23,9 @@ from ..torch_private import (
 __all__ = ["DECLARED", "in_onnx_export", "is_interpreting", "is_plain", "no_onnx", "writes_onnx"]
 
 DECLARED: list[str] = []  # the names of our ops
-# as os.environ keeps it, whose `get` raises inside where there is no variable: between a network's layers that takes as
-# long as all else here
-_INTERPRET = "TRITON_INTERPRET" if os.name == "nt" else b"TRITON_INTERPRET"
-_variables: Any = getattr(os.environ, VARIABLES, None)
+_environment = os.environ
+_variables: Any = getattr(_environment, VARIABLES, None)
+_INTERPRET = "TRITON_INTERPRET" if os.name == "nt" else b"TRITON_INTERPRET"  # as they hold it
 
 
 def is_plain(x: Tensor) -> bool:
@@ -43,12 +42,15 @@ def is_plain(x: Tensor) -> bool:
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
         and tracing_state() is None
-        and not ((_variables is None or _INTERPRET in _variables) and is_interpreting())
+        and not is_interpreting()
     )
 
 
 def is_interpreting() -> bool:
     """Whether kernels run on tensors of a CPU, as `TRITON_INTERPRET=1` says, which may change at any time."""
+    # `get` raises inside where there is no variable, which between a network's layers takes as long as all else here
+    if os.environ is _environment and _variables is not None and _INTERPRET not in _variables:
+        return False
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

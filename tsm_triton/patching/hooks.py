@@ -13,13 +13,13 @@ from torch.fx import GraphModule, Proxy
 
 from .. import ops
 from ..arguments import as_count
-from ..functional import clip_boundaries, fold_counts, shift_plain, temporal_shift
+from ..functional import clip_boundaries, fold_counts, shift_clips, shift_plain, temporal_shift
 from ..modules.clip_layer import ClipLayer
 from ..ops.direct import is_plain
 from ..threads import OfThread
 from ..torch_private import in_backward, pre_hooks
 from .hook_guards import guard_hooks
-from .unshifted import keeps_unshifted, register_keeping, remember_unshifted
+from .unshifted import keeps_unshifted, remember_unshifted
 
 __all__ = [
     "FrameCounter",
@@ -78,8 +78,6 @@ class ShiftHook(Unscripted):
     length: int | None = None
     # whether `unpatch` took it off a part of a model whose record still knows it
     removed = False
-    # whether training keeps what the site was given, in place of the shifted copy of it
-    keeps = True
     # of the site and the patch that it came from, for `save_checkpoint`
     channels = 0
     place = "blockres"
@@ -201,9 +199,8 @@ class ShiftHook(Unscripted):
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not (self.keeps and keeps_unshifted(x)) or self.step is not None:
+        if torch.compiler.is_compiling() or not keeps_unshifted(module, x) or self.step is not None:
             return self.shift(x)
-        register_keeping(module)
         shift = self._as_of_now()
         shifted = shift(x)
         remember_unshifted(x, shifted, shift)
@@ -216,7 +213,7 @@ class ShiftHook(Unscripted):
             and getattr(_boundaries, self._key) is None
             and self.step is None
         ):
-            # what `_as_of_now` does, in half of the time: between a network's layers the code is in no cache
+            # what follows, in half of the time: between a network's layers the code is in no cache
             own = self._own_length.value
             length = self._num_segments if own is None else own
             return shift_plain(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
@@ -224,7 +221,18 @@ class ShiftHook(Unscripted):
             frames = None if self.counter is None else self.counter.frames
             arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
             return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
-        return self._as_of_now()(x) if self.step is None else self.step(x)
+        if self.step is not None:
+            return self.step(x)
+        if self.boundaries is None and self.counter is None:
+            length = self._length_now()
+            return shift_clips(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
+        return self._as_of_now()(x)
+
+    def _length_now(self) -> int:
+        """The frames of a clip, in a trace those of its call: another thread's trace is none of ours."""
+        if self.length is not None and torch.compiler.is_compiling():
+            return self.length
+        return self.num_segments
 
     def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
         """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
@@ -243,9 +251,7 @@ class ShiftHook(Unscripted):
             frames = self.counter.frames
         shift_div, direction, fold_order = self.shift_div, self.direction, self.fold_order
         channel_dim, boundaries = self.channel_dim, self.boundaries
-        length = None
-        if boundaries is None:
-            length = self.num_segments if self.length is None else self.length
+        length = self._length_now() if boundaries is None else None
 
         def shift(x: Tensor, channel_dim: int) -> Tensor:
             if boundaries is not None:

@@ -6,6 +6,7 @@ old places, and the hooks of the old ones would go with them, or stay behind ins
 first. torch tells of each registration; what goes around it (`_modules[name] = ...`, `del`) the next call finds.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from operator import is_
 from typing import Any
@@ -24,9 +25,19 @@ from ..torch_private import (
 )
 from .description import describe, forget_description
 from .hooks import FrameCounter, ShiftHook, Unscripted
-from .unshifted import forget_unshifted
+from .unshifted import forget_unshifted, register_keeping
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
+
+
+class _Links:
+    """What each dictionary held at a key when it was looked up."""
+
+    def __init__(self, holders: Sequence[Any], keys: Sequence[Any], held: Sequence[Any]) -> None:
+        self.holders, self.keys, self.held = holders, keys, held
+        # others have a `get` of their own
+        are_plain = all(type(holder) in (dict, OrderedDict) for holder in holders)
+        self.get = dict.get if are_plain else lambda holder, key: holder.get(key)
 
 
 class PatchRecord(Unscripted):
@@ -41,8 +52,7 @@ class PatchRecord(Unscripted):
 
     def __init__(self, hooks: list[tuple[str, ShiftHook | FrameCounter]]) -> None:
         self.hooks = hooks
-        # dictionaries, keys in them, and what they held
-        self._links: tuple[Sequence[dict[Any, Any]], Sequence[Any], Sequence[Any]] | None = None
+        self._links: _Links | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"hooks": self.hooks, "_links": None}
@@ -53,11 +63,10 @@ class PatchRecord(Unscripted):
         # a replica of DataParallel has modules of its own, one call long
         if torch.compiler.is_compiling() or REPLICA in vars(module):
             return
-        if self._links is not None:
-            holders, keys, held = self._links
-            if all(map(is_, map(dict.get, holders, keys), held)):  # no loop of Python: half of its time
-                return
-        self.find(module)
+        links = self._links
+        # no loop of Python: half of its time
+        if links is None or not all(map(is_, map(links.get, links.holders, links.keys), links.held)):
+            self.find(module)
 
     def find(self, model: nn.Module) -> None:
         """Look the hooks up, wherever they stand by now."""
@@ -67,14 +76,14 @@ class PatchRecord(Unscripted):
             for key, hook in pre_hooks(module).items()
         }
         kept = [(name, hook) for name, hook in self.hooks if not hook.removed]
-        lost = [name for name, hook in kept if id(hook) not in paths and not _has_like(model, name, hook)]
+        # its own, or one like it that came with what took the place
+        there = [hook if id(hook) in paths else _like(model, name, hook) for name, hook in kept]
+        lost = [name for (name, _), hook in zip(kept, there, strict=True) if hook is None]
         if lost:
             raise _gone(model, f"its {len(kept)} shifts", "a model that was changed", lost)
         links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
-        for _, hook in kept:
-            name, module, key = paths.get(id(hook), (None, None, None))
-            if name is None or module is None:
-                continue
+        for hook in there:
+            name, module, key = paths[id(hook)]
             outer = model
             for part in name.split(".") if name else ():
                 inner = modules_of(outer)[part]
@@ -85,7 +94,7 @@ class PatchRecord(Unscripted):
                 outer = inner
             links[id(module), key] = (pre_hooks(module), key, hook)
             links[id(module), PRE_HOOKS] = (vars(module), PRE_HOOKS, pre_hooks(module))
-        self._links = tuple(zip(*links.values(), strict=True)) or None
+        self._links = _Links(*zip(*links.values(), strict=True)) if links else _Links((), (), ())
 
 
 class LostShift(Unscripted):
@@ -154,6 +163,8 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
             continue
         if isinstance(hook, ShiftHook) and _takes_over(place, hook):
             continue
+        if isinstance(hook, ShiftHook):
+            register_keeping(place)
         # it stays on an old module that is not inside, too, which may stand in other places
         place.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -207,11 +218,11 @@ def _shift_of(module: nn.Module) -> ShiftHook | None:
     return next((hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook)), None)
 
 
-def _has_like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> bool:
-    """Whether the place has a shift that moves the same, of clips of whatever length."""
+def _like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> ShiftHook | None:
+    """The shift of the place that moves the same, of clips of whatever length."""
     place = dict(model.named_modules()).get(name)
     there = None if place is None else _shift_of(place)
-    return there is not None and (not isinstance(hook, ShiftHook) or there.moves == hook.moves)
+    return there if there is None or not isinstance(hook, ShiftHook) or there.moves == hook.moves else None
 
 
 register_module_module_registration_hook(_carry)

@@ -59,8 +59,8 @@ class _Unshifted(NamedTuple):
             return self.shift(self.x)
 
 
-def keeps_unshifted(x: Any) -> bool:
-    """Whether a call of a site with `x` shall be remembered: autograd alone looks on."""
+def keeps_unshifted(module: nn.Module, x: Any) -> bool:
+    """Whether a call of a site with `x` shall be remembered: autograd alone looks on, `keep_unshifted` will come."""
     return (
         torch.is_grad_enabled()
         and type(x) is Tensor
@@ -68,6 +68,7 @@ def keeps_unshifted(x: Any) -> bool:
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
         and tracing_state() is None
+        and keep_unshifted in forward_hooks(module).values()
     )
 
 
@@ -104,10 +105,7 @@ def keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None
 
 
 def register_keeping(module: nn.Module) -> None:
-    """Have a module that is a site keep what it was given; once is enough, and the call that runs is among them.
-
-    Its first call with gradients is where: a hook is 5 us in each call of a network that only infers.
-    """
+    """Have a module that is a site keep what it was given; once is enough."""
     if keep_unshifted not in forward_hooks(module).values():
         module.register_forward_hook(keep_unshifted, with_kwargs=True)
 
