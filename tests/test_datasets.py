@@ -1,5 +1,6 @@
 """Data sets: which videos a listing holds, which clips come of them, and what becomes of those that cannot be read."""
 
+import functools
 import json
 import os
 import re
@@ -120,6 +121,37 @@ def test_splits_are_named_and_share_their_classes(tmp_path):
         read_listing(tmp_path, split="test")
     with pytest.raises(ValueError, match="among the 1 classes 'jump' ..., got 1 others .*'run'"):
         read_listing(tmp_path, split="val", classes=["jump"])
+
+
+def test_splits_may_be_in_capitals_and_stand_twice_under_no_name(tmp_path):
+    touch(tmp_path, "Train/jump/a.mp4", "Train/run/b.mp4", "VAL/run/c.mp4", "Annotations/notes.txt")
+    for read in (read_listing, functools.partial(read_data, root=None, default_split="train")):
+        listing = read(str(tmp_path), split="train")
+        assert (listing.classes, len(listing.samples)) == (("jump", "run"), 2)
+    default = read_data(str(tmp_path), None, None, default_split="val", classes=listing.classes)
+    assert listed(default, tmp_path) == [("VAL/run/c.mp4", 1)]
+    with pytest.raises(ValueError, match="pass one of train, val"):
+        read_listing(tmp_path)
+    touch(tmp_path, "validation/run/d.mp4")
+    with pytest.raises(ValueError, match="one folder of the split 'val' .* got 'VAL', 'validation'"):
+        read_listing(tmp_path, split="val")
+
+
+@pytest.mark.parametrize("other", ["dev", "holdout", "Eval set"])
+def test_a_split_beside_others_is_no_class(tmp_path, other):
+    touch(tmp_path, "Train/jump/a.mp4", "Train/run/b.mp4", f"{other}/jump/c.mp4", f"{other}/run/d.mp4")
+    for split in (None, "train"):
+        if split is None:
+            with pytest.raises(ValueError, match="got 'Train', which holds classes itself, beside"):
+                read_data(str(tmp_path), split, None, default_split="train")
+        else:
+            assert read_data(str(tmp_path), split, None, default_split="train").classes == ("jump", "run")
+    held = read_data(str(tmp_path), other, None, default_split="val", classes=["jump", "run"])
+    assert [label for _, label in listed(held, tmp_path)] == [0, 1]
+    vehicles = tmp_path / "vehicles"
+    touch(vehicles, "car/a.mp4", "train/b.mp4")
+    write_frames(vehicles / "train" / "frames", 1)
+    assert read_listing(vehicles).classes == ("car", "train")
 
 
 def test_videos_and_frame_folders_without_classes_have_no_labels(tmp_path):
@@ -262,6 +294,16 @@ def test_missing_videos_are_named_or_left_out_with_a_warning(tmp_path):
         ("", "got none: check the file"),
         ("a.mp4,0,1,2\n", "a line holds 4 columns"),
         ("a.mp4,0\na.mp4,\n", "a label for each video or for none, got none for number 1"),
+        (
+            "path,label,class_id\na.mp4,run,0\na.mp4,,0\n",
+            "a label for each video or for none, got none for number 1",
+        ),
+        (
+            "path,start,end,label\na.mp4,0.0,0.5,run\n",
+            "a part of its video, .*'start': '0.0'.*: cut the clips first",
+        ),
+        ("video_id,Start-Frame,label\na.mp4,3,run\n", "a part of its video, .*: cut the clips first"),
+        ("a.mp4 0 3\na.mp4 2 1\n", "a video of 0 frames, or of two labels"),
         ("a.mp4,-1\n", "labels from 0 to 99999, got -1"),
         ("a.mp4,1234567\n", "labels from 0 to 99999, got 1234567"),
     ],

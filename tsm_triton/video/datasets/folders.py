@@ -8,6 +8,7 @@ from .finding import VIDEOS, is_frame_folder, others_below, subfolders, videos_b
 from .lists import SPLITS
 
 __all__ = [
+    "check_no_split",
     "class_folders",
     "holds_videos",
     "labelled_by_folder",
@@ -18,19 +19,42 @@ __all__ = [
 
 
 def split_folder(folder: str, split: str) -> str | None:
-    """The folder of a split, under one of the names that it may have."""
-    for name in SPLITS.get(split, (split,)):
-        if os.path.isdir(path := os.path.join(folder, name)):
-            return path
-    return None
+    """The folder of a split, under one of the names that it may have, in capitals or not.
+
+    Raises:
+        ValueError: several.
+    """
+    names = [name for name in subfolders(folder) if name.lower() in SPLITS.get(split, (split.lower(),))]
+    held = [name for name in names if len(names) == 1 or holds_videos(os.path.join(folder, name))]
+    if len(held) > 1:
+        raise ValueError(
+            f"expected one folder of the split {split!r} in {folder!r}, got {', '.join(map(repr, held))}: pass the one "
+            "itself, or rename the other"
+        )
+    return os.path.join(folder, (held or names)[0]) if names else None
 
 
 def split_folders(folder: str) -> list[str]:
     """The splits that a folder holds: nothing but them, or two of them beside annotations and the like."""
-    known = {name: split for split, names in SPLITS.items() for name in names}
     names = [name for name in subfolders(folder) if holds_videos(os.path.join(folder, name))]
-    found = [known[name] for name in names if name in known]
+    found = [split for name in names if (split := _split_of(name)) is not None]
     return found if len(found) == len(names) or len(set(found)) > 1 else []
+
+
+def check_no_split(folder: str, classes: Sequence[str]) -> None:
+    """Raise where a folder that is to be a class has the name of a split and holds classes itself."""
+    for name in classes:
+        inner = os.path.join(folder, name)
+        if _split_of(name) is not None and labelled_by_folder(inner):
+            others = ", ".join(repr(other) for other in classes if other != name)
+            raise ValueError(
+                f"expected a folder for each class in {folder!r}, got {name!r}, which holds classes itself, beside "
+                f"{others}: pass split={_split_of(name)!r} (--split), or the folder {inner!r}; rename it if it is one"
+            )
+
+
+def _split_of(name: str) -> str | None:
+    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 def labelled_by_folder(folder: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from .finding import VIDEOS, Finder, is_frame_folder, videos_below
 from .folders import (
+    check_no_split,
     class_folders,
     holds_videos,
     labelled_by_folder,
@@ -41,7 +42,7 @@ def read_listing(
 
             - a folder with a folder for each class, of videos or of folders of frames, at any depth; a folder without
               any is no class, and files whose suffix is none of videos are left out: a warning says which
-            - a folder `train`, `val`, `test` of those, or of videos with a list (below) beside them
+            - a folder `train`, `val`, `test` of those, in capitals or not, or of videos with a list (below) beside them
             - a folder of videos, or of folders of frames (`00001.jpg`, ...), or one of those: they have no labels
             - a list: CSV, TSV or text of `path,label` or `path label`, with a header or without; the authors' `path
               frames label`; JSON
@@ -145,6 +146,7 @@ def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:
         return Listing((Sample(folder),), tuple(classes or ()))
     inside = class_folders(folder)
     folders = [name for name in inside if holds_videos(os.path.join(folder, name))]
+    check_no_split(folder, folders)
     report_left_out(folder, [name for name in inside if name not in set(folders)])
     if not folders:
         paths = list(videos_below(folder))

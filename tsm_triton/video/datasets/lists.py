@@ -23,6 +23,33 @@ PATHS = (
     *("video_id", "clip", "id", "name"),
 )
 LABELS = ("template", "label", "class", "class_id", "label_id", "class_name", "category", "action", "target")
+# where a row's video begins or ends in a longer one
+PARTS = (
+    *(
+        "start",
+        "end",
+        "stop",
+        "begin",
+        "segment",
+        "time_start",
+        "time_end",
+        "start_time",
+        "end_time",
+        "stop_time",
+    ),
+    *(
+        "start_frame",
+        "end_frame",
+        "stop_frame",
+        "frame_start",
+        "frame_end",
+        "start_sec",
+        "end_sec",
+        "t_start",
+        "t_end",
+    ),
+    *("start_seconds", "end_seconds", "start_timestamp", "stop_timestamp", "end_timestamp"),
+)
 SUBSETS = ("split", "subset", "set", "partition", "fold")
 FILM = rf"\.({'|'.join(suffix[1:] for suffix in VIDEOS)})"
 
@@ -47,7 +74,9 @@ def read_entries(path: Path, split: str | None = None) -> list[Entry]:
     text = read_text(path, "videos and their labels")
     try:
         rows = list(_json_rows(json.loads(text)) if path.suffix.lower() == ".json" else _text_rows(text))
-        entries = [_entry(row) for row in rows if _belongs(row, split)]
+        # of the whole list: a row without a value there has no label, whatever its other columns hold
+        labels = next((key for key in LABELS if any(_holds(row, key) for row in rows)), None)
+        entries = [_entry(row, labels) for row in rows if _belongs(row, split)]
         subsets = sorted({subset for row in rows if (subset := _subset(row))})
     except (_Malformed, ValueError, TypeError, KeyError, csv.Error) as error:
         raise ValueError(
@@ -75,6 +104,8 @@ def _text_rows(text: str) -> Iterator[Mapping[str, Any]]:
         return
     for row in rows:
         if len(row) == 3 and row[1].isdecimal():  # the authors' lists: path, number of frames, label
+            if int(row[1]) == 0:
+                raise _Malformed(f"a video of 0 frames, or of two labels: {row}")
             row = [row[0], row[2]]
         if len(row) > 2:
             raise _Malformed(f"a line holds {len(row)} columns: {row}")
@@ -114,7 +145,7 @@ def _are_cells(lines: list[str]) -> bool:
 
 
 def _header(row: Sequence[str]) -> list[str] | None:
-    names = [cell.lower().replace(" ", "_").replace("-", "_") for cell in row]
+    names = [_word(cell) for cell in row]
     named = {"youtube_id", *PATHS} & set(names)
     return names if named and (len(names) == 1 or set(names) & {"youtube_id", *LABELS, *SUBSETS}) else None
 
@@ -148,19 +179,29 @@ def _kinetics(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "subset": value.get("subset")}
 
 
-def _entry(row: Mapping[str, Any]) -> Entry:
-    label = next((row[key] for key in LABELS if row.get(key) not in (None, "")), None)
-    if isinstance(label, str) and "template" in row:
+def _entry(row: Mapping[str, Any], labels: str | None) -> Entry:
+    label = row[labels] if labels is not None and _holds(row, labels) else None
+    if isinstance(label, str) and labels == "template":
         label = label.replace("[", "").replace("]", "")
     if not isinstance(label, str | int | None) or isinstance(label, bool):
         raise _Malformed(f"a label is {label!r}")
     if "youtube_id" in row:
         times = (f"{int(float(row[key])):06d}" for key in ("time_start", "time_end"))
         return Entry("_".join((row["youtube_id"], *times)), label)
-    name = next((row[key] for key in PATHS if row.get(key) not in (None, "")), None)
+    if parts := {key: row[key] for key in row if _word(key) in PARTS and _holds(row, key)}:
+        raise _Malformed(f"a row is a part of its video, {parts}: cut the clips first")
+    name = next((row[key] for key in PATHS if _holds(row, key)), None)
     if name is None:
         raise _Malformed(f"no path in {dict(row)}")
     return Entry(str(name), label)
+
+
+def _holds(row: Mapping[str, Any], key: str) -> bool:
+    return row.get(key) not in (None, "")
+
+
+def _word(name: Any) -> str:
+    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _belongs(row: Mapping[str, Any], split: str | None) -> bool:
@@ -172,5 +213,5 @@ def _belongs(row: Mapping[str, Any], split: str | None) -> bool:
 
 def _subset(row: Mapping[str, Any]) -> str | None:
     """The split that a row names; one that names none belongs to each."""
-    found = next((row[key] for key in SUBSETS if row.get(key) not in (None, "")), None)
+    found = next((row[key] for key in SUBSETS if _holds(row, key)), None)
     return None if found is None else str(found).strip().lower()
