@@ -1,5 +1,7 @@
 """`tsm-triton train --weights`: from files of ours and of others, as they were trained, or not at all."""
 
+import csv
+
 import pytest
 import timm
 import torch
@@ -252,3 +254,19 @@ def test_networks_that_a_name_does_not_tell_are_refused(videos, tmp_path, capsys
     tsm_triton.save_checkpoint(model, tmp_path / "paddle.pt")
     assert main(command(videos, tmp_path / "out", tmp_path / "paddle.pt")) == 2
     assert "got one of fold_order=past_first" in capsys.readouterr().err
+
+
+def test_a_schedule_of_the_command_line_drops_the_recipes_milestones_and_the_default_split_is_tested(
+    tmp_path,
+):
+    for split, seed in (("train", 0), ("Val", 1)):
+        write_motions(tmp_path / "data" / split, 4, num_classes=2, size=32, frames=4, seed=seed)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('sched = "multistep"\nmilestones = [1, 2]\nepochs = 3\n')
+    fixed = ["--size", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--num-segments", "2"]
+    asked = ["--recipe", str(recipe), "--model", "test_resnet", "--sched", "constant", "--split", "train"]
+    assert main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *fixed, *asked]) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["lr"] for row in rows[1:]}) == 1  # behind the warm-up
+    assert all(row["val_top1"] for row in rows)

@@ -22,6 +22,7 @@ from tsm_triton.training import (
     fit,
     freeze_batch_norm,
     loop,
+    optimisation,
     optimizer_groups,
     read_recipe,
 )
@@ -282,6 +283,8 @@ def test_a_loss_that_is_no_number_is_an_error_and_leaves_no_checkpoint(tmp_path)
         ({"freeze_bn": "some"}, "freeze_bn must be one of 'none', 'all_but_first', 'all'"),
         ({"ema": 0.9, "fsdp": True}, "averaged weights or sharded ones"),
         ({"mixup": 0.2, "batch_size": 3}, "an even number of clips"),
+        ({"milestones": (2,)}, "sched='multistep' with milestones, got sched='cosine'"),
+        ({"milestones": (2,), "sched": "constant"}, "drop one of them"),
     ],
 )
 def test_settings_out_of_bounds_are_refused(settings, words):
@@ -294,6 +297,7 @@ def test_settings_out_of_bounds_are_refused(settings, words):
     [
         ({"opt": "sdg"}, "opt must be one of timm.optim.list_optimizers"),
         ({"sched": "cosin"}, "sched must be one of 'constant', 'cosine'"),
+        ({"sched": "step"}, "sched must be one of 'constant', 'cosine'"),
         ({"sched": "multistep"}, "must have milestones"),
         ({"batch_size": 3, "accumulate": 2}, "batch_size must be a multiple of 2"),
         ({"sync_bn": True}, "expected GPUs"),
@@ -303,6 +307,41 @@ def test_settings_out_of_bounds_are_refused(settings, words):
 def test_settings_that_do_not_fit_are_refused_by_the_loop(settings, words):
     with pytest.raises(ValueError, match=words):
         fit(frozen(), clips(), settings=Settings(**settings), num_classes=3, device=CPU)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_a_constant_rate_stays_behind_its_warm_up(warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    settings = Settings(epochs=40, lr=1.0, sched="constant", warmup_epochs=warmup)
+    scheduler, seen = make_scheduler(optimizer, settings, 3), []
+    for step in range(1, 121):
+        seen.append(optimizer.param_groups[0]["lr"])
+        if scheduler is not None:
+            scheduler.step_update(step)
+    assert seen[3 * warmup :] == [1.0] * (120 - 3 * warmup)
+    assert all(rate < 1 for rate in seen[: 3 * warmup])
+
+
+def test_the_rate_of_an_epoch_is_that_of_its_last_step():
+    """Not of the next one, which is zero behind the last; of the weights, not of the head's multiple."""
+    rates = []
+
+    class Noting(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(min(group["lr"] for group in self.param_groups))
+            return super().step(closure)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            optimisation,
+            "create_optimizer_v2",
+            lambda groups, **options: Noting(groups, lr=options["lr"]),
+        )
+        settings = Settings(epochs=3, batch_size=4, opt="sgd", lr=0.05, groups="authors")
+        progress = fit(frozen(), clips(), settings=settings, num_classes=3, device=CPU)
+    steps = len(rates) // 3
+    assert [row["lr"] for row in progress.rows] == rates[steps - 1 :: steps]
+    assert progress.rows[-1]["lr"] > 0
 
 
 @pytest.mark.parametrize("milestones", [(2, 4), (4, 2), (1,), (2, 2)])

@@ -20,7 +20,7 @@ from .devices import accelerator_for, any_process, gathered_state
 from .machine import placed
 from .memory import checkpoint_activations
 from .metrics import Scores
-from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler
+from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler, rate_of_step
 from .order import EpochBatches, EvalBatches, loader
 from .parts import Part, completed, next_part
 from .settings import Settings
@@ -147,7 +147,7 @@ class Trainer:
         """Test after an epoch, keep what is best, and save the state behind it."""
         progress = self.progress
         row: dict[str, Any] = {"epoch": epoch, "step": progress.step}
-        row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
+        row["lr"] = rate_of_step(self.optimizer, self.scheduler, progress.step)
         trained = self.scores.compute()
         row |= {"train_loss": trained["loss"], "train_top1": trained["top1"]}
         row["seconds"] = round(progress.seconds, 3)

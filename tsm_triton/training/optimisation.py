@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from .groups import optimizer_groups
 from .settings import Settings
 
-__all__ = ["make_loss", "make_mixing", "make_optimizer", "make_scheduler"]
+__all__ = ["make_loss", "make_mixing", "make_optimizer", "make_scheduler", "rate_of_step"]
 
-SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+# no "plateau", which needs a metric, and no "step": "multistep" says at which epochs
+SCHEDULES = ("constant", "cosine", "multistep", "poly", "tanh")
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
@@ -52,10 +53,9 @@ def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: in
     Raises:
         ValueError: an unknown name, or `"multistep"` without milestones.
     """
-    known = [name for name in SCHEDULES if name != "plateau"]  # which needs a metric
-    if settings.sched not in known:
+    if settings.sched not in SCHEDULES:
         raise ValueError(
-            f"sched must be one of {', '.join(map(repr, known))}, got {settings.sched!r}: pass another"
+            f"sched must be one of {', '.join(map(repr, SCHEDULES))}, got {settings.sched!r}: pass another"
         )
     if settings.sched == "multistep" and not settings.milestones:
         raise ValueError(
@@ -81,6 +81,16 @@ def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: in
     ):  # timm's milestone m holds from m - 1 on, a whole epoch where it counts those
         scheduler.decay_t = [epoch * steps_per_epoch + 1 for epoch in sorted(settings.milestones)]
     return scheduler
+
+
+def rate_of_step(optimizer: Optimizer, scheduler: Any, step: int) -> float:
+    """The rate that a step went by, counted from 1, of what is trained at `lr` itself and no multiple of it."""
+    if scheduler is not None:
+        scheduler.step_update(step - 1)
+    rate = min(group["lr"] for group in optimizer.param_groups)
+    if scheduler is not None:
+        scheduler.step_update(step)
+    return rate
 
 
 def make_mixing(

@@ -26,7 +26,7 @@ class Settings:
         groups: `"authors"` for `optimizer_groups`; `"plain"` decays weights alone, as timm does.
         freeze_bn: which batch-norms keep their statistics and weights: `"none"`, `"all_but_first"`, `"all"`.
         clip_grad: largest norm of the gradients; 0 for any.
-        sched: `"cosine"`, `"multistep"`, another of timm's schedules, or `"constant"`.
+        sched: `"cosine"`, `"multistep"`, `"poly"` or `"tanh"`, timm's, or `"constant"`.
         milestones: epochs at which `"multistep"` divides the rate by ten.
         warmup_epochs: in which the rate rises, at most all but one.
         label_smoothing: from 0 to 1.
@@ -98,6 +98,11 @@ class Settings:
         for name, known in (("groups", GROUPS), ("freeze_bn", FREEZE_BN), ("precision", PRECISIONS)):
             self._check(name, getattr(self, name) in known, f"one of {', '.join(map(repr, known))}")
         self._check("milestones", all(epoch >= 1 for epoch in self.milestones), "epochs of at least 1")
+        if self.milestones and self.sched != "multistep":
+            raise ValueError(
+                f"expected sched='multistep' with milestones, got sched={self.sched!r} and milestones="
+                f"{self.milestones!r}: drop one of them"
+            )
         if self.fsdp and self.ema:
             raise ValueError(
                 f"expected averaged weights or sharded ones, got ema={self.ema} with fsdp: drop one of them"

@@ -40,7 +40,7 @@ HELP = {
     "groups": "authors: the head learns at 5 and 10 times the rate, biases at twice, without decay",
     "freeze_bn": "batch-norms that keep their statistics and weights",
     "clip_grad": "largest norm of the gradients; 0 for any",
-    "sched": "constant, cosine, multistep, or another schedule of timm's",
+    "sched": "constant, cosine, multistep, poly or tanh",
     "milestones": "epochs after which multistep divides the rate by ten",
     "warmup_epochs": "in which the rate rises",
     "label_smoothing": "share of the label that goes to all classes",

@@ -149,8 +149,10 @@ def _is_first() -> bool:
 def _settings(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
     """The loop's part of the options, which are left without it."""
     values = {field.name: options.pop(field.name) for field in fields(Settings) if field.name in options}
-    if "milestones" in values:
-        values["milestones"] = tuple(values["milestones"])
+    milestones = tuple(values.get("milestones", ()))
+    # a recipe's go with its schedule
+    is_recipes = args.milestones is None and args.sched not in (None, "multistep")
+    values["milestones"] = () if is_recipes else milestones
     if options["pretrained"] or args.weights is not None:
         values.setdefault("lr", Settings.lr * TRAINED_LR)
     values.setdefault("workers", default_workers())
@@ -163,7 +165,7 @@ def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
         return read_data(
             args.val, None, args.root, default_split="val", classes=listing.classes, on_error=args.on_error
         )
-    if args.split is None and Path(args.data).is_dir() and holds(args.data, "val"):
+    if args.split in (None, "train") and Path(args.data).is_dir() and holds(args.data, "val"):
         return read_data(
             args.data, "val", args.root, default_split="val", classes=listing.classes, on_error=args.on_error
         )
