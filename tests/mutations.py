@@ -17,9 +17,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tsm_triton"
 VERIFY = ("-m", "tsm_triton.cli", "verify", "--device", "cpu", "--fail-fast")
-# Wall seconds in which each must be found, two at a time on two cores that do nothing else: a busy machine
-# takes longer, and fails here for no fault of the package.
-LIMIT = 60.0
+# Wall seconds in which each must be found, two at a time on two idle cores. A busy or slower machine, as CI's may be,
+# takes longer for no fault of the package: it says how long.
+LIMIT = float(os.environ.get("MUTATION_SECONDS", "60"))
 
 
 @dataclass(frozen=True)
