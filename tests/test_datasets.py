@@ -170,6 +170,22 @@ def test_videos_and_frame_folders_without_classes_have_no_labels(tmp_path):
         read_listing(tmp_path / "both")
 
 
+def test_a_cover_beside_videos_is_no_video(tmp_path):
+    """Nor is the whole data set, of which a picture says what is in it."""
+    touch(tmp_path, "films/run/monday/a.mp4", "films/run/monday/b.mp4", "films/jump/c.mp4")
+    write_frames(tmp_path / "frames/run/first", 3)
+    write_frames(tmp_path / "frames/jump/second", 3)
+    for cover in ("films", "films/run", "frames", "frames/run"):
+        Image.fromarray(barcode(1)).save(tmp_path / cover / "cover.jpg")
+    with pytest.warns(UserWarning, match="left out 2 files .*'cover.jpg', 'run/cover.jpg'"):
+        films = read_listing(tmp_path / "films")
+    expected = [("films/jump/c.mp4", 0), ("films/run/monday/a.mp4", 1), ("films/run/monday/b.mp4", 1)]
+    assert listed(films, tmp_path) == expected
+    with pytest.warns(UserWarning, match="left out 2 files"):
+        frames = read_listing(tmp_path / "frames")
+    assert listed(frames, tmp_path) == [("frames/jump/second", 0), ("frames/run/first", 1)]
+
+
 LISTS = {
     "a.csv": 'path,label\na.mp4,run\n"b, c.mp4",jump\n',
     "plain.csv": 'a.mp4,run\r\n"b, c.mp4",jump\r\n',

@@ -99,10 +99,22 @@ def others_below(folder: str) -> Iterator[str]:
 
 
 def is_frame_folder(folder: str) -> bool:
-    """Whether pictures lie in a folder, and no videos."""
+    """Whether pictures lie in a folder, and no videos; nor below, where the pictures are of what is there."""
     with os.scandir(folder) as scanned:
-        names = [entry.name.lower() for entry in scanned if entry.name[0] != "."]
-    return any(name.endswith(PICTURES) for name in names) and not any(name.endswith(VIDEOS) for name in names)
+        entries = [entry for entry in scanned if entry.name[0] != "."]
+    names = [entry.name.lower() for entry in entries]
+    pictures = sum(name.endswith(PICTURES) for name in names)
+    if not pictures or any(name.endswith(VIDEOS) for name in names):
+        return False
+    # one picture beside folders of frames is no video of one frame
+    held = VIDEOS if pictures > 1 else (*VIDEOS, *PICTURES)
+    folders = [entry.path for entry in entries if entry.is_dir()]
+    return not any(
+        name.lower().endswith(held) and name[0] != "."
+        for path in folders
+        for _, _, below in os.walk(path)
+        for name in below
+    )
 
 
 def subfolders(folder: str) -> list[str]:
