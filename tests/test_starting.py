@@ -270,3 +270,16 @@ def test_a_schedule_of_the_command_line_drops_the_recipes_milestones_and_the_def
         rows = list(csv.DictReader(file))
     assert len({row["lr"] for row in rows[1:]}) == 1  # behind the warm-up
     assert all(row["val_top1"] for row in rows)
+
+
+def test_a_list_that_names_both_splits_is_tested_on_its_own(tmp_path):
+    data = write_motions(tmp_path / "data", 6, num_classes=2, size=32, frames=4)
+    videos = sorted(path.relative_to(data) for path in data.rglob("*.mp4"))
+    rows = [f"{path},{path.parent},{'val' if i % 3 == 2 else 'train'}" for i, path in enumerate(videos)]
+    table = data / "list.csv"
+    table.write_text("\n".join(["path,label,split", *rows]))
+    fixed = ["--size", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--num-segments", "2"]
+    run = ["train", str(table), "--out", str(tmp_path / "run"), "--model", "test_resnet", "--epochs", "1"]
+    assert main([*run, *fixed]) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert next(csv.DictReader(file))["val_top1"]

@@ -7,8 +7,9 @@ from ..video.datasets import Listing, read_listing
 from ..video.datasets.finding import VIDEOS
 from ..video.datasets.folders import split_folders
 from ..video.datasets.listing import Missing, find_list
+from ..video.datasets.lists import tells_apart
 
-__all__ = ["holds", "read_data"]
+__all__ = ["holds", "names", "read_data"]
 
 
 def read_data(
@@ -44,3 +45,9 @@ def holds(data: str, split: str) -> bool:
     if Path(data).is_dir():
         return split in split_folders(data) or find_list(data, split) is not None
     return not data.lower().endswith(VIDEOS)
+
+
+def names(data: str, split: str) -> bool:
+    """Whether a data set has a part of that name: a folder, a list, or rows of a list."""
+    path = Path(data)
+    return holds(data, split) and (path.is_dir() or tells_apart(path, split))

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--val",
         metavar="DATA",
-        help="videos to test on after each epoch (default: the val folder of DATA, if any)",
+        help="videos to test on after each epoch (default: the part val of DATA, if it has one)",
     )
     add("--split", help="which part of DATA, where it holds several (default: train)")
     add("--root", type=Path, metavar="DIR", help="what the paths of a list start from (default: its folder)")

@@ -21,7 +21,7 @@ from ...video.datasets import Listing, VideoDataset, collate
 from ...video.datasets.flips import named_pairs
 from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
-from ..data import holds, read_data
+from ..data import names, read_data
 from ..interrupt import stop_on_signal
 from ..models import check_runs
 from . import MODEL_DEFAULTS
@@ -165,7 +165,7 @@ def _val_listing(args: argparse.Namespace, listing: Listing) -> Listing | None:
         return read_data(
             args.val, None, args.root, default_split="val", classes=listing.classes, on_error=args.on_error
         )
-    if args.split in (None, "train") and Path(args.data).is_dir() and holds(args.data, "val"):
+    if args.split in (None, "train") and names(args.data, "val"):
         return read_data(
             args.data, "val", args.root, default_split="val", classes=listing.classes, on_error=args.on_error
         )

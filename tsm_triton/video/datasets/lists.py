@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ...files import read_text
 from .finding import VIDEOS
 
-__all__ = ["SPLITS", "Entry", "read_entries"]
+__all__ = ["SPLITS", "Entry", "read_entries", "tells_apart"]
 
 SPLITS = {
     "train": ("train", "training"),
@@ -73,16 +73,13 @@ def read_entries(path: Path, split: str | None = None) -> list[Entry]:
     """
     text = read_text(path, "videos and their labels")
     try:
-        rows = list(_json_rows(json.loads(text)) if path.suffix.lower() == ".json" else _text_rows(text))
+        rows = _rows(text, path)
         # of the whole list: a row without a value there has no label, whatever its other columns hold
         labels = next((key for key in LABELS if any(_holds(row, key) for row in rows)), None)
         entries = [_entry(row, labels) for row in rows if _belongs(row, split)]
         subsets = sorted({subset for row in rows if (subset := _subset(row))})
     except (_Malformed, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise ValueError(
-            f"expected a list of videos and labels (path,label), got {str(path)!r} ({error}): write it as CSV, TSV "
-            "or JSON"
-        ) from error
+        raise _no_list(path, error) from error
     if not entries and subsets:
         raise ValueError(
             f"expected a split that {str(path)!r} has, {', '.join(map(repr, subsets[:5]))}, got {split!r}: pass split "
@@ -93,6 +90,29 @@ def read_entries(path: Path, split: str | None = None) -> list[Entry]:
             f"expected videos{f' of the split {split!r}' if split else ''} in {str(path)!r}, got none: check the file"
         )
     return entries
+
+
+def tells_apart(path: Path, split: str) -> bool:
+    """Whether rows of a list name a split.
+
+    Raises:
+        ValueError: no such file, or another form.
+    """
+    text = read_text(path, "videos and their labels")
+    try:
+        return any(_subset(row) is not None and _belongs(row, split) for row in _rows(text, path))
+    except (_Malformed, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise _no_list(path, error) from error
+
+
+def _rows(text: str, path: Path) -> list[Mapping[str, Any]]:
+    return list(_json_rows(json.loads(text)) if path.suffix.lower() == ".json" else _text_rows(text))
+
+
+def _no_list(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"expected a list of videos and labels (path,label), got {str(path)!r} ({error}): write it as CSV, TSV or JSON"
+    )
 
 
 def _text_rows(text: str) -> Iterator[Mapping[str, Any]]:
