@@ -292,6 +292,20 @@ def test_a_compiled_package_classifies(at, capsys, tmp_path):
     close(json.loads((tmp_path / "out.json").read_text()), expected)
 
 
+def test_a_models_own_size_is_asked_as_its_transform_asks(tmp_path, monkeypatch, capsys):
+    examples = []
+
+    def record(model, to, path, example, *args, **options):
+        examples.append(tuple(example.shape))
+        return {"inputs": {}, "outputs": [], "num_segments": None, "int8": False}
+
+    monkeypatch.setattr("tsm_triton.commands.export.command.export", record)
+    argv = ["export", "torchvision/efficientnet_b1", "--to", "onnx", "--path", str(tmp_path / "model.onnx")]
+    run(capsys, *argv)
+    run(capsys, *argv, "--frames", "--size", "64")
+    assert examples == [(1, 8, 3, 240, 240), (8, 3, 64, 64)]
+
+
 @pytest.mark.parametrize("path", ["{here}/model.pt2", "{here}/linked.pt2", "{here}/none/a.pt2", "{here}"])
 def test_an_export_does_not_replace_its_checkpoint_and_says_at_once_where_it_cannot_write(
     path, tmp_path, capsys

@@ -4,12 +4,15 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 import tsm_triton
 from tsm_triton import VideoClassifier
 from tsm_triton.exporting import load_exported
+from tsm_triton.exporting.interface import interface_of
 from tsm_triton.modules import NonLocal, TemporalPool
+from tsm_triton.preparation import Preparation, preparation_of, sampling_of, set_preparation
 
 from .networks import with_statistics
 
@@ -124,8 +127,38 @@ def test_frames_that_are_not_square_keep_their_mean(tmp_path):
     assert load_exported(tmp_path / "model.pt2").said["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_a_short_side_of_the_models_own_is_kept(tmp_path):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_short_side_and_a_sampling_of_the_models_own_are_kept(fused, tmp_path):
+    model, example = small(), torch.zeros(T, 3, 64, 64)
+    set_preparation(model, Preparation(64, 64), "dense")
+    if fused:
+        model = tsm_triton.fuse(model, example_input=example)
+    said = tsm_triton.export(model, "pt2", tmp_path / "model.pt2", example)
+    assert (said["size"], said["short_side"], said["sampling"]) == (64, 64, "dense")
+    exported = load_exported(tmp_path / "model.pt2")
+    assert (preparation_of(exported), sampling_of(exported)) == (Preparation(64, 64), "dense")
+
+
+def test_a_short_side_of_another_size_keeps_its_ratio(tmp_path):
     model = small()
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64), "short_side": 64}
-    said = tsm_triton.export(model, "pt2", tmp_path / "model.pt2", torch.zeros(T, 3, 64, 64))
-    assert (said["size"], said["short_side"]) == (64, 64)
+    set_preparation(model, Preparation(64, 80))
+    said = tsm_triton.export(model, "pt2", tmp_path / "model.pt2", torch.zeros(T, 3, 32, 32))
+    assert (said["size"], said["short_side"]) == (32, 40)
+
+
+def test_the_size_is_the_one_that_the_models_frames_are_prepared_in():
+    with torch.device("meta"):
+        model = torchvision.models.efficientnet_b1(num_classes=3).eval()
+    tsm_triton.patch(model, T)
+    for one in (model, VideoClassifier(model, T)):
+        (axes,) = interface_of(one, None, False).axes.values()
+        assert axes[-3:] == (3, 240, 240)
+
+
+def test_the_clip_length_of_a_file_that_takes_any_is_the_models(tmp_path):
+    model = VideoClassifier(small(), 8)
+    said = tsm_triton.export(model, "pt2", tmp_path / "model.pt2", torch.zeros(1, 2, 3, 32, 32))
+    assert (said["inputs"], said["num_segments"]) == ({"video": ["clips", "frames", 3, 32, 32]}, 8)
+    assert interface_of(model, torch.zeros(1, 2, 3, 32, 32), False).inputs["video"].shape[1] == 2
+    pools = VideoClassifier(pooled(), 8)  # in whose file it is fixed
+    assert interface_of(pools, torch.zeros(1, T, 3, 32, 32), False).num_segments == T

@@ -15,8 +15,10 @@ from tsm_triton import Streaming, VideoClassifier
 from tsm_triton.cli import main
 from tsm_triton.exporting import load_exported
 from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.preparation import Preparation, preparation_of, set_preparation
 from tsm_triton.video import read_clip
-from tsm_triton.video.transforms import transform_for
+from tsm_triton.video.datasets import VideoDataset, read_listing
+from tsm_triton.video.transforms import eval_transform, transform_for
 
 from .networks import with_statistics
 from .video_files import write_video
@@ -170,6 +172,33 @@ def test_what_cannot_be_int8_is_refused(tmp_path):
     assert not path.exists()
 
 
+def test_ranges_are_measured_on_the_frames_that_eval_gives_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "a" / "0.mp4", 16)
+    model = small("causal")
+    set_preparation(model, Preparation(SIZE, SIZE), "dense")
+    tsm_triton.save_checkpoint(model, "best.pt")
+    seen = []
+
+    def record(model, *args, int8, **options):
+        seen.extend(int8)
+        return {"inputs": {}, "outputs": [], "num_segments": None, "int8": True}
+
+    monkeypatch.setattr("tsm_triton.commands.export.command.export", record)
+    argv = ["export", "best.pt", "--to", "onnx", "--streaming", "--int8", "videos"]
+    for size in (SIZE, 48):
+        assert main([*argv, "--size", str(size)]) == 0
+        dataset = VideoDataset(
+            read_listing("videos"),
+            T,
+            transform=eval_transform(size, short_side=size),
+            sampling="dense",
+            size=size,
+        )
+        assert torch.equal(seen.pop(), dataset[0][0])
+
+
 def test_the_command_measures_ranges_on_videos(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind in ("left", "right"):
@@ -195,7 +224,8 @@ def test_the_command_measures_ranges_on_videos(tmp_path, capsys, monkeypatch):
     ).groups()
     assert "tsm-triton eval TEST --model int8.onnx" in printed
     exported, plain = load_exported("int8.onnx"), tsm_triton.load_checkpoint("best.pt").eval()
-    clip = transform_for(plain, size=SIZE)(read_clip("videos/left/0.mp4", T))
+    said = preparation_of(plain, size=SIZE)
+    clip = transform_for(plain, size=SIZE)(read_clip("videos/left/0.mp4", T, size=said.short_side))
     with torch.no_grad():
         before, after = VideoClassifier(plain, T)(clip).softmax(-1), exported(clip).softmax(-1)
     # both videos are one

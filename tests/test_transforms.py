@@ -1,5 +1,7 @@
 """Crops against the authors' release, written out in plain Python; and what each model wants of its frames."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -15,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 import tsm_triton
 from tsm_triton import VideoClassifier
-from tsm_triton.preparation import Preparation, preparation_of, set_preparation
+from tsm_triton.preparation import Preparation, frame_shape, preparation_of, sampling_of, set_preparation
 from tsm_triton.video.features import VideoFeatures
 from tsm_triton.video.transforms import (
     IMAGENET_MEAN,
@@ -201,6 +203,39 @@ def test_a_model_is_found_in_whatever_holds_it(holder):
     assert preparation_of(HOLDERS[holder](model)) == said
 
 
+class Net(nn.Module):
+    """A network of one's own around a model."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.training = backbone.training
+
+    def forward(self, x):
+        return self.backbone(x)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_fused_copy_says_of_its_frames_what_its_model_says(wrapped):
+    model = timm.create_model("test_resnet", num_classes=5).eval()
+    said = Preparation(64, 64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    set_preparation(model, said, "dense")
+    model.pretrained_cfg["label_names"] = ["of", "another", "head"]
+    model = tsm_triton.patch(Net(model) if wrapped else model, 2, direction="causal")
+    fused = tsm_triton.fuse(model)
+    assert fused.input_size == (3, 64, 64)
+    assert ("crop_pct" in fused.pretrained_cfg) == (not wrapped)
+    assert "label_names" not in fused.pretrained_cfg
+    for one in (model, fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        for holder in (one, VideoClassifier(one)):
+            assert (preparation_of(holder), sampling_of(holder)) == (said, "dense")
+            assert preparation_of(holder, size=48) == replace(said, size=48, short_side=48)
+    stream = tsm_triton.Streaming(model, fused=True)
+    assert (preparation_of(stream), sampling_of(stream.model)) == (said, "dense")
+    smaller = tsm_triton.fuse(model, example_input=torch.zeros(2, 3, 48, 32))
+    assert preparation_of(smaller, size=32) == preparation_of(model, size=32)
+
+
 def replaced_input(model):
     model.set_input_size(img_size=96)
     return model
@@ -236,6 +271,25 @@ def test_torchvisions_weights_say_it_of_the_models_of_their_builder():
     assert preparation_of(nn.Sequential(model)).size == 288
 
 
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: torchvision.models.efficientnet_b1(), (3, 240, 240)),
+        (lambda: Net(torchvision.models.efficientnet_b1()), (3, 240, 240)),
+        (lambda: Net(timm.create_model("test_vit", img_size=96)), (3, 96, 96)),
+        (lambda: timm.create_model("test_resnet", in_chans=1), (1, 160, 160)),
+        (lambda: Model(input_size=(3, 32, 64), mean=(0.5,) * 3), (3, 32, 64)),
+        (lambda: nn.Conv2d(3, 4, 1), (3, 224, 224)),
+    ],
+    ids=["torchvision", "inside", "made for", "grey", "oblong", "silent"],
+)
+def test_a_model_is_run_on_frames_of_the_size_that_it_says(build, shape):
+    with torch.device("meta"):
+        model = build()
+    assert frame_shape(model) == shape
+    assert frame_shape(model, torch.zeros(2, 3, 40, 48)) == (3, 40, 48)
+
+
 def test_a_model_of_another_size_that_does_not_tell_it_is_refused():
     with torch.device("meta"):
         model = timm.create_model("levit_128", img_size=288)
@@ -256,6 +310,28 @@ def test_models_inside_that_want_other_frames_are_named():
     del two["flow"]
     two["other"] = two["rgb"]
     assert preparation_of(two).size == 160
+
+
+def test_models_inside_of_several_sizes_agree_where_the_size_is_given():
+    two = nn.ModuleList([Model(input_size=(3, 112, 112)), Model(input_size=(3, 224, 224))])
+    with pytest.raises(ValueError, match="the same frames"):
+        preparation_of(two)
+    assert preparation_of(two, size=96) == Preparation(96, 109)
+    two[1].pretrained_cfg["short_side"] = 224
+    with pytest.raises(ValueError, match=r"'0' 96 pixels of a short side of 109, .*'1' 96 .* side of 96,"):
+        preparation_of(two, size=96)
+    assert preparation_of(two, size=96, short_side=100) == Preparation(96, 100)
+
+
+def test_a_short_side_of_a_models_own_keeps_its_ratio_at_another_size():
+    model = Model(input_size=(3, 64, 64), short_side=80)
+    assert preparation_of(model, size=64) == preparation_of(model) == Preparation(64, 80)
+    assert preparation_of(model, size=32) == Preparation(32, 40)
+    given = dict(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert preparation_of(model, **given) == Preparation(short_side=40, **given)
+    assert preparation_of(model, size=32, short_side=33) == Preparation(32, 33)
+    model.pretrained_cfg["short_side"] = 73  # the usual one, rounded: not 255 of 224
+    assert preparation_of(model, size=224) == Preparation()
 
 
 def test_a_graph_that_lost_what_its_model_said_is_refused():

@@ -6,12 +6,14 @@ A module says it as timm's models do, in a dictionary `pretrained_cfg` with `inp
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .dataflow.tracing import input_shape
 from .integrations.origin import fits_default_size, image_size, lookalikes
 from .torch_private import COMPILED
 
@@ -19,6 +21,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Preparation",
+    "frame_shape",
     "module_of",
     "preparation_of",
     "sampling_of",
@@ -59,7 +62,8 @@ def preparation_of(
 
     Args:
         model: a model of timm's, torchvision's or one's own, or what holds one.
-        size, short_side, mean, std: what is known better. The short side is 256/224 of the size otherwise.
+        size, short_side, mean, std: what is known better. Of another size than the model's own the short side keeps
+            its ratio, which is 256/224 where none is said.
 
     Raises:
         TypeError: nothing that holds a model.
@@ -74,18 +78,36 @@ def preparation_of(
         >>> preparation_of(nn.Identity()) == Preparation()
         True
     """
-    given = {"size": size, "mean": mean and tuple(mean), "std": std and tuple(std)}
-    if any(value is None for value in given.values()):
-        said = _said(module_of(model), {key for key, value in given.items() if value is not None})
-        given = {key: said[key] if value is None else value for key, value in given.items()}
-        if size is None and short_side is None:
-            short_side = said["short_side"]
-    return Preparation(short_side=short_side or given["size"] * 256 // 224, **given)
+    given = {"size": size, "short_side": short_side, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    said: dict[str, Any] | None = None
+    if len(known) < len(given):
+        # what tells nothing, or no model at all, has the usual short side
+        spared = suppress(TypeError, ValueError) if known.keys() >= {"size", "mean", "std"} else nullcontext()
+        with spared:
+            said = _said(module_of(model), known)
+    if said is None:
+        said = {"short_side": _usual_short_side(known.get("size", Preparation.size))}
+    return Preparation(**said | known)
 
 
 def sampling_of(model: nn.Module) -> str | None:
-    """The frames that a model says it was trained with, as `sample_frames` names them."""
-    return (_config(model) or {}).get("sampling")
+    """The frames that a model, or the one inside of it, says it was trained with, as `sample_frames` names them."""
+    with suppress(ValueError):  # of no normalised frames
+        said = [config.get("sampling") for _, _, config in _speakers(model)]
+        if said and all(other == said[0] for other in said):
+            return said[0]
+    return None
+
+
+def frame_shape(model: nn.Module, example_input: Tensor | None = None) -> tuple[int, ...]:
+    """[C, H, W] of frames to run a model on: the example's, or of the size that the model says."""
+    channels, *sides = input_shape(model, example_input)[1:]
+    if example_input is None:
+        with suppress(ValueError):  # frames that are not square RGB, say
+            said = _said(model, {})
+            sides = sides if said is None else 2 * [said["size"]]
+    return (channels, *sides)
 
 
 def set_preparation(model: nn.Module, preparation: Preparation, sampling: str | None = None) -> None:
@@ -115,8 +137,8 @@ def module_of(model: Any) -> nn.Module:
     raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the model itself")
 
 
-def _said(model: nn.Module, known: set[str]) -> dict[str, Any]:
-    """Size, short side, mean and std, as the models inside say them, but for what is known."""
+def _said(model: nn.Module, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Size, short side, mean and std, as the models inside say them, but for what is known; None if none speaks."""
     found = {name: _resolved(config, module, known) for name, module, config in _speakers(model)}
     if not found:
         if any(isinstance(m, (torch.fx.GraphModule, torch.jit.ScriptModule)) for m in model.modules()):
@@ -124,12 +146,12 @@ def _said(model: nn.Module, known: set[str]) -> dict[str, Any]:
                 f"expected a model that says how its frames are prepared, got {type(model).__name__}, a graph that "
                 "has lost it. Pass the model it was made of, or size, mean and std."
             )
-        default = Preparation()
-        return {key: getattr(default, key) for key in ("size", "short_side", "mean", "std")}
+        return None
     first = next(iter(found.values()))
     if any(other[key] != first[key] for other in found.values() for key in first if key not in known):
         told = "; ".join(
-            f"{name!r} {value['size']} pixels, mean {value['mean']}, std {value['std']}"
+            f"{name!r} {value['size']} pixels of a short side of {value['short_side']}, mean {value['mean']}, "
+            f"std {value['std']}"
             for name, value in found.items()
         )
         raise ValueError(
@@ -139,7 +161,7 @@ def _said(model: nn.Module, known: set[str]) -> dict[str, Any]:
     return first
 
 
-def _resolved(config: Mapping[str, Any], module: nn.Module, known: set[str]) -> dict[str, Any]:
+def _resolved(config: Mapping[str, Any], module: nn.Module, known: Mapping[str, Any]) -> dict[str, Any]:
     channels, height, width = config.get("input_size") or (3, 224, 224)
     built_for = image_size(module)
     if "size" not in known:
@@ -159,12 +181,21 @@ def _resolved(config: Mapping[str, Any], module: nn.Module, known: set[str]) -> 
                 f"expected a model of square RGB pictures (3, S, S), got input_size {(channels, height, width)}: "
                 "compose a transform from torchvision.transforms.v2"
             )
+    own, size = min(height, width), known.get("size", height)
+    short_side = config.get("short_side") or _usual_short_side(own)
+    if size != own:
+        usual = short_side == _usual_short_side(own)
+        short_side = _usual_short_side(size) if usual else short_side * size // own
     return {
-        "size": height,
-        "short_side": config.get("short_side") or height * 256 // 224,
+        "size": size,
+        "short_side": short_side,
         "mean": tuple(config.get("mean") or IMAGENET_MEAN),
         "std": tuple(config.get("std") or IMAGENET_STD),
     }
+
+
+def _usual_short_side(size: int) -> int:
+    return size * 256 // 224
 
 
 def _speakers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:

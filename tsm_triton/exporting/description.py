@@ -60,9 +60,6 @@ def described(
     frames: dict[str, Any] = dict.fromkeys(FRAMES)
     with suppress(ValueError):  # models inside that want other frames
         frames = asdict(preparation_of(inner, size=min(height, width)))
-        with suppress(ValueError):  # a model that does not tell its size, or whose frames are not square
-            own = preparation_of(inner)
-            frames["short_side"] = own.short_side if own.size == min(height, width) else frames["short_side"]
     frames["size"] = height if height == width else None
     labels = labels_of(inner)
     return {

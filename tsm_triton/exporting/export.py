@@ -59,9 +59,9 @@ def export(
 
     Returns:
         What the file says of itself: `inputs`, `outputs`, `num_segments`, `direction`, `labels`, `size`, `short_side`,
-        `mean`, `std`, `consensus`, `view_average`, `needs`, `int8`, `dtypes`, `device`, `versions`. It stands in it as
-        JSON: in ONNX's `metadata_props` and in an AOTInductor package's metadata by the key `tsm_triton`, in a `.pt2`
-        in the extra file `tsm_triton.json`.
+        `mean`, `std`, `sampling`, `consensus`, `view_average`, `needs`, `int8`, `dtypes`, `device`, `versions`. It
+        stands in it as JSON: in ONNX's `metadata_props` and in an AOTInductor package's metadata by the key
+        `tsm_triton`, in a `.pt2` in the extra file `tsm_triton.json`.
 
     Raises:
         TypeError: no model of ours.

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dataflow.tracing import input_shape
 from ..fusion.fuse import MOST_ROWS, FusedModel
 from ..modules.clip_layer import ClipLayer
 from ..patching.hooks import clip_length_of, clip_lengths_in, is_patched
+from ..preparation import frame_shape
 from ..streaming.step import StreamStep
 from ..streaming.stream import Streaming
 from ..video.classifier import VideoClassifier
@@ -63,18 +63,20 @@ def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool
             f"example_input must be clips of {fixed} frames, which this model was fused for, got {example.shape[1]}. "
             "Call tsm_triton.set_num_segments(model, T) on the patched model and fuse it again."
         )
-    num_segments = fixed or (model.num_segments if example is None else example.shape[1])
-    clip_lengths_in(model.model, num_segments)  # raises where a pool cannot halve them
+    length = fixed or (model.num_segments if example is None else example.shape[1])
+    clip_lengths_in(model.model, length)  # raises where a pool cannot halve them
     if any(isinstance(module, ClipLayer) and module.pools > 1 for module in model.modules()):
-        fixed = num_segments  # torch takes a free number that is halved for another one
+        fixed = length  # torch takes a free number that is halved for another one
     size = _frame_size(model.model, None if example is None else example.flatten(0, 1))
-    video = _zeros(model, 2, num_segments if fixed else max(2, num_segments), *size)
+    video = _zeros(model, 2, fixed or max(2, length), *size)
     shapes, axes = _free_sizes(model.model, size, dynamic_size, first=2)
     shapes[0] = torch.export.Dim("clips", min=1, max=MOST_ROWS)
     if fixed is None:
         shapes[1] = torch.export.Dim("frames", min=1, max=MOST_ROWS)
     named = ("clips", fixed or "frames", *axes)
-    return Interface(model, {"video": video}, (shapes,), {"video": named}, ("logits",), num_segments)
+    return Interface(
+        model, {"video": video}, (shapes,), {"video": named}, ("logits",), fixed or model.num_segments
+    )
 
 
 def _of_frames(model: nn.Module, example: Tensor | None, dynamic_size: bool) -> Interface:
@@ -146,7 +148,7 @@ def _check_rank(example: Tensor | None, rank: int, wanted: str) -> None:
 def _frame_size(model: nn.Module, example: Tensor | None) -> tuple[int, ...]:
     made_for = getattr(model, "input_size", None) if isinstance(model, FusedModel) else None
     if made_for is None:
-        return tuple(input_shape(model, example)[1:])
+        return frame_shape(model, example)
     if example is not None and tuple(example.shape[1:]) != tuple(made_for):
         raise ValueError(
             f"expected frames of {list(made_for)}, which this model was fused for, got {list(example.shape[1:])}. "

@@ -4,7 +4,7 @@ import copy
 import math
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
 from .. import ops
-from ..dataflow.tracing import copied, input_shape, meta_twin
+from ..dataflow.tracing import copied, meta_twin
 from ..patching.finding import check_model
 from ..patching.hooks import check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
-from ..preparation import preparation_of
+from ..preparation import frame_shape, preparation_of, sampling_of
 from ..torch_private import (
     FakeTensorMode,
     buffers_of,
@@ -170,19 +170,28 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
             "their frames on the first axis: video.flatten(0, 1)."
         )
     num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
-    input_size = input_shape(model, example_input)[1:]
+    input_size = frame_shape(model, example_input)
     outline = _Outline(_without_weights(model))
     network, report = rewritten(_captured(copied(model), num_segments, input_size))
     fused = FusedModel(network, num_segments, input_size, report, outline)
     fused.direction = shift_hooks(model)[0].direction
-    with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
-        prepared = preparation_of(model, size=input_size[-1])
-        fused.pretrained_cfg = {"input_size": input_size, "mean": prepared.mean, "std": prepared.std}
-    said = getattr(model, "pretrained_cfg", None) or {}
-    fused.pretrained_cfg |= {
-        key: said[key] for key in ("label_names", "sampling") if said.get(key) is not None
-    }
+    fused.pretrained_cfg = _said_of_frames(model, input_size)
     return fused
+
+
+def _said_of_frames(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Any]:
+    """What a model says of its frames and of what it makes of them, for a copy of it for frames of this size."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    own = config if isinstance(config, Mapping) else vars(config)
+    said = {key: own.get(key) for key in ("interpolation", "crop_pct")}
+    labels = own.get("label_names")
+    if labels is not None and len(labels) == getattr(model, "num_classes", len(labels)):
+        said["label_names"] = labels  # others are of the pretrained weights, where the head was changed
+    with suppress(ValueError):  # models inside that disagree: `transform_for` of the copy will ask
+        prepared = preparation_of(model, size=min(input_size[1:]))
+        frames = {"short_side": prepared.short_side, "mean": prepared.mean, "std": prepared.std}
+        said |= {"input_size": input_size, **frames, "sampling": sampling_of(model)}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def _without_weights(model: nn.Module) -> nn.Module | None:

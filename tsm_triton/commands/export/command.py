@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -10,16 +10,17 @@ from torch import nn
 from ...arguments import as_count
 from ...backbones import create_backbone
 from ...checkpoints import load_checkpoint
-from ...dataflow.tracing import input_shape
 from ...exporting import FORMATS, export, load_exported
 from ...extras import check_installed
 from ...fusion.fuse import fuse
 from ...patching.hooks import clip_length_of, is_patched, set_num_segments
 from ...patching.patch import patch
+from ...preparation import frame_shape, preparation_of, sampling_of
 from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset
+from ...video.sampling import Strategy
 from ...video.transforms import transform_for
 from ..common import pick_device
 from ..data import read_data
@@ -61,7 +62,7 @@ def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> tuple[dict[str,
     """What the file says of itself, and what int8 changed."""
     model = _model(args)
     bar.update("the model is made")
-    channels, *sides = input_shape(model)[1:]
+    channels, *sides = frame_shape(model)
     size = (channels, *(sides if args.size is None else 2 * [as_count(args.size, "size")]))
     num_segments = clip_length_of(model)
     clips = None if args.int8 is None else _calibration_clips(args.int8, model, num_segments, size[-1], bar)
@@ -85,11 +86,18 @@ def _exported(args: argparse.Namespace, path: Path, bar: Bar) -> tuple[dict[str,
 def _calibration_clips(
     data: str, model: nn.Module, num_segments: int, size: int, bar: Bar
 ) -> list[torch.Tensor]:
-    """Some of the videos, evenly, a clip of each, as the model is given them."""
+    """Some of the videos, evenly, the clips of each that `tsm-triton eval` gives the file."""
     check_installed("--int8", "av")
     samples = read_data(data, None, None, default_split="train").samples
     chosen = samples[:: -(-len(samples) // CALIBRATION_CLIPS)]
-    dataset = VideoDataset(Listing(tuple(chosen)), num_segments, transform=transform_for(model, size=size))
+    own: Any = sampling_of(model)
+    dataset = VideoDataset(
+        Listing(tuple(chosen)),
+        num_segments,
+        transform=transform_for(model, size=size),
+        sampling=own if own in get_args(Strategy) else "uniform",
+        size=preparation_of(model, size=size).short_side,  # as in training and in eval: the same numbers
+    )
     bar.say(f"Measuring ranges on {len(chosen)} of {len(samples)} videos")
     return [dataset[number][0] for number in range(len(chosen))]
 

@@ -12,7 +12,7 @@ import torch
 
 from ...backbones import create_model
 from ...extras import check_installed
-from ...preparation import Preparation, preparation_of, set_preparation
+from ...preparation import preparation_of, set_preparation
 from ...training.machine import default_precision, default_workers
 from ...training.recipes import FINE_TUNING
 from ...training.settings import Settings
@@ -64,11 +64,9 @@ def run(args: argparse.Namespace) -> int:
         size=options["size"],
     )
     notes = [] if start is None else start.load(model, listing.classes, options["num_segments"])
-    said = preparation_of(model)
-    size = options["size"] or said.size
-    short_side = said.short_side * size // said.size
-    set_preparation(model, Preparation(size, short_side, said.mean, said.std), options["sampling"])
-    check_runs(model, options["model"], options["num_segments"], size)
+    frames = preparation_of(model, size=options["size"])
+    set_preparation(model, frames, options["sampling"])
+    check_runs(model, options["model"], options["num_segments"], frames.size)
     train_data, val_data = _datasets(args, options, settings, model, listing, val)
     make_folder(args.out)
     if _is_first():
@@ -87,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
                 resume=args.resume,
                 about={
                     **options,
-                    "size": size,
-                    "frames": [short_side, said.mean, said.std],
+                    "size": frames.size,
+                    "frames": [frames.short_side, frames.mean, frames.std],
                     "weights": start and start.name,
                     "data": _fingerprint(listing),
                     "val": val and _fingerprint(val),
