@@ -263,6 +263,127 @@ def test_a_bare_state_dict_names_no_model(model, tmp_path):
             load_checkpoint(source)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("wrap", [lambda classifier: classifier, lambda classifier: classifier.model])
+def test_the_length_that_is_saved_is_the_one_that_was_told(recorded, wrap, tmp_path):
+    model = network()
+    classifier, path = VideoClassifier(model, 4).eval(), tmp_path / "a.pt"
+
+    def saved():
+        save_checkpoint(wrap(classifier), path)
+        record = torch.load(path, weights_only=True)["patch"]
+        return {record["num_segments"], *(site["num_segments"] for site in record["sites"])}
+
+    with torch.set_grad_enabled(recorded):
+        classifier(torch.zeros(1, 6, 3, 32, 32))
+        assert saved() == {4}
+        assert {hook.num_segments for hook in shift_hooks(model)} == {6 if recorded else 4}
+        with torch.no_grad():
+            classifier(torch.zeros(1, 2, 3, 32, 32))
+        assert saved() == {4}
+        tsm_triton.set_num_segments(model, 6)  # told, and no call's
+        classifier(torch.zeros(1, 6, 3, 32, 32))
+        assert saved() == {6}
+        classifier(torch.zeros(1, 4, 3, 32, 32))
+        assert saved() == {6}
+
+
+PERSIAN, JOINED, SPACED = "می\u200cدود", "👨\u200d👩", "左\u3000手\xa0a"
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_labels_come_back_letter_for_letter(name, model, tmp_path):
+    labels = [PERSIAN, JOINED, SPACED]
+    save_checkpoint(model, tmp_path / name, labels)
+    assert load_checkpoint(tmp_path / name).pretrained_cfg["label_names"] == labels
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "other"),
+    [("direction", "causal", "bidirectional"), ("shift_div", 8, 4), ("place", "blockres", "block")],
+)
+def test_what_is_said_of_a_bare_state_dict_is_compared_with_the_model(key, said, other, model):
+    into = network(direction="causal")
+    nn.init.zeros_(into.fc.weight)
+    with pytest.raises(ValueError, match=f"made with {key}={other!r}, .* got {key}={said!r}. Pass what"):
+        load_checkpoint(into, model.state_dict(), **{key: other})
+    with pytest.raises(ValueError, match="made with non_local='gaussian'.*got non_local=None"):
+        load_checkpoint(into, model.state_dict(), non_local="gaussian")
+    assert not into.fc.weight.any()
+    assert same(load_checkpoint(into, model.state_dict(), **{key: said}), model)
+
+
+@pytest.mark.parametrize("options", [dict(act_layer="leaky_relu"), dict(global_pool="max")])
+def test_weights_of_another_function_are_refused(options, tmp_path):
+    odd, plain = (
+        patch(timm.create_model("test_resnet", num_classes=3, **given).eval(), 4) for given in (options, {})
+    )
+    for saved, other in ((odd, plain), (plain, odd)):
+        save_checkpoint(saved, tmp_path / "a.pt")
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(ValueError, match=f"to compute what .*got test_resnet.*{next(iter(options))}=.*"):
+            load_checkpoint(other, tmp_path / "a.pt")
+        assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+    again = patch(timm.create_model("test_resnet", num_classes=3, **options).eval(), 4)
+    save_checkpoint(odd, tmp_path / "a.pt")
+    assert same(load_checkpoint(again, tmp_path / "a.pt"), odd)
+
+
+def test_a_head_of_ones_own_may_pool_otherwise(tmp_path):
+    save_checkpoint(network(), tmp_path / "a.pt")
+    other = patch(timm.create_model("test_resnet", num_classes=5, global_pool="max"), 4)
+    assert load_checkpoint(other, tmp_path / "a.pt", new_head=5) is other
+
+
+def test_a_network_of_other_layers_without_weights_is_refused(tmp_path):
+    """Their keys are the same: one has pools for the strides of the other."""
+    save_checkpoint(patch(timm.create_model("resnet50"), 4), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="got resnetblur50 for resnet50"):
+        load_checkpoint(patch(timm.create_model("resnetblur50"), 4, verify=False), tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_what_earlier_weights_said_goes_with_them(bare, path, tmp_path):
+    into, without = load_checkpoint(path), network(direction="causal")
+    into.pretrained_cfg["sampling"] = "dense"
+    save_checkpoint(without, tmp_path / "b.pt")
+    frames = preparation_of(into)
+    load_checkpoint(into, without.state_dict() if bare else tmp_path / "b.pt")
+    assert preparation_of(into) == frames
+    save_checkpoint(into, tmp_path / "c.pt")
+    saved = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert saved["labels"] is None
+    assert "sampling" not in saved["frames"]
+
+
+def test_the_labels_of_a_head_that_stays_stay(path, tmp_path):
+    into = load_checkpoint(path)
+    save_checkpoint(network(num_classes=2, direction="causal"), tmp_path / "b.pt")
+    load_checkpoint(into, tmp_path / "b.pt", new_head=3)
+    assert into.pretrained_cfg["label_names"] == ["left", "right", "still"]
+
+
+@pytest.mark.parametrize("num_segments", [0, 3])
+def test_a_length_that_cannot_be_is_refused_before_anything_is_loaded(num_segments, model, path):
+    into = network(direction="causal")
+    nn.init.zeros_(into.fc.weight)
+    if num_segments:
+        into.pool = tsm_triton.modules.TemporalPool(4)
+    for source in (path, model.state_dict()):
+        with pytest.raises(ValueError, match="num_segments"):
+            load_checkpoint(into, source, num_segments=num_segments)
+    assert not into.fc.weight.any()
+
+
+def test_a_length_of_no_clips_is_refused_before_anything_is_loaded(tmp_path):
+    save_checkpoint(timm.create_model("test_resnet", num_classes=3), tmp_path / "a.pt")
+    into = timm.create_model("test_resnet", num_classes=3)
+    nn.init.zeros_(into.fc.weight)
+    with pytest.raises(RuntimeError, match="expected a patched model"):
+        load_checkpoint(into, tmp_path / "a.pt", num_segments=4)
+    assert not into.fc.weight.any()
+
+
 class Code:
     def __reduce__(self):
         return os.system, ("touch ran",)

@@ -1,5 +1,8 @@
 """VideoClassifier: clips in, one prediction a video out."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import timm
@@ -32,6 +35,57 @@ def test_the_clip_length_is_read_from_the_shape(model):
         each = torch.cat([classifier(clip[None]) for clip in video])
         torch.testing.assert_close(classifier(video), each)
         assert {hook.num_segments for hook in shift_hooks(model)} == {num_segments}
+
+
+def test_a_call_without_autograd_leaves_the_models_length(model):
+    classifier, inside = VideoClassifier(model, T), []
+    model.layer4.register_forward_hook(lambda *_: inside.append(shift_hooks(model)[0].num_segments))
+    with torch.inference_mode():
+        classifier(torch.randn(1, 6, 3, 32, 32))
+        assert {hook.num_segments for hook in shift_hooks(model)} == {T}
+        model.layer4.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            classifier(torch.randn(1, 6, 3, 32, 32))
+    assert inside == [6, 6]
+    assert {hook.num_segments for hook in shift_hooks(model)} == {T}
+
+
+def test_a_compiled_part_takes_the_length_of_the_call(model):
+    video = torch.randn(1, 6, 3, 32, 32)
+    with torch.no_grad():
+        expected = VideoClassifier(model, T)(video)
+        classifier = VideoClassifier(torch.compile(model, backend="eager"), T)
+        for _ in range(2):
+            torch.testing.assert_close(classifier(video), expected)
+            assert {hook.num_segments for hook in shift_hooks(model)} == {T}
+
+
+def test_calls_side_by_side_leave_the_models_length(model):
+    classifier, both = VideoClassifier(model, T), threading.Barrier(2)
+    model.layer4.register_forward_hook(lambda *_: (both.wait(10), None)[1])
+
+    def call(frames):
+        with torch.no_grad():
+            return classifier(torch.randn(1, frames, 3, 32, 32))
+
+    with ThreadPoolExecutor(2) as pool:
+        for frames in ((2, 6), (6, 3)):
+            list(pool.map(call, frames))
+            assert {hook.num_segments for hook in shift_hooks(model)} == {T}
+
+
+def test_a_checkpointed_backward_runs_blocks_with_the_length_of_the_call(model):
+    video, grads = torch.randn(1, 6, 3, 32, 32), []
+    classifier = VideoClassifier(model, T)
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        model.zero_grad()
+        scores = classifier(video)
+        with torch.no_grad():
+            classifier(video[:, :2])
+        scores.square().sum().backward()
+        grads.append(next(model.parameters()).grad.clone())
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 
 import pytest
@@ -12,6 +13,7 @@ import tsm_triton
 from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
 from tsm_triton.commands.demo.motion_clips import CLASSES
+from tsm_triton.commands.tables import save_parquet
 from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.progress import Bar
 from tsm_triton.video.decoding import read_clip
@@ -187,6 +189,60 @@ def test_an_evaluation_invents_no_order_of_classes(videos, checkpoint, tmp_path,
     assert main(["eval", str(videos), *options(checkpoint), "--out", str(tmp_path / "c")]) == 0
     tables = [(tmp_path / name / "predictions.csv").read_text() for name in "bc"]
     assert tables[0] == tables[1]
+
+
+ODD = ["می\u200cدود", "میدود", "👨\u200d👩", "左\u3000手\xa0a"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # that the font of the charts has not
+@pytest.mark.parametrize("said", ["by the weights", "by a file"])
+def test_joiners_and_spaces_of_names_are_kept(said, videos, checkpoint, tmp_path):
+    data, labels, out = tmp_path / "data", tmp_path / "labels.txt", tmp_path / "eval"
+    for name, path in zip(ODD, sorted(videos.rglob("*.mp4"))[:4], strict=True):
+        (data / name).mkdir(parents=True)
+        shutil.copy(path, data / name)
+    model = tsm_triton.load_checkpoint(checkpoint)
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt", ODD if said == "by the weights" else list("abcd"))
+    labels.write_text("\n".join(ODD), "utf-8")
+    more = [] if said == "by the weights" else ["--labels", str(labels)]
+    argv = ["eval", str(data), *options(tmp_path / "a.pt", *more), "--out", str(out)]
+    assert main([*argv, "--table", "parquet"]) == main(argv) == 0
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["class"] for row in rows) == sorted(ODD)
+    assert {row["predicted"] for row in rows} <= set(ODD)
+
+
+def test_a_table_keeps_text_and_escapes_what_is_none(tmp_path):
+    save_parquet(tmp_path / "a.parquet", [{"class": ODD[0], "video": "a\udce9.mp4", "top1": 1.0}])
+    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert row == {"class": ODD[0], "video": "a\\udce9.mp4", "top1": 1.0}
+
+
+def test_an_evaluation_leaves_no_table_of_the_one_before(videos, checkpoint, tmp_path):
+    argv = ["eval", str(videos), *options(checkpoint), "--out", str(tmp_path)]
+    for table, other in (("csv", "parquet"), ("parquet", "csv"), ("csv", "parquet")):
+        assert main([*argv, "--table", table]) == 0
+        assert (tmp_path / f"predictions.{table}").is_file()
+        assert not (tmp_path / f"predictions.{other}").exists()
+
+
+def test_a_name_of_two_classes_is_refused_where_names_are_numbers(videos, checkpoint, tmp_path, capsys):
+    twice, labels = [NAMES[0], *NAMES[:3]], tmp_path / "labels.txt"
+    model = tsm_triton.load_checkpoint(checkpoint)
+    del model.pretrained_cfg["label_names"]
+    tsm_triton.save_checkpoint(model, tmp_path / "plain.pt")
+    tsm_triton.save_checkpoint(model, tmp_path / "twice.pt", twice)
+    labels.write_text("\n".join(twice))
+    given = (
+        (tmp_path / "twice.pt", ["--checkpoint", str(tmp_path / "twice.pt")]),
+        (labels, ["--checkpoint", str(tmp_path / "plain.pt"), "--labels", str(labels)]),
+    )
+    for source, words in given:
+        assert main(["eval", str(videos), *words, "--device", "cpu", "--out", str(tmp_path / "eval")]) == 2
+        error = capsys.readouterr().err
+        assert f"a name of its own for each class, got {NAMES[0]!r} for 0 and 1 in {str(source)!r}" in error
+    assert not (tmp_path / "eval").exists()
 
 
 def test_labels_may_rename_classes_but_not_exchange_them(videos, checkpoint, tmp_path, capsys):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from torch import nn
 
+from ..arguments import as_count
 from ..backbones import head_of, set_head
 from ..files import printable
 from ..fusion.fuse import FusedModel
-from ..modules import RecurrentHead
-from ..patching.hooks import set_num_segments
+from ..modules import NonLocal, RecurrentHead
+from ..patching.hooks import clip_lengths_in, set_num_segments, shift_hooks
 from ..preparation import module_of
 from .download import check_sum, is_remote, local_file
 from .keys import fits, unwrapped
@@ -64,7 +65,8 @@ def load_checkpoint(
 
     Args:
         model: patched as the weights were, but for `num_segments`, which stays the model's own: no weight knows it.
-            A bare state dict does not say how it was shifted: it goes into any patched model.
+            A bare state dict does not say how it was shifted: it goes into any patched model that the options given
+            do not contradict. Labels and the sampling that `model` says are those of its weights: they go with them.
         source: a file of `save_checkpoint`, of `torch.save` or of safetensors; an address of one (`https://...`, into
             torch.hub's cache, or `hf-hub:owner/name`); or what was read from one.
         num_segments, place, shift_div, direction, non_local: of published weights, where their file does not say them.
@@ -81,9 +83,9 @@ def load_checkpoint(
         FileNotFoundError: no such file.
         TypeError: other arguments.
         RuntimeError: weights with a shift, and a model without.
-        ValueError: no weights, keys or shapes that differ, another shift, a file that names no model that can be
-            built, or is of a later version; a setting that nobody says, or that the file contradicts; a download that
-            fails. The model is as it was before.
+        ValueError: no weights, keys or shapes that differ, another shift or function (activations, pooling), a file
+            that names no model that can be built, or is of a later version; a setting that nobody says, or that the
+            file or the model contradicts; a download that fails. The model is as it was before.
 
     Example:
         >>> import timm, torch, tsm_triton
@@ -100,6 +102,8 @@ def load_checkpoint(
         )
     into = options.pop("into", None)
     options = {key: value for key, value in options.items() if value is not None}
+    if "num_segments" in options:
+        options["num_segments"] = as_count(options["num_segments"], "num_segments")
     if len(arguments) == 1 and not isinstance(arguments[0], nn.Module):
         checkpoint, published = open_checkpoint(arguments[0], checksum, options)
         model = _build(checkpoint, published, into, options)
@@ -194,6 +198,13 @@ def _load(
             load_published(inner, published, checkpoint.source, new_head is not None)
             return
     _check_options(checkpoint, options)
+    if not isinstance(inner, FusedModel):
+        if not checkpoint.ours:
+            _check_own(inner, options, checkpoint.source)
+        if "num_segments" in options:
+            clip_lengths_in(inner, options["num_segments"])
+            if checkpoint.ours and checkpoint.patch is None:
+                shift_hooks(inner)
     load_into(model, checkpoint, own_head=None if new_head is None else head_of(inner))
     if "num_segments" in options:
         set_num_segments(inner, options["num_segments"])
@@ -206,6 +217,20 @@ def _check_options(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
             f"expected no {said[0]} with a checkpoint of ours, which says it itself, got {options[said[0]]!r} for "
             f"{checkpoint.source}: drop it"
         )
+
+
+def _check_own(model: nn.Module, options: Mapping[str, Any], source: str) -> None:
+    """Raise for a model that is made otherwise than is said of a bare state dict."""
+    hooks, blocks = shift_hooks(model), [m for m in model.modules() if isinstance(m, NonLocal)]
+    own = {key: [getattr(hook, key) for hook in hooks] for key in ("place", "shift_div", "direction")}
+    own["non_local"] = [block.mode for block in blocks] or [None]
+    for key, values in own.items():
+        others = [value for value in values if value != options.get(key, value)]
+        if others:
+            raise ValueError(
+                f"expected {type(model).__name__} to be made with {key}={options[key]!r}, as is said of {source}, got "
+                f"{key}={others[0]!r}. Pass what the weights were trained with, and make and patch the model so."
+            )
 
 
 def _check_head(model: nn.Module, classes: int) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..files import printable
 from ..functional import DIRECTIONS
 from ..fusion.fuse import FusedModel
-from ..integrations.origin import Origin, origin_of
+from ..integrations.origin import Origin, origin_of, other_function
 from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
 from ..patching.keeping import check_whole
@@ -34,6 +34,7 @@ from ..preparation import Preparation, module_of, preparation_of, set_preparatio
 from ..version import __version__
 from .files import read, write
 from .keys import fit, own_name, state_in, unwrapped
+from .labels import as_label
 from .patches import apply_patch, check_same_patch, patch_of
 
 __all__ = ["Checkpoint", "built", "labels_of", "load_into", "read_checkpoint", "save_checkpoint"]
@@ -83,7 +84,8 @@ def save_checkpoint(
 
     Args:
         model: patched, or not.
-        path: of the file, which appears whole or not at all; `.safetensors` makes it one.
+        path: of the file, which appears whole or not at all; `.safetensors` makes it one. Its T is that which `patch`
+            or `set_num_segments` was told: calls of a VideoClassifier with other clips leave it.
         labels: a name for each class, by default those that the model was loaded with.
 
     Raises:
@@ -174,14 +176,18 @@ def built(checkpoint: Checkpoint) -> nn.Module:
         ) from error
     if checkpoint.patch is not None:
         apply_patch(model, checkpoint.patch)
-    load_into(model, checkpoint)
+    check_same_patch(model, checkpoint.patch, checkpoint.source)
+    _take(model, checkpoint)
     return model.eval()
 
 
 def load_into(
     model: nn.Module, checkpoint: Checkpoint, advice: str = "", *, own_head: str | None = None
 ) -> None:
-    """Load weights, once it is sure that they are of this very model; but for a layer of that name, where one is."""
+    """Load weights, once it is sure that they are of this very model; but for a layer of that name, where one is.
+
+    What is said of the weights before goes with them: labels, but for those of a layer that stays, and sampling.
+    """
     inner = unwrapped(module_of(model))
     if isinstance(inner, FusedModel):
         raise TypeError(
@@ -192,17 +198,43 @@ def load_into(
         check_same_patch(inner, checkpoint.patch, checkpoint.source)
     else:
         shift_hooks(inner)
-    inner.load_state_dict(fit(checkpoint.state, inner, checkpoint.source, advice, keep=own_head))
-    if checkpoint.preparation is not None and _frames_of(inner) != _frames(
-        checkpoint.preparation, checkpoint.besides or {}
-    ):
-        set_preparation(inner, checkpoint.preparation)
-        config: Any = inner.pretrained_cfg
-        config.update(checkpoint.besides or {})
-    if checkpoint.labels is not None and own_head is None:
-        config: Any = dict(getattr(inner, "pretrained_cfg", None) or {})
-        config["label_names"] = list(checkpoint.labels)
-        inner.pretrained_cfg = config
+    state = fit(checkpoint.state, inner, checkpoint.source, advice, keep=own_head)
+    if checkpoint.origin is not None:
+        difference = other_function(inner, checkpoint.origin, own_head is not None)
+        if difference is not None:
+            raise ValueError(
+                f"expected {type(inner).__name__} to compute what {checkpoint.source} was trained with, got "
+                f"{difference}. Make the model as that one was made, or call tsm_triton.load_checkpoint(path)."
+            )
+    _take(inner, checkpoint, state, own_head)
+
+
+def _take(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    state: dict[str, Tensor] | None = None,
+    own_head: str | None = None,
+) -> None:
+    """Load weights that fit, and let the model say what they say, and no longer what others said."""
+    model.load_state_dict(fit(checkpoint.state, model, checkpoint.source) if state is None else state)
+    besides, preparation = dict(checkpoint.besides or {}), checkpoint.preparation
+    if preparation is not None and _frames_of(model) != _frames(preparation, besides):
+        set_preparation(model, preparation)
+        _resay(model, besides, BESIDES)
+    elif preparation is None:
+        _resay(model, {}, ("sampling",))
+    if own_head is None:
+        labels = {} if checkpoint.labels is None else {"label_names": list(checkpoint.labels)}
+        _resay(model, labels, ("label_names",))
+
+
+def _resay(model: nn.Module, said: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Let a model say of these keys what is said, and nothing of the others."""
+    own = getattr(model, "pretrained_cfg", None)
+    held = own if isinstance(own, dict) else {}
+    if said or any(key in held for key in keys):
+        config: Any = {key: value for key, value in held.items() if key not in keys} | dict(said)
+        model.pretrained_cfg = config
 
 
 def _frames(preparation: Preparation, besides: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +309,7 @@ def _parsed(held: Mapping[str, Any], source: str) -> Checkpoint:
         printable(str(model.get("why_not", ""))),
         preparation,
         besides,
-        labels and [printable(label) for label in labels],
+        labels and [as_label(label) for label in labels],
     )
 
 

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import printable, read_text
+from ..checkpoints.labels import as_label
+from ..files import read_text
 from ..video.datasets.sides import normal
 
-__all__ = ["labels_for", "labels_of", "read_labels"]
+__all__ = ["check_distinct", "labels_for", "labels_of", "read_labels"]
 
 
 def read_labels(path: Path) -> list[str]:
@@ -26,7 +27,7 @@ def read_labels(path: Path) -> list[str]:
         ['swipe left', 'swipe right']
     """
     lines = (line.strip("\ufeff \t\f\v\xa0") for line in read_text(path, "labels").split("\n"))
-    return [printable(line) for line in lines if line]
+    return [as_label(line) for line in lines if line]
 
 
 def labels_for(path: Path | None, own: Sequence[str] | None) -> list[str] | None:
@@ -60,6 +61,17 @@ def labels_for(path: Path | None, own: Sequence[str] | None) -> list[str] | None
             file=sys.stderr,
         )
     return labels
+
+
+def check_distinct(labels: Sequence[str], source: str) -> None:
+    """Raise for a name of two classes, where names number what is predicted."""
+    number_of: dict[str, int] = {}
+    for number, label in enumerate(labels):
+        if number_of.setdefault(label, number) != number:
+            raise ValueError(
+                f"expected a name of its own for each class, got {label!r} for {number_of[label]} and {number} in "
+                f"{source!r}: pass --labels with other names for these"
+            )
 
 
 def labels_of(args: argparse.Namespace, said: Sequence[str] | None, num_classes: int) -> list[str]:

@@ -59,7 +59,11 @@ def save_parquet(path: Path, rows: Rows) -> None:
     from pyarrow import parquet
 
     named = [
-        {key: printable(value) if isinstance(value, str) else value for key, value in row.items()}
+        # bytes of a path that are no text, as in CSV
+        {
+            key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            for key, value in row.items()
+        }
         for row in rows
     ]
     with replacing(path) as temporary:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Origin", "fits_default_size", "image_size", "lookalikes", "origin_of"]
+__all__ = ["Origin", "fits_default_size", "image_size", "lookalikes", "origin_of", "other_function"]
 
 # what changes no output in evaluation mode, or is another spelling of the same
 SILENT = {
@@ -31,6 +31,8 @@ ALIKE = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d", "
 ACTIVATIONS = {"LeakyReLU": "leaky_relu"}
 # torchvision's arguments that a model keeps under their names
 KEPT_ARGUMENTS = ("image_size", "transform_input", "aux_logits")
+# options of what goes in and out; what lies between computes the same
+OUTSIDE = ("num_classes", "in_chans", "img_size", "image_size", "features_only", "out_indices", "feature_cls")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,54 @@ def origin_of(model: nn.Module) -> tuple[Origin | None, str]:
     if library == "torchvision":
         return _origin_in_torchvision(model)
     return None, f"{type(model).__name__} is none of timm's or torchvision's"
+
+
+def other_function(model: nn.Module, origin: Origin, own_head: bool = False) -> str | None:
+    """In what a model computes something else than that of an origin with the same weights: keys do not tell.
+
+    Args:
+        model: of which the weights of the other have the keys and shapes.
+        origin: of the other.
+        own_head: the model's own head stays, and the pooling before it.
+
+    Returns:
+        What the model is, and what the other; None of the same, and where one cannot be said.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_resnet", act_layer="leaky_relu")
+        >>> other_function(model, Origin("timm", "test_resnet"))
+        "test_resnet with act_layer='leaky_relu' for test_resnet"
+    """
+    free = (*OUTSIDE, *(("global_pool",) if own_head else ()))
+    if not own_head and _is_of(model, origin):
+        return None
+    own, _ = origin_of(model)
+    if own is None:
+        return None
+    outside = {key: value for key, value in own.options.items() if key in free}
+    inside, other = (
+        Origin(each.library, each.name, {key: x for key, x in each.options.items() if key not in free})
+        for each in (own, origin)
+    )
+    same = inside.options == other.options
+    if same and own.library == origin.library and own.name != origin.name:
+        same = _is_of(model, Origin(other.library, other.name, {**outside, **other.options}))
+    return None if same else f"{_called(inside)} for {_called(other)}"
+
+
+def _is_of(model: nn.Module, origin: Origin) -> bool:
+    """Whether it may be: this version of the library may not have such a call."""
+    try:
+        twin = _twin(origin.library, origin.name, tuple(origin.options.items()))
+    except TypeError:  # a value of a file that no such call has
+        return False
+    return twin is None or _difference(_structure_of(model), twin) is None
+
+
+def _called(origin: Origin) -> str:
+    options = ", ".join(f"{key}={value!r}" for key, value in origin.options.items())
+    return f"{origin.full_name} with {options}" if options else origin.full_name
 
 
 def lookalikes(model: nn.Module) -> Iterator[str]:

@@ -137,6 +137,11 @@ class ShiftHook(Unscripted):
 
     @num_segments.setter
     def num_segments(self, num_segments: int) -> None:
+        self.leave_at(num_segments)
+        self.told = num_segments
+
+    def leave_at(self, num_segments: int) -> None:
+        """Set it to that of a call, which a backward may run again; `told` is what it was set to."""
         self._num_segments = num_segments
         length = torch.empty(num_segments, 0, device="cpu")
         # a fake one would be of the mode that the model is patched under
@@ -172,7 +177,7 @@ class ShiftHook(Unscripted):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._number_itself()
-        self.num_segments = self._num_segments
+        self.leave_at(self._num_segments)
 
     def __del__(self) -> None:
         for values in (_boundaries, _lengths):

@@ -39,6 +39,9 @@ class VideoClassifier(nn.Module):
     Under `torch.compile` one dynamic graph serves every T, and every packing whose `clip_lengths` come as a tensor; a
     list is a constant of the graph, compiled anew for each number of clips at least.
 
+    A call leaves the model's own T as it was. Only one that autograd records leaves it at the call's, for a backward
+    that runs blocks again; `save_checkpoint` writes what `patch` or `set_num_segments` was told all the same.
+
     Threads may share the model, each with a T of its own in eager. A compiled model inside of it takes its T from the
     model, as a plain call does: give those threads one T, and packed clips one at a time.
     With gradient checkpointing, which runs blocks again in the backward, one T's backward comes before the

@@ -1,18 +1,22 @@
 """What the models over clips check alike, and the length that they tell the model of frames."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
 from ..modules.clip_layer import ClipLayer
-from ..patching.hooks import clip_lengths_in, is_patched
+from ..patching.hooks import ShiftHook, clip_lengths_in, is_patched
 from ..torch_private import tracing_state
 
 __all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length", "of_traced_length"]
+
+Holder = ShiftHook | ClipLayer
 
 
 def check_frame_model(model: nn.Module) -> None:
@@ -60,8 +64,8 @@ def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
 def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
     """Run a model of frames on clips of this length; raise where a fused one is fixed to another.
 
-    Other threads may call it with other lengths at the same time. A patched one stays set to the last one, but for
-    a call that is being traced: its graph takes any length.
+    Other threads may call it with other lengths at the same time. Its own length is as before when the call ends; but
+    behind a call that autograd records it stays set to the call's, for a backward that runs blocks again.
     """
     if not is_patched(model) and not any(isinstance(module, ClipLayer) for module in model.modules()):
         check_fixed_length(model, [num_segments])
@@ -77,9 +81,8 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
                 holder.length = None
     else:
         lengths = clip_lengths_in(model, num_segments)
-        for holder, frames in lengths:
-            if holder.num_segments != frames:
-                holder.num_segments = frames
+        # a compiled part takes it from the model, which all threads share
+        calls = _begin(lengths, restores=not torch.is_grad_enabled())
         try:
             for holder, frames in lengths:
                 holder.set_own_length(frames)
@@ -87,6 +90,55 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
         finally:
             for holder, _ in lengths:
                 holder.set_own_length(None)
+            _end(lengths[0][0], calls)
+
+
+class _Calls:
+    """Those that run on one model at a time and leave its length as it was before the first of them."""
+
+    def __init__(self, holders: list[Holder]) -> None:
+        self.count = 0
+        self.before = [(holder, holder.num_segments) for holder in holders]
+
+
+_running: WeakKeyDictionary[Holder, _Calls] = WeakKeyDictionary()  # by a model's first holder
+_lock = threading.Lock()
+
+
+def _begin(lengths: list[tuple[Holder, int]], *, restores: bool) -> _Calls | None:
+    first = lengths[0][0]
+    with _lock:
+        calls = None
+        if restores:
+            calls = _running.get(first) or _Calls([holder for holder, _ in lengths])
+            _running[first] = calls
+            calls.count += 1
+        else:
+            _running.pop(first, None)  # a backward comes, on whichever thread
+        for holder, frames in lengths:
+            if holder.num_segments != frames:
+                _leave_at(holder, frames)
+    return calls
+
+
+def _end(first: Holder, calls: _Calls | None) -> None:
+    with _lock:
+        if calls is None or _running.get(first) is not calls:
+            return
+        calls.count -= 1
+        if calls.count:
+            return
+        del _running[first]
+        for holder, frames in calls.before:
+            if holder.num_segments != frames:
+                _leave_at(holder, frames)
+
+
+def _leave_at(holder: Holder, frames: int) -> None:
+    if isinstance(holder, ShiftHook):
+        holder.leave_at(frames)
+    else:
+        holder.num_segments = frames
 
 
 def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:

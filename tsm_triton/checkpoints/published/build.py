@@ -201,6 +201,7 @@ def _say(model: nn.Module, published: Published, labels: bool = True) -> None:
     set_preparation(model, published.preparation)
     config: Any = dict(getattr(model, "pretrained_cfg", None) or {})
     config.pop("label_names", None)
+    config.pop("sampling", None)  # of weights that were there before
     if labels and published.labels is not None:
         config["label_names"] = list(published.labels)
     if labels:

@@ -14,7 +14,7 @@ from ...video.datasets import Listing
 from ..common import few_threads, make_folder
 from ..data import read_data
 from ..interrupt import stop_on_signal
-from ..labels import labels_for
+from ..labels import check_distinct, labels_for
 from ..models import Said, load_trained_model
 from ..outputs import RESULTS, others_of
 from ..predicting import Predictor, likeliest
@@ -22,6 +22,7 @@ from ..tables import as_text, save_csv, save_parquet
 
 __all__ = ["run"]
 
+TABLES = {"csv", "parquet"}
 SHOWN = 20  # classes in what is printed
 
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.checkpoint, Said.of(args))
     predictor = Predictor.of(trained, args)
     names = labels_for(args.labels, trained.labels)
+    check_distinct(names or (), str(args.labels or args.checkpoint or args.model))
     listing = read_data(
         args.data, args.split, args.root, default_split="val", classes=names, on_error=args.on_error
     )
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_folder(out: Path) -> None:
     """Raise for a folder whose files would be replaced, and no evaluation wrote."""
-    names = (*(f"predictions.{table}" for table in ("csv", "parquet")), "classes.csv", "confusion.png")
+    names = (*(f"predictions.{table}" for table in sorted(TABLES)), "classes.csv", "confusion.png")
     others = others_of(out, names, {"top1", "confusion", "left_out"})
     if others:
         raise ValueError(
@@ -137,6 +139,8 @@ def _write(
         save_parquet(out / "predictions.parquet", rows)
     else:
         save_csv(out / "predictions.csv", rows)
+    for table in TABLES - {args.table}:  # of the evaluation before
+        (out / f"predictions.{table}").unlink(missing_ok=True)
     save_csv(out / "classes.csv", classes)
     title = f"{accuracy['top1']:.1f} % top-1 of {len(rows)} videos"
     save_confusion(out / "confusion.png", matrix, labels, title)
