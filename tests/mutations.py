@@ -108,8 +108,8 @@ MUTATIONS = (
         "copies: clips are not told apart",
         "shift matches the reference",
         "ops/copies.py",
-        "part(written, end, frames // num_segments, *fold, step=num_segments)",
-        "part(written, end, 1, *fold, step=num_segments)",
+        "end, channel, frames // num_segments, channels)",
+        "end, channel, 1, channels)",
     ),
     Mutation(
         "backward: not the adjoint",
