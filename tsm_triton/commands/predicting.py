@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..training.order import EvalBatches, loader
 from ..video.classifier import VideoClassifier
 from ..video.datasets import Listing, Sample, VideoDataset, collate
 from ..video.datasets.reading import readable
-from ..video.sampling import Strategy
+from ..video.sampling import strategy_of
 from ..video.transforms import transform_for
 from .common import pick_device
 from .interrupt import Interrupt
@@ -63,10 +63,9 @@ class Predictor:
             classifier.to(device)
             if device.type == "cuda":
                 classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        own = sampling_of(trained.model)
         options = dict(
             transform=transform_for(trained.model, views=args.views),
-            sampling=args.sampling or (own if own in get_args(Strategy) else "uniform"),
+            sampling=args.sampling or strategy_of(sampling_of(trained.model)),
             clips=args.clips,
             size=preparation_of(trained.model).short_side,  # as in training: the same numbers
             on_error=args.on_error,

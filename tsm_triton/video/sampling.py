@@ -7,11 +7,16 @@ from torch import Tensor
 
 from ..arguments import as_count
 
-__all__ = ["Strategy", "sample_authors", "sample_dense", "sample_frames", "sample_uniform"]
+__all__ = ["Strategy", "sample_authors", "sample_dense", "sample_frames", "sample_uniform", "strategy_of"]
 
 Strategy = Literal["uniform", "dense", "twice", "authors"]
 # of a video in test
 CLIPS = {"uniform": 1, "dense": 10, "twice": 2, "authors": 1}
+
+
+def strategy_of(said: str | None) -> Strategy:
+    """The strategy that a model says it was trained with; `"uniform"` where it says none, or one of another library."""
+    return next((strategy for strategy in get_args(Strategy) if strategy == said), "uniform")
 
 
 def sample_uniform(

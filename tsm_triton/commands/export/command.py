@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from ...progress import Bar
 from ...streaming.stream import Streaming
 from ...video.classifier import VideoClassifier
 from ...video.datasets import Listing, VideoDataset
-from ...video.sampling import Strategy
+from ...video.sampling import strategy_of
 from ...video.transforms import transform_for
 from ..common import pick_device
 from ..data import read_data
@@ -90,12 +90,11 @@ def _calibration_clips(
     check_installed("--int8", "av")
     samples = read_data(data, None, None, default_split="train").samples
     chosen = samples[:: -(-len(samples) // CALIBRATION_CLIPS)]
-    own: Any = sampling_of(model)
     dataset = VideoDataset(
         Listing(tuple(chosen)),
         num_segments,
         transform=transform_for(model, size=size),
-        sampling=own if own in get_args(Strategy) else "uniform",
+        sampling=strategy_of(sampling_of(model)),
         size=preparation_of(model, size=size).short_side,  # as in training and in eval: the same numbers
     )
     bar.say(f"Measuring ranges on {len(chosen)} of {len(samples)} videos")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import replacing
+from ..common import printable, replacing
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -76,9 +76,10 @@ class AnnotatedVideo:
             (0, self.size[1], round(self.size[0] * confidence), self.size[1] + self.bar), fill=(0, 78, 122)
         )
         middle, margin = self.size[1] + self.bar / 2, self.bar / 4
-        draw.text((margin, middle), f"{label}  {confidence:.0%}", (255, 255, 255), font, anchor="lm")
+        said = f"{printable(label)}  {confidence:.0%}"
+        draw.text((margin, middle), said, (255, 255, 255), font, anchor="lm")
         rate = f"{fps:.0f} fps"
-        if draw.textlength(f"{label}  {confidence:.0%}  {rate}", font) + 2 * margin < self.size[0]:
+        if draw.textlength(f"{said}  {rate}", font) + 2 * margin < self.size[0]:
             draw.text((self.size[0] - margin, middle), rate, (200, 200, 200), font, anchor="rm")
 
         encoded = av.VideoFrame.from_image(canvas)
@@ -164,7 +165,7 @@ def save_timeline(
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     # names beside their lines, not as the lines' labels: one that begins with _ would be left out
-    names = [str(labels[i]) for i in chosen]
+    names = [printable(str(labels[i])) for i in chosen]
     legend = axes.legend(
         lines, names, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
     )

@@ -111,7 +111,7 @@ def _watch(
             latency = time.perf_counter() - started
             writer.write(frame, at, label, confidence, meter.tick())
             bar.update(
-                f"{label} {confidence:.0%}, {1000 * latency:.0f} ms, {meter.fps:.0f} fps"
+                f"{printable(label)} {confidence:.0%}, {1000 * latency:.0f} ms, {meter.fps:.0f} fps"
                 + (f", {pace.dropped} dropped" if pace.dropped else "")
             )
 
