@@ -120,7 +120,7 @@ def test_a_cluster_leaves_out_or_refuses_what_cannot_be_read(options, tmp_path, 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.usefixtures("cluster", "signals_heard")
 def test_a_signal_ends_a_cluster_with_the_files_of_before(number, options, tmp_path):
-    videos = write_motions(tmp_path / "videos", 24)
+    videos = write_motions(tmp_path / "videos", 96)  # more than are done before a busy machine asks
     before = tmp_path / "a.parquet"
     before.mkdir()
     rows = [{"number": 0, "video": "a.mp4", "label_1": "a", "probability_1": 1.0}]

@@ -90,7 +90,7 @@ def classify_on_cluster(
         # Ctrl-C would be Ray's to handle from here on, and Ray cannot be asked to end behind a block
         with exit_on_signal(), _said_by_workers(RayTaskError):
             tables.write_parquet(str(partial))
-        found = _rows(partial)
+            found = _rows(partial)
         _replace_folder(partial, whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
