@@ -177,7 +177,7 @@ def built(checkpoint: Checkpoint) -> nn.Module:
     if checkpoint.patch is not None:
         apply_patch(model, checkpoint.patch)
     check_same_patch(model, checkpoint.patch, checkpoint.source)
-    _take(model, checkpoint)
+    _take(model, checkpoint, fit(checkpoint.state, model, checkpoint.source))
     return model.eval()
 
 
@@ -212,11 +212,11 @@ def load_into(
 def _take(
     model: nn.Module,
     checkpoint: Checkpoint,
-    state: dict[str, Tensor] | None = None,
+    state: dict[str, Tensor],
     own_head: str | None = None,
 ) -> None:
     """Load weights that fit, and let the model say what they say, and no longer what others said."""
-    model.load_state_dict(fit(checkpoint.state, model, checkpoint.source) if state is None else state)
+    model.load_state_dict(state)
     besides, preparation = dict(checkpoint.besides or {}), checkpoint.preparation
     if preparation is not None and _frames_of(model) != _frames(preparation, besides):
         set_preparation(model, preparation)

@@ -25,13 +25,14 @@ def split_folder(folder: str, split: str) -> str | None:
         ValueError: several.
     """
     names = [name for name in subfolders(folder) if name.lower() in SPLITS.get(split, (split.lower(),))]
-    held = [name for name in names if len(names) == 1 or holds_videos(os.path.join(folder, name))]
-    if len(held) > 1:
+    if len(names) > 1:
+        names = [name for name in names if holds_videos(os.path.join(folder, name))] or names[:1]
+    if len(names) > 1:
         raise ValueError(
-            f"expected one folder of the split {split!r} in {folder!r}, got {', '.join(map(repr, held))}: pass the one "
-            "itself, or rename the other"
+            f"expected one folder of the split {split!r} in {folder!r}, got {', '.join(map(repr, names))}: pass the "
+            "one itself, or rename the other"
         )
-    return os.path.join(folder, (held or names)[0]) if names else None
+    return os.path.join(folder, names[0]) if names else None
 
 
 def split_folders(folder: str) -> list[str]:

@@ -24,32 +24,7 @@ PATHS = (
 )
 LABELS = ("template", "label", "class", "class_id", "label_id", "class_name", "category", "action", "target")
 # where a row's video begins or ends in a longer one
-PARTS = (
-    *(
-        "start",
-        "end",
-        "stop",
-        "begin",
-        "segment",
-        "time_start",
-        "time_end",
-        "start_time",
-        "end_time",
-        "stop_time",
-    ),
-    *(
-        "start_frame",
-        "end_frame",
-        "stop_frame",
-        "frame_start",
-        "frame_end",
-        "start_sec",
-        "end_sec",
-        "t_start",
-        "t_end",
-    ),
-    *("start_seconds", "end_seconds", "start_timestamp", "stop_timestamp", "end_timestamp"),
-)
+PART = re.compile(r"(time_|frame_|t_)?(start|begin|end|stop)(_(time|frame|sec|seconds|timestamp))?|segment")
 SUBSETS = ("split", "subset", "set", "partition", "fold")
 FILM = rf"\.({'|'.join(suffix[1:] for suffix in VIDEOS)})"
 
@@ -208,7 +183,7 @@ def _entry(row: Mapping[str, Any], labels: str | None) -> Entry:
     if "youtube_id" in row:
         times = (f"{int(float(row[key])):06d}" for key in ("time_start", "time_end"))
         return Entry("_".join((row["youtube_id"], *times)), label)
-    if parts := {key: row[key] for key in row if _word(key) in PARTS and _holds(row, key)}:
+    if parts := {key: row[key] for key in row if PART.fullmatch(_word(key)) and _holds(row, key)}:
         raise _Malformed(f"a row is a part of its video, {parts}: cut the clips first")
     name = next((row[key] for key in PATHS if _holds(row, key)), None)
     if name is None:
