@@ -1,7 +1,9 @@
 """Whole models in eager mode on a CPU: the patched one over the authors' slicing, a ratio a round.
 
 What is compared differs by a hundredth, less than the clocks drift within a minute, so each round has a ratio of its
-own. A second copy of the sliced network is the control: how far from one its ratio is, a ratio says nothing.
+own. Two copies of one network differ by half of that, by where their modules lie in memory: each round draws one of
+several, which share their weights. Sliced networks once more are the control: how far from one its ratio is, a ratio
+says nothing.
 """
 
 import copy
@@ -12,7 +14,7 @@ from functools import partial
 
 import timm
 import torch
-from torch import channels_last, contiguous_format
+from torch import channels_last, contiguous_format, nn
 
 import tsm_triton
 
@@ -22,6 +24,7 @@ from .page import table
 from .run import Build, Measure, Row, Run
 
 SIZE = 96
+COPIES = 6
 FORMATS = {"nchw": contiguous_format, "channels_last": channels_last}
 
 
@@ -34,13 +37,18 @@ def build(run: Run, name: str, layout: str) -> Measure:
     """A clip of 8 frames through each of three networks, whose logits agree."""
     model = with_open_branches(timm.create_model(name).eval()).to(memory_format=FORMATS[layout])
     x = torch.randn(NUM_SEGMENTS, 3, SIZE, SIZE).contiguous(memory_format=FORMATS[layout])
-    networks = {
-        "patched": tsm_triton.patch(copy.deepcopy(model), num_segments=NUM_SEGMENTS),
-        "slicing": shifted_network(model, slicing, NUM_SEGMENTS, SHIFT_DIV),
-        "control": shifted_network(model, slicing, NUM_SEGMENTS, SHIFT_DIV),
+    kinds = {
+        "patched": lambda: tsm_triton.patch(copy.deepcopy(model), num_segments=NUM_SEGMENTS),
+        "slicing": lambda: shifted_network(model, slicing, NUM_SEGMENTS, SHIFT_DIV),
+        "control": lambda: shifted_network(model, slicing, NUM_SEGMENTS, SHIFT_DIV),
     }
+    networks: dict[str, list[nn.Module]] = {which: [] for which in kinds}
+    for which in random.Random(0).sample(list(kinds) * COPIES, len(kinds) * COPIES):
+        networks[which].append(_sharing(kinds[which](), model))
     with torch.inference_mode():
-        check(f"patched {name}", networks["patched"](x), networks["slicing"](x))
+        expected = networks["slicing"][0](x)
+        for network in (*networks["patched"], *networks["slicing"], *networks["control"]):
+            check(f"patched {name}", network(x), expected)
 
     def measure() -> list[Row]:
         order, ratios = random.Random(0), {"patched": [], "control": []}
@@ -48,8 +56,9 @@ def build(run: Run, name: str, layout: str) -> Measure:
             for turn in range(30 if run.quick else 100):
                 seconds = {}
                 for which in order.sample(list(networks), len(networks)):
+                    network = order.choice(networks[which])
                     started = time.perf_counter()
-                    networks[which](x)
+                    network(x)
                     seconds[which] = time.perf_counter() - started
                 if turn >= 10:
                     for which, values in ratios.items():
@@ -59,6 +68,14 @@ def build(run: Run, name: str, layout: str) -> Measure:
         return [{**about, "rounds": len(ratios["patched"]), **quartiles}]
 
     return measure
+
+
+def _sharing(network: nn.Module, model: nn.Module) -> nn.Module:
+    """A network that has the memory of another's weights."""
+    shared = model.state_dict(keep_vars=True)
+    for name, value in network.state_dict(keep_vars=True).items():
+        value.data = shared[name].data
+    return network
 
 
 def lines(rows: list[Row]) -> list[str]:

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsm_triton import ShiftSite, functional, ops, patch, reference, temporal_shift
+from tsm_triton.functional import fold_counts
 from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
 from tsm_triton.patching.hooks import FrameCounter, ShiftHook
@@ -382,6 +383,27 @@ def test_a_plain_tensor_of_a_cpu_needs_no_dispatcher(monkeypatch):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         assert forward_ad.unpack_dual(dispatched(dual)).tangent is not None
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 64, 17, 17)], ids=["small", "large"])
+def test_views_that_stand_for_other_values_are_read_as_those(shape):
+    x = torch.randn(shape, dtype=torch.complex64)
+    for view in (x.conj(), x.conj().imag, x.mT.conj()):
+        assert view.is_conj() or view.is_neg()
+        shifted = temporal_shift(view, 4, shift_div=3)
+        counts = fold_counts(view.shape[1], 3, "bidirectional", "future_first")
+        assert torch.equal(shifted, reference.temporal_shift(view.clone(), 4, *counts))
+        assert not (shifted.is_conj() or shifted.is_neg())
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 64, 17, 17)], ids=["small", "large"])
+def test_a_result_stays_in_its_memory_wherever_that_begins(shape):
+    x = torch.randn(shape)
+    for each in (x, x.mT, x.transpose(1, -1).contiguous().transpose(1, -1)):
+        with guarded_memory():
+            shifted = temporal_shift(each, 4, shift_div=3)
+        counts = fold_counts(each.shape[1], 3, "bidirectional", "future_first")
+        assert torch.equal(shifted, reference.temporal_shift(each, 4, *counts))
 
 
 def test_what_is_planned_for_one_tensor_serves_no_other():

@@ -156,7 +156,7 @@ def test_who_sees_a_call_is_known():
         return [
             torch_private.count_dispatch_modes() > 0,
             torch_private.count_function_modes() > 0,
-            torch_private.tracing_state() is not None,
+            torch_private.is_tracing(),
             torch_private.peek_interpreter_stack() is not None,
         ]
 
@@ -395,10 +395,19 @@ def test_a_module_is_dictionaries():
     behind = model.register_forward_hook(print)
     assert list(torch_private.pre_hooks(model)) == [first.id, second.id]
     assert list(torch_private.forward_hooks(model)) == [behind.id]
-    named = model.register_forward_hook(print, with_kwargs=True)
-    torch_private.take_forward_hook(model, named.id)
-    assert list(torch_private.forward_hooks(model)) == [behind.id]
-    assert not model._forward_hooks_with_kwargs
+    given = []
+    torch_private.put_forward_hook(model, "ours", lambda *call: given.append(call))
+    x = torch.zeros(2, 1, 1, 1)
+    out = model(input=x)
+    ((module, args, kwargs, got),) = given
+    assert module is model
+    assert args == ()
+    assert kwargs["input"] is x
+    assert got is out
+    for _ in range(2):
+        torch_private.take_forward_hook(model, "ours")
+        assert list(torch_private.forward_hooks(model)) == [behind.id]
+        assert not model._forward_hooks_with_kwargs
     torch_private.take_pre_hook(model, second.id)
     assert list(torch_private.pre_hooks(model)) == [first.id]
     assert not model._forward_pre_hooks_with_kwargs

@@ -217,11 +217,9 @@ def shift_plain(
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(
-    shape: tuple[int, ...], read: Any, read_offset: int, written: Any, written_offset: int, *shift: Any
-) -> Plan:
+def _plan(shape: tuple[int, ...], read: Any, read_offset: int, *shift: Any) -> Plan:
     """Arguments are checked once a layout: at each call that would be a seventh of a small map's time."""
-    return plan_copies(shape, read, read_offset, written, written_offset, *_checked(shape, *shift))
+    return plan_copies(shape, read, read_offset, *_checked(shape, *shift))
 
 
 def _checked(

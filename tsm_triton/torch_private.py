@@ -7,6 +7,7 @@ takes seconds to import, or brings sympy, comes when it is first asked for.
 """
 
 import pkgutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 from torch._C import _current_graph_task_id as backward_number
 
 # Whether a call would be seen by a mode or noted by a trace (test_who_sees_a_call_is_known).
-from torch._C import _get_tracing_state as tracing_state
+from torch._C import _is_tracing as is_tracing
 from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
 from torch._C import _len_torch_function_stack as count_function_modes
 
@@ -125,6 +126,7 @@ __all__ = [
     "inductor_config",
     "ir_node_to_tensor",
     "is_compiled",
+    "is_tracing",
     "kernel_side_table",
     "list_mode_options",
     "lowerings",
@@ -139,6 +141,7 @@ __all__ = [
     "peek_interpreter_stack",
     "pre_hooks",
     "process_subgraph_nodes",
+    "put_forward_hook",
     "quantised_per_tensor",
     "register_module_module_registration_hook",
     "schema_of",
@@ -150,7 +153,6 @@ __all__ = [
     "tag_to_layout_constraint",
     "take_forward_hook",
     "take_pre_hook",
-    "tracing_state",
     "triton_kernel_wrapper_mutation",
     "version_of",
     "without_guards",
@@ -297,9 +299,17 @@ def take_pre_hook(module: nn.Module, key: int) -> None:
     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def take_forward_hook(module: nn.Module, key: int) -> None:
-    """The same of a forward hook."""
-    del module._forward_hooks[key]
+def put_forward_hook(module: nn.Module, key: Any, hook: Callable[..., None]) -> None:
+    """Put a forward hook that takes keywords where it is found again: a handle would be one more thing to hold."""
+    hooks: dict[Any, Any] = module._forward_hooks
+    hooks[key] = hook
+    with_kwargs: dict[Any, bool] = module._forward_hooks_with_kwargs
+    with_kwargs[key] = True
+
+
+def take_forward_hook(module: nn.Module, key: Any) -> None:
+    """Take it out, if it is there."""
+    module._forward_hooks.pop(key, None)
     module._forward_hooks_with_kwargs.pop(key, None)
 
 

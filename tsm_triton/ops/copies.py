@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .host_memory import empty_like
@@ -13,8 +14,8 @@ __all__ = ["Plan", "copied", "plan_copies", "shift_by_copies"]
 
 # sizes, strides and offset, as `as_strided` takes them
 _View = tuple[tuple[int, ...], tuple[int, ...], int]
-# the views that are written and read
-_Copy = tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...], tuple[int, ...], int]
+# sizes, then the strides and offset that are written, then those that are read
+_Copy = tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...], int]
 # elements: of fewer a copy of the whole map takes less time than of the part alone that does not move, and fewer views
 _SMALL = 2**17
 
@@ -23,12 +24,10 @@ class Plan(NamedTuple):
     """What is copied and what is zero.
 
     Attributes:
-        whole: whether all of the map is copied first, folds and all.
-        copies: the parts that move, and unless `whole` what does not.
+        copies: the parts that move, and of a large map what does not.
         zeros: the parts of the result whose frame lies outside of a clip.
     """
 
-    whole: bool
     copies: list[_Copy]
     zeros: list[_View]
 
@@ -44,23 +43,23 @@ def copied(x: Tensor, plan: Callable[..., Plan], *arguments: Any) -> Tensor:
     """What a plan says, of `x` into new memory.
 
     A small map's time is that of the calls, which between a network's layers find their code in no cache: one look-up
-    of a plan, and as few views and copies as can be.
+    of a plan, and as few of torch as can be.
 
     Args:
         x: on a CPU.
         plan: `plan_copies`, or what asks it, with a cache.
-        arguments: behind the shape, and the strides and offsets of `x` and of the result.
+        arguments: behind the shape, strides and offset of `x`.
     """
-    out = empty_like(x)
-    whole, copies, zeros = plan(
-        x.shape, x.stride(), x.storage_offset(), out.stride(), out.storage_offset(), *arguments
-    )
-    if whole:
-        out.copy_(x)
-    for size, strides, offset, read_size, read_strides, read_offset in copies:
-        out.as_strided(size, strides, offset).copy_(x.as_strided(read_size, read_strides, read_offset))
+    if x.numel() <= _SMALL:
+        out, start = x.clone(), 0
+    else:
+        out = empty_like(x)
+        start = out.storage_offset()
+    copies, zeros = plan(x.shape, x.stride(), x.storage_offset(), *arguments)
+    for size, strides, offset, read_strides, read_offset in copies:
+        out.as_strided(size, strides, start + offset).copy_(x.as_strided(size, read_strides, read_offset))
     for size, strides, offset in zeros:
-        out.as_strided(size, strides, offset).zero_()
+        out.as_strided(size, strides, start + offset).zero_()
     return out
 
 
@@ -68,18 +67,17 @@ def plan_copies(
     shape: tuple[int, ...],
     read: tuple[int, ...],
     read_offset: int,
-    written: tuple[int, ...],
-    written_offset: int,
     num_segments: int,
     n_first: int,
     n_second: int,
     reverse: bool,
     channel_dim: int,
 ) -> Plan:
-    """How a map is shifted whose shape, strides and offset are these, into memory of such strides and offset."""
+    """How a map is shifted whose shape, strides and offset are these, into memory as `torch.empty_like` lays it out."""
     if math.prod(shape) == 0:
-        return Plan(False, [], [])
+        return Plan([], [])
     frames, dim = shape[0], channel_dim % len(shape)
+    written = torch.empty_like(torch.empty_strided(shape, read, device="meta")).stride()
 
     def part(
         strides: tuple[int, ...], offset: int, frame: int, channel: int, count: int, channels: int
@@ -88,25 +86,25 @@ def plan_copies(
         return size, strides, offset + frame * strides[0] + channel * strides[dim]
 
     def copy(to_frame: int, from_frame: int, channel: int, *extent: int) -> None:
-        target = part(written, written_offset, to_frame, channel, *extent)
-        if math.prod(target[0]):
-            copies.append((*target, *part(read, read_offset, from_frame, channel, *extent)))
+        size, _, start = part(written, 0, to_frame, channel, *extent)
+        if math.prod(size):
+            *_, read_start = part(read, read_offset, from_frame, channel, *extent)
+            copies.append((size, written, start, read, read_start))
 
     copies: list[_Copy] = []
     zeros: list[_View] = []
-    moved = n_first + n_second
-    # in channels_last the folds lie between the other channels: the whole map is one copy without gaps
-    whole = read[dim] <= 1 or math.prod(shape) <= _SMALL
-    if not whole:
-        copy(0, 0, moved, frames, shape[dim] - moved)
+    if math.prod(shape) > _SMALL:
+        # in channels_last the folds lie between the other channels: the whole map is one copy without gaps
+        still = 0 if read[dim] <= 1 else n_first + n_second
+        copy(0, 0, still, frames, shape[dim] - still)
     clips = (num_segments * written[0], *written[1:])
     for channel, channels, reads_next in ((0, n_first, not reverse), (n_first, n_second, reverse)):
         copy(int(not reads_next), int(reads_next), channel, frames - 1, channels)
         end = num_segments - 1 if reads_next else 0
-        size, _, offset = part(written, written_offset, end, channel, frames // num_segments, channels)
+        size, _, offset = part(written, 0, end, channel, frames // num_segments, channels)
         if math.prod(size):
             zeros.append((size, clips, offset))
-    return Plan(whole, copies, _joined(zeros))
+    return Plan(copies, _joined(zeros))
 
 
 _plan = functools.lru_cache(maxsize=1024)(plan_copies)

@@ -16,40 +16,43 @@ from ..torch_private import (
     count_dispatch_modes,
     count_function_modes,
     dual_numbers,
+    is_tracing,
     peek_interpreter_stack,
-    tracing_state,
 )
 
 __all__ = ["DECLARED", "in_onnx_export", "is_interpreting", "is_plain", "no_onnx", "writes_onnx"]
 
 DECLARED: list[str] = []  # the names of our ops
 _environment = os.environ
-_variables: Any = getattr(_environment, VARIABLES, None)
 _INTERPRET = "TRITON_INTERPRET" if os.name == "nt" else b"TRITON_INTERPRET"  # as they hold it
+_variables: Any = getattr(_environment, VARIABLES, (_INTERPRET,))
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether the form of a CPU can be called by itself: no gradient, transform, mode, trace or subclass is there."""
+    """Whether the form of a CPU can be called by itself: no gradient, transform, mode, trace or subclass is there.
+
+    Between a network's layers, with no code in a cache, this is a tenth of a site's time: each look counts.
+    """
     return (
         not is_dynamo_compiling()  # first: a compiler reads no further; others have tensors or modes of their own
         and type(x) is Tensor
         and x.is_cpu
         and x.layout is torch.strided
-        and not (x.is_quantized or x.is_conj() or x.is_neg())
+        and not x.is_quantized
         and not (x.requires_grad and torch.is_grad_enabled())
         and count_dispatch_modes() == 0
         and count_function_modes() == 0
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
-        and tracing_state() is None
-        and not is_interpreting()
+        and not is_tracing()
+        and (_INTERPRET not in _variables or not is_interpreting())
     )
 
 
 def is_interpreting() -> bool:
     """Whether kernels run on tensors of a CPU, as `TRITON_INTERPRET=1` says, which may change at any time."""
     # `get` raises inside where there is no variable, which between a network's layers takes as long as all else here
-    if os.environ is _environment and _variables is not None and _INTERPRET not in _variables:
+    if os.environ is _environment and _INTERPRET not in _variables:
         return False
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -62,7 +65,7 @@ def in_onnx_export() -> bool:
     """
     if torch.compiler.is_compiling():  # while torch.export captures, too: a compiler reads no further
         return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-    if tracing_state() is None:
+    if not is_tracing():
         return False
     _tell_the_tracers_exporter()
     return torch.onnx.is_in_onnx_export()

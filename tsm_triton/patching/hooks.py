@@ -78,6 +78,8 @@ class ShiftHook(Unscripted):
     length: int | None = None
     # whether `unpatch` took it off a part of a model whose record still knows it
     removed = False
+    # whether a thread ever gave it a step or a length of its own: without, no call looks for one
+    told_by_threads = False
     # of the site and the patch that it came from, for `save_checkpoint`
     channels = 0
     place = "blockres"
@@ -110,10 +112,12 @@ class ShiftHook(Unscripted):
     @step.setter
     def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
         self._step.value = step
+        self.told_by_threads = True
 
     def set_own_length(self, length: int | None) -> None:
         """The frames of a clip in the calls of this thread alone, None for the model's."""
         self._own_length.value = length
+        self.told_by_threads = True
 
     @property
     def moves(self) -> tuple[int, str, int, str]:
@@ -163,11 +167,12 @@ class ShiftHook(Unscripted):
         if not torch.compiler.is_dynamo_compiling():
             self._packed_by = threading.get_ident()
         setattr(_boundaries, self._key, boundaries)
+        self._is_packed = boundaries is not None  # by any thread
 
     @property
     def packed_elsewhere(self) -> bool:
         """Whether another thread is inside `packed_clips`."""
-        return getattr(_boundaries, self._key) is not None and self._packed_by != threading.get_ident()
+        return self._is_packed and self._packed_by != threading.get_ident()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -204,24 +209,19 @@ class ShiftHook(Unscripted):
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not keeps_unshifted(module, x) or self.step is not None:
+        if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
         shift = self._as_of_now()
         shifted = shift(x)
-        remember_unshifted(x, shifted, shift)
+        remember_unshifted(module, x, shifted, shift)
         return shifted
 
     def shift(self, x: Tensor) -> Tensor:
-        if (
-            is_plain(x)
-            and self.counter is None
-            and getattr(_boundaries, self._key) is None
-            and self.step is None
-        ):
+        if is_plain(x) and self.counter is None and not self.told_by_threads and not self._is_packed:
             # what follows, in half of the time: between a network's layers the code is in no cache
-            own = self._own_length.value
-            length = self._num_segments if own is None else own
-            return shift_plain(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
+            return shift_plain(
+                x, self._num_segments, self.shift_div, self.direction, self.channel_dim, self.fold_order
+            )
         if isinstance(x, Proxy):
             frames = None if self.counter is None else self.counter.frames
             arguments = (x, frames) if isinstance(frames, Proxy) else (x,)

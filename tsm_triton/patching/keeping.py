@@ -25,7 +25,6 @@ from ..torch_private import (
 )
 from .description import describe, forget_description
 from .hooks import FrameCounter, ShiftHook, Unscripted
-from .unshifted import forget_unshifted, register_keeping
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 
@@ -131,7 +130,6 @@ def remove_hooks(model: nn.Module) -> None:
     """Take all that a patch has put into a model, or into a part of one, out of it."""
     for module in model.modules():
         forget_description(module)
-        forget_unshifted(module)
     for _, module, key, hook in list(_hooks_in(model)):
         take_pre_hook(module, key)
         hook = hook.hook if isinstance(hook, LostShift) else hook
@@ -163,8 +161,6 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
             continue
         if isinstance(hook, ShiftHook) and _takes_over(place, hook):
             continue
-        if isinstance(hook, ShiftHook):
-            register_keeping(place)
         # it stays on an old module that is not inside, too, which may stand in other places
         place.register_forward_pre_hook(hook, with_kwargs=True)
 

@@ -26,7 +26,6 @@ from .hooks import (
     shift_hooks,
 )
 from .keeping import PatchRecord, remove_hooks
-from .unshifted import register_keeping
 from .verification import verify_shifts
 
 __all__ = [
@@ -230,7 +229,6 @@ def _add_hooks(
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter, fold_order)
         hook.channels, hook.place = site.channels, place
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
-        register_keeping(site.module)
         describe(site.module, hook)
         hooks[site.name] = hook
     record = PatchRecord([*counters.items(), *hooks.items()])

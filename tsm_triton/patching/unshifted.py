@@ -2,11 +2,13 @@
 
 A convolution needs its input for the gradient of its weights. Behind a shift that is a second copy of a map that others
 keep anyway: 1.26 times the memory of an unshifted ResNet-50. The forward hook here finds the shifted tensor among what
-autograd has just saved and hangs the two hooks of a saved tensor on it. There is no context to leave, so nothing is
-left behind where a forward raises.
+autograd has just saved and hangs the two hooks of a saved tensor on it. The call that it is for puts it there, and it
+takes itself away: calls without gradients do not pay for it. There is no context to leave, so no tensor is left behind
+where a forward raises.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,22 +20,16 @@ from ..torch_private import (
     DUAL_LEVEL,
     RAW_SAVED,
     dual_numbers,
-    forward_hooks,
+    is_tracing,
     peek_interpreter_stack,
+    put_forward_hook,
     sequence_number,
     storage_key,
     take_forward_hook,
-    tracing_state,
     version_of,
 )
 
-__all__ = [
-    "forget_unshifted",
-    "keep_unshifted",
-    "keeps_unshifted",
-    "register_keeping",
-    "remember_unshifted",
-]
+__all__ = ["keeps_unshifted", "remember_unshifted"]
 
 # the attribute of a shifted tensor, while its module runs: of the tensor, so that threads, copies and guards of modules
 # have no part in it
@@ -59,37 +55,46 @@ class _Unshifted(NamedTuple):
             return self.shift(self.x)
 
 
-def keeps_unshifted(module: nn.Module, x: Any) -> bool:
-    """Whether a call of a site with `x` shall be remembered: autograd alone looks on, `keep_unshifted` will come."""
+def keeps_unshifted(x: Any) -> bool:
+    """Whether a call of a site with `x` shall be remembered: autograd alone looks on."""
     return (
         torch.is_grad_enabled()
         and type(x) is Tensor
         and not x.is_inference()
         and peek_interpreter_stack() is None
         and dual_numbers[DUAL_LEVEL] < 0
-        and tracing_state() is None
-        and keep_unshifted in forward_hooks(module).values()
+        and not is_tracing()
     )
 
 
-def remember_unshifted(x: Tensor, shifted: Tensor, shift: Callable[[Tensor], Tensor]) -> None:
-    """Note on `shifted` that it is `shift(x)`, for `keep_unshifted` at the end of the module that takes it.
+def remember_unshifted(
+    module: nn.Module, x: Tensor, shifted: Tensor, shift: Callable[[Tensor], Tensor]
+) -> None:
+    """Note on `shifted` that it is `shift(x)`, for the end of this call of the module that takes it.
 
     Args:
+        module: a site, in its forward pre-hook.
         x, shifted: before and behind the shift.
         shift: made of values of this call, whatever the hook that it came from is told later.
     """
     if type(shifted) is Tensor and shifted is not x:
         vars(shifted)[_UNSHIFTED] = _Unshifted(x.detach(), version_of(x), shift, version_of(shifted))
+        put_forward_hook(module, _key(), _keep_unshifted)
 
 
-def keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+def _key() -> Any:
+    """Of the forward hook: replicas of a module share its hooks, and are run by threads side by side."""
+    return _UNSHIFTED, threading.get_ident()
+
+
+def _keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
     """The forward hook of a site: where its module saved the shifted tensor, the unshifted one is kept.
 
     Saved tensors that have hooks already, those of gradient checkpointing or of `save_on_cpu`, are left to them.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # of a call that raised
         return
+    take_forward_hook(module, _key())
     *kwargs, output = rest  # none where torch.ao registered the hook anew
     shifted = args[0] if args else next(iter(kwargs[0].values()), None) if kwargs else None
     if type(shifted) is not Tensor:
@@ -102,19 +107,6 @@ def keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None
         if isinstance(value, Tensor) and _shares(value, shifted):
             layout = (value.shape, value.stride(), value.storage_offset())
             saved.register_hooks(lambda _: unshifted, functools.partial(_in_layout, *layout))
-
-
-def register_keeping(module: nn.Module) -> None:
-    """Have a module that is a site keep what it was given; once is enough."""
-    if keep_unshifted not in forward_hooks(module).values():
-        module.register_forward_hook(keep_unshifted, with_kwargs=True)
-
-
-def forget_unshifted(module: nn.Module) -> None:
-    """Take back what `register_keeping` did."""
-    for key, hook in list(forward_hooks(module).items()):
-        if hook is keep_unshifted:
-            take_forward_hook(module, key)
 
 
 def _in_layout(size: Any, stride: Any, offset: int, unshifted: _Unshifted) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..arguments import check_frames
 from ..modules.clip_layer import ClipLayer
 from ..patching.hooks import ShiftHook, clip_lengths_in, is_patched
-from ..torch_private import tracing_state
+from ..torch_private import is_tracing
 
 __all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length", "of_traced_length"]
 
@@ -46,7 +46,7 @@ def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
     `torch.jit.trace`, and by it `torch.onnx.export(dynamo=False)`, keep T as a constant of the shift, and a graph of it
     would mix the clips of another T without a word: the reshape fails there.
     """
-    if tracing_state() is None:
+    if not is_tracing():
         return video, video.shape[1]
     frames = int(video.shape[1])
     fixed = getattr(model, "num_segments", None) is not None
