@@ -257,6 +257,12 @@ def test_a_stream_drives_a_compiled_model(small):
         assert_close(stream(frame), plain(frame))
     assert len(graphs) == 2  # one to see what enters the sites
     plain.load_state_dict(stream.state_dict())  # the same names
+    called = [node.target for node in graphs[1].graph.nodes]
+    assert ops.shift_step in called
+    assert ops.shift_step_into not in called
+    stream, plain = Streaming(torch.compile(small, fullgraph=True)), Streaming(small)
+    for frame in frames_of(2, 4).unbind(1):
+        assert_close(stream(frame), plain(frame))
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # undone by the end

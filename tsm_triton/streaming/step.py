@@ -222,10 +222,12 @@ class _Exchange:
                 f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache "
                 "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
             )
-        if self.into is None:
-            step = ops.ATEN_FORMS[ops.shift_step] if ops.in_onnx_export() else ops.shift_step
-            y, self.kept = step(x, self.cache, self.channel_dim)
-        else:
+        # an op that writes has no form that a compiler joins with what stands around it
+        if self.into is not None and not torch.compiler.is_compiling():
             y = ops.shift_step_into(x, self.cache, self.into, self.channel_dim)
             self.kept = self.into
+            return y
+        step = ops.ATEN_FORMS[ops.shift_step] if ops.in_onnx_export() else ops.shift_step
+        y, kept = step(x, self.cache, self.channel_dim)
+        self.kept = kept if self.into is None else self.into.copy_(kept)
         return y
