@@ -1,6 +1,7 @@
 """Data sets: which videos a listing holds, which clips come of them, and what becomes of those that cannot be read."""
 
 import functools
+import io
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from tsm_triton.video.datasets import (
     read_listing,
 )
 from tsm_triton.video.datasets.flips import PAIRS
-from tsm_triton.video.pictures import frame_files, read_frame_folder
+from tsm_triton.video.pictures import decode_picture, frame_files, read_frame_folder
 from tsm_triton.video.transforms import ViewCrops, eval_transform, train_transform
 
 from .video_files import HEIGHT, WIDTH, barcode, numbers, write_video
@@ -620,3 +621,30 @@ def test_a_transform_that_mirrors_behind_the_labels_back_is_refused(film):
 def test_a_wrong_request_says_what_was_expected(film, options, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(film, **options)
+
+
+def test_decimal_names_and_several_pictures_in_one_file_are_refused(tmp_path):
+    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
+    for name in ("0.00", "0.25", "0.50"):
+        first.save(tmp_path / f"{name}.png")
+    assert frame_files(str(tmp_path)) == ["0.00.png", "0.25.png", "0.50.png"]
+    first.save(tmp_path / "0.3.png")
+    with pytest.raises(ValueError, match="decimal numbers of as many digits"):
+        frame_files(str(tmp_path))
+    (tmp_path / "moving").mkdir()
+    first.save(tmp_path / "moving" / "1.webp", save_all=True, append_images=[second], lossless=True)
+    with pytest.raises(ValueError, match="2 pictures in one file"):
+        read_frame_folder(str(tmp_path / "moving"), 4)
+
+
+def test_a_strangers_picture_of_16_bits_is_scaled_and_a_moving_one_refused():
+    def encoded(image, **options):
+        file = io.BytesIO()
+        image.save(file, "png", **options)
+        return file.getvalue()
+
+    grey = Image.frombytes("I;16", (8, 8), b"\x20\x4e" * 64)  # 20000
+    assert decode_picture(encoded(grey)).unique().tolist() == [78]
+    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
+    with pytest.raises(ValueError, match="2 pictures in one file"):
+        decode_picture(encoded(first, save_all=True, append_images=[second]))

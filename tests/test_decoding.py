@@ -541,3 +541,26 @@ def test_the_package_imports_neither_av_nor_timm_and_says_which_extra_is_missing
             raise AssertionError
     """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_a_keyframe_in_the_words_of_the_container_alone_is_not_begun_at(tmp_path):
+    path = tmp_path / "all_keys.mp4"
+    pictures = np.kron(np.random.RandomState(0).randint(0, 256, (60, 90, 3)), np.ones((6, 6, 1))).astype(
+        np.uint8
+    )
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"g": "40"})
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for i in range(80):
+            picture = np.ascontiguousarray(pictures[3 * i % 150 :, 3 * i % 250 :][:96, :160])
+            frame = av.VideoFrame.from_ndarray(picture).reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    at = data.find(b"stss")  # the list of keyframes; without it all are
+    data[at : at + 4] = b"free"
+    path.write_bytes(data)
+    expected = read_frames(path, range(80))
+    for wanted in ([30], [39, 70], [5, 60, 61]):
+        assert torch.equal(read_frames(path, wanted, strict=True), expected[wanted])

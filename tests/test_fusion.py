@@ -527,3 +527,56 @@ def test_runs_on_the_gpu_and_in_a_cuda_graph(name):
             out = fused(frames)
         graph.replay()
     torch.testing.assert_close(out, expected)
+
+
+class Narrowing(nn.Module):
+    """Blocks of one shape, the last of which sees maps of one pixel at some sizes, where less can be fused."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+            self.conv2, self.bn2 = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+            self.scale = nn.Parameter(torch.ones(16, 1, 1))
+
+        def forward(self, x):
+            return x + self.scale * self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [self.Block(), nn.MaxPool2d(2), self.Block(), nn.MaxPool2d(2), self.Block()]
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 4, 4), *blocks)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("made_for", [32, 16])
+def test_layers_of_one_shape_keep_their_own_weights_at_any_size(made_for):
+    model = patch(with_statistics(Narrowing()).eval(), T, example_input=torch.zeros(1, 3, 32, 32))
+    fused = fuse(model, example_input=torch.zeros(1, 3, made_for, made_for))
+    for size in (16, 32, 48):
+        x = torch.randn(2 * T, 3, size, size)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_forward_makes_of_the_size_is_not_taken_for_another_size():
+    class Scaled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x * torch.tensor([x.shape[-1] / self.by]))
+
+    for by, fits in ((64, False), (1e-38, True)):  # an infinity both times
+        model = Scaled(timm.create_model("test_resnet", num_classes=7, zero_init_last=False)).eval()
+        model.by = by
+        patch(model, T, example_input=torch.zeros(1, 3, 64, 64))
+        fused = fuse(model, example_input=torch.zeros(1, 3, 64, 64))
+        x = torch.randn(T, 3, 96, 96)
+        with torch.no_grad():
+            if fits:
+                assert fused(x).shape == (T, 7)
+                continue
+            torch.testing.assert_close(fused(x[..., :64, :64]), model(x[..., :64, :64]), atol=1e-4, rtol=1e-4)
+            with pytest.raises(RuntimeError, match="Call tsm_triton.fuse"):
+                fused(x)

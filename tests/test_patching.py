@@ -505,3 +505,44 @@ def test_the_hook_says_what_it_is(resnet):
     assert repr(hook) == (
         "ShiftHook(num_segments=4, shift_div=8, direction='bidirectional', channel_dim=1, enabled=True)"
     )
+
+
+class Gated(nn.Module):
+    """A site that is called by keywords, its map the second of them."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 1)
+
+        def forward(self, x, scale):
+            return self.conv(x) * scale
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 16, 3, 2), self.Branch()
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return x + self.branch(scale=x.mean((2, 3), keepdim=True), x=x)
+
+
+def test_a_call_by_keywords_shifts_the_first_parameter_wherever_it_stands():
+    model, x = Gated().eval(), torch.randn(8, 3, 16, 16)
+    expected = copy.deepcopy(model)
+    expected.branch.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "x": tsm_triton.temporal_shift(kwargs["x"], 4)}),
+        with_kwargs=True,
+    )
+    patch(model, 4, sites=[ShiftSite("branch", model.branch, 16, 1)], example_input=x)
+    assert torch.equal(model(x), expected(x))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected(x))
+
+
+def test_a_classifier_around_the_model_is_told_too():
+    classifier = tsm_triton.VideoClassifier(
+        patch(timm.create_model("test_resnet", num_classes=7), 8), 8
+    ).eval()
+    assert set_num_segments(classifier, 4).num_segments == 4
+    x = torch.randn(8, 3, 32, 32)
+    assert torch.equal(classifier(x), classifier(x.unflatten(0, (2, 4))))

@@ -547,3 +547,25 @@ def test_bad_numbers_are_refused(clip, weights, capsys):
     ):
         assert main(["stream", str(clip), "--weights", str(weights), *argv]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_pictures_of_optical_flow_are_no_frames_of_a_stream(tmp_path):
+    for number in (1, 2, 10):
+        Image.new("RGB", (8, 8), (number,) * 3).save(tmp_path / f"img_{number}.png")
+        for axis in "xy":
+            Image.new("L", (8, 8), 128).save(tmp_path / f"flow_{axis}_{number}.png")
+    assert [int(frame[0, 0, 0]) for frame, _ in open_source(str(tmp_path)).frames] == [1, 2, 10]
+
+
+def test_a_frame_in_two_files_is_refused(tmp_path):
+    for suffix in ("png", "jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"1.{suffix}")
+    with pytest.raises(ValueError, match="several that are called '1'"):
+        open_source(str(tmp_path))
+
+
+def test_names_of_decimal_numbers_of_several_lengths_are_refused(tmp_path):
+    for name in ("0.0", "0.25", "0.5"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match="1 to 2 behind the point"):
+        open_source(str(tmp_path))

@@ -194,3 +194,21 @@ def test_the_load_test_counts_what_it_did():
     assert tally.joined >= 4
     line = load_test.row(tally, batcher, 4, 4, 1.0)
     assert len(line) == len(load_test.HEAD)
+
+
+def test_a_frame_may_be_written_while_it_waits(small):
+    async def run() -> tuple[torch.Tensor, torch.Tensor]:
+        frames = frames_of(1, 2)[0]
+        async with Batcher(small, (3, 32, 32), capacity=1) as batcher:
+            client = batcher.join()
+            expected = torch.stack([await client.predict(frame) for frame in frames])
+        async with Batcher(small, (3, 32, 32), capacity=1) as batcher:
+            client, buffer, tasks = batcher.join(), torch.empty_like(frames[0]), []
+            for frame in frames:
+                buffer.copy_(frame)
+                tasks.append(asyncio.create_task(client.predict(buffer)))
+                await asyncio.sleep(0)
+            return expected, torch.stack(await asyncio.gather(*tasks))
+
+    expected, got = asyncio.run(run())
+    assert_close(got, expected)

@@ -327,3 +327,40 @@ def test_two_streams_share_a_model(small):
     for i in range(2):
         assert_close(logits[i], offline(small, frames[i])[2:])
     assert_close(offline(small, frames[0])[:1], offline(small, frames[0, :1]))  # and works offline still
+
+
+@pytest.mark.parametrize("options", [{}, {"consensus": 3}])
+@pytest.mark.parametrize("consensus", ["avg", "identity"])
+def test_a_model_that_takes_the_streams_for_a_clip_is_refused(small, options, consensus):
+    classifier = tsm_triton.VideoClassifier(small, num_segments=4, consensus=consensus).eval()
+    with pytest.raises(ValueError, match="a row for each of 4 streams"):
+        Streaming(classifier, **options)(frames_of(4, 1)[:, 0])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_of_another_shift_div_is_refused(small, fused):
+    other = patch(unpatch(copy.deepcopy(small)), direction="causal", shift_div=4)
+    frames = frames_of(2, 2)
+    stream, another = Streaming(small), Streaming(other, fused=fused)
+    stream(frames[:, 0])
+    another.load_state_dict(stream.state_dict())
+    for call in (another, lambda frame: another.step(frame, stream.step.init_state(frame))):
+        with pytest.raises((ValueError, RuntimeError)) as refused:
+            call(frames[:, 1])
+        assert "another shift_div" in f"{refused.value} {refused.value.__cause__}"
+    another.reset()
+    another(frames[:, 1])
+
+
+def test_batch_norms_of_the_batch_are_refused(small):
+    frames = frames_of(2, 1)[:, 0]
+    norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms[-1].train()
+    for streams in (1, 2):
+        with pytest.raises(RuntimeError, match="got a .*BatchNorm.* in training mode, which mixes"):
+            Streaming(small)(frames[:streams])
+    norms[-1].eval()
+    norms[0].running_mean = norms[0].running_var = None
+    with pytest.raises(RuntimeError, match="that has none, which mixes"):
+        Streaming(small)(frames)
+    assert Streaming(small)(frames[:1]).isfinite().all()

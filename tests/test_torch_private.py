@@ -242,10 +242,15 @@ def test_every_batch_norm_is_one():
 def test_a_backward_knows_its_thread():
     seen = []
     x = torch.ones(1, requires_grad=True)
-    x.register_hook(lambda _: seen.append(torch_private.in_backward()))
-    (2 * x).backward()
-    assert seen == [True]
+    x.register_hook(lambda _: seen.append((torch_private.in_backward(), torch_private.backward_number())))
+    for _ in range(2):
+        (2 * x).backward()
+    (first, number), (second, another) = seen
+    assert first
+    assert second
+    assert -1 != number != another != -1
     assert not torch_private.in_backward()
+    assert torch_private.backward_number() == -1
 
 
 def test_what_a_node_calls_is_told_from_a_region(compiled_or_not):

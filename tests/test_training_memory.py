@@ -1,6 +1,7 @@
 """A training step keeps of a patched model what it keeps of the model without shifts: no shifted copy of a map."""
 
 import copy
+import functools
 import gc
 import pickle
 import threading
@@ -442,3 +443,39 @@ def test_the_fused_convolution_keeps_what_it_was_given():
     node = out.grad_fn
     assert node is not None
     assert [saved.data for saved in node._raw_saved_tensors if saved.data is not None] == [x, weight]
+
+
+def test_a_hook_behind_the_shift_may_write_where_autograd_does_not_see_it():
+    def doubled(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0].data.mul_(2)
+
+    model = small()
+    plain, x = keeping_copies(model), torch.randn(2 * T, 3, 8, 8)
+    for network in (model, plain):
+        sites(network)[0].register_forward_pre_hook(doubled)
+    require_equal(gradients(model, model, x), gradients(plain, plain, x))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_windows_are_of_their_own_frames_where_a_backward_runs_them_again(reentrant):
+    model = patch(timm.create_model("mobilevit_xxs", num_classes=5).eval().double(), 2)
+    again = copy.deepcopy(model)
+    blocks = [
+        module for module in again.modules() if isinstance(module, timm.models.vision_transformer.Block)
+    ]
+    for block in blocks:
+        inner = block.forward
+        block.forward = lambda x, inner=inner: checkpoint(inner, x, use_reentrant=reentrant)  # type: ignore[method-assign]
+    assert blocks
+
+    def two(network: nn.Module, x: Tensor) -> Tensor:  # two numbers of frames before one backward
+        with torch.no_grad():
+            network(x[:6])
+        return torch.cat([network(x), network(x[:4])])
+
+    x = torch.randn(8, 3, 64, 64, dtype=torch.double)
+    for _ in range(2):
+        found = gradients(functools.partial(two, again), again, x)
+        for one, other in zip(found, gradients(functools.partial(two, model), model, x), strict=True):
+            torch.testing.assert_close(one, other)

@@ -107,6 +107,7 @@ __all__ = [
     "as_storage_and_layout",
     "assert_async",
     "autograd_config",
+    "backward_number",
     "buffers_of",
     "checkpointed_regions",
     "compile_fx",

@@ -1,5 +1,6 @@
 """Batch-norms of a graph: found beside a convolution or a sum, and taken into it."""
 
+import hashlib
 import operator
 from typing import Any
 
@@ -93,16 +94,23 @@ def fold_constants(module: GraphModule, report: FusionReport) -> None:
 
 
 def _compute(module: GraphModule, node: Node) -> None:
-    """Run a call of constants, and put its results in its place as parameters of the module."""
+    """Run a call of constants, and put its results in its place as parameters of the module.
+
+    They are named by what they are made of: for frames of another size other places may be fused, in another order.
+    """
     function: Any = node.target
     result = function(
         *(operator.attrgetter(str(x.target))(module) if isinstance(x, Node) else x for x in node.args)
     )
+    # not the dtype: the copy may have been moved to another
+    made_of = [x.target if isinstance(x, Node) else x for x in node.args if not isinstance(x, torch.dtype)]
+    digest = hashlib.sha256(repr((function.__name__, made_of)).encode()).hexdigest()[:16]
     outputs: list[Node] = list(node.users) if isinstance(result, tuple) else [node]
     for output in outputs:
         index: Any = output.args[1]
         value = result[index] if isinstance(result, tuple) else result
-        name = f"{output.name}_constant"
+        part = f"_{index}" if isinstance(result, tuple) else ""
+        name = f"{function.__name__}{part}_{digest}"
         module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
         with module.graph.inserting_before(output):
             constant = module.graph.get_attr(name)

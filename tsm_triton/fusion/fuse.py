@@ -20,6 +20,7 @@ from ..patching.hooks import check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
 from ..preparation import frame_shape, preparation_of, sampling_of
 from ..torch_private import (
+    FakeTensor,
     FakeTensorMode,
     buffers_of,
     forget_tracer,
@@ -226,7 +227,7 @@ class _Outline:
         values = {**dict(other.named_parameters()), **dict(other.named_buffers())}
         for name in read:
             value, known = values.get(name), weights.get(name)
-            if value is None or known is None or (value.shape, value.dtype) != (known.shape, known.dtype):
+            if value is None or known is None or not _is_same(value, known):
                 raise RuntimeError(
                     f"expected a model of the same weights for frames of {list(size)}, got another {name!r}. Call "
                     "tsm_triton.fuse(model, example_input=...) with frames of this size."
@@ -242,6 +243,14 @@ class _Outline:
         except Exception:  # a user's lambda, say
             return {"model": None}
         return {"model": self.model}
+
+
+def _is_same(value: Tensor, known: Tensor) -> bool:
+    """Whether what a capture without weights reads is what has this name in the copy that holds them."""
+    if (value.shape, value.dtype) != (known.shape, known.dtype):
+        return False
+    # not fake: a tensor that the forward makes, maybe out of the size
+    return isinstance(value, FakeTensor) or torch.equal(value.to(known.device), known)
 
 
 def _to_fake(model: nn.Module, template: Tensor) -> None:

@@ -6,7 +6,13 @@ from torch import Tensor, nn
 from ..arguments import as_count
 from ..threads import OfThread
 
-__all__ = ["ClipLayer"]
+__all__ = ["ClipLayer", "CutsClips"]
+
+
+class CutsClips:
+    """A module that cuts folded frames into clips by a `num_segments` of its own: `set_num_segments` sets it, too."""
+
+    num_segments: int
 
 
 class ClipLayer(nn.Module):

@@ -1,5 +1,6 @@
 """The hooks that hold a shift, and what acts on those of a patched model."""
 
+import inspect
 import itertools
 import math
 import threading
@@ -14,10 +15,10 @@ from torch.fx import GraphModule, Proxy
 from .. import ops
 from ..arguments import as_count
 from ..functional import clip_boundaries, fold_counts, shift_clips, shift_plain, temporal_shift
-from ..modules.clip_layer import ClipLayer
+from ..modules.clip_layer import ClipLayer, CutsClips
 from ..ops.direct import is_plain
 from ..threads import OfThread
-from ..torch_private import in_backward, pre_hooks
+from ..torch_private import backward_number, in_backward, pre_hooks
 from .hook_guards import guard_hooks
 from .unshifted import keeps_unshifted, remember_unshifted
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_no_clip_layers",
     "clip_length_of",
     "clip_lengths_in",
+    "first_parameter",
     "frames_out",
     "is_patched",
     "packed_clips",
@@ -80,6 +82,8 @@ class ShiftHook(Unscripted):
     removed = False
     # whether a thread ever gave it a step or a length of its own: without, no call looks for one
     told_by_threads = False
+    # the first parameter of the site's forward, for calls by keywords in another order
+    argument: str | None = None
     # of the site and the patch that it came from, for `save_checkpoint`
     channels = 0
     place = "blockres"
@@ -205,13 +209,15 @@ class ShiftHook(Unscripted):
             x = args[0]
             shifted = self._shift_for(module, x) if torch.is_grad_enabled() else self.shift(x)
             return (shifted, *args[1:]), kwargs
-        name = next(iter(kwargs))
+        name = _name_of(self.argument, kwargs)
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
-        shift = self._as_of_now()
+        if next(reversed(pre_hooks(module).values())) is not self:
+            return self.shift(x)  # the next one may write it where autograd does not see that
+        shift = self._as_of_now(x)
         shifted = shift(x)
         remember_unshifted(module, x, shifted, shift)
         return shifted
@@ -231,7 +237,7 @@ class ShiftHook(Unscripted):
         if self.boundaries is None and self.counter is None:
             length = self._length_now()
             return shift_clips(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
-        return self._as_of_now()(x)
+        return self._as_of_now(x)(x)
 
     def _length_now(self) -> int:
         """The frames of a clip, in a trace those of its call: another thread's trace is none of ours."""
@@ -248,12 +254,12 @@ class ShiftHook(Unscripted):
         """
         if not self.enabled:
             return x
-        return self.shift(x) if frames is None or self.step is not None else self._as_of_now(frames)(x)
+        return self.shift(x) if frames is None or self.step is not None else self._as_of_now(x, frames)(x)
 
-    def _as_of_now(self, frames: int | None = None) -> Callable[[Tensor], Tensor]:
+    def _as_of_now(self, x: Tensor, frames: int | None = None) -> Callable[[Tensor], Tensor]:
         """The shift itself, of values: a backward may shift again when the hook has been told others."""
         if frames is None and self.counter is not None:
-            frames = self.counter.frames
+            frames = self.counter.frames_of(x.shape[0])
         shift_div, direction, fold_order = self.shift_div, self.direction, self.fold_order
         channel_dim, boundaries = self.channel_dim, self.boundaries
         length = self._length_now() if boundaries is None else None
@@ -281,6 +287,25 @@ class ShiftHook(Unscripted):
         )
 
 
+def _name_of(argument: str | None, kwargs: dict[str, Any]) -> str:
+    """The keyword of a module's first parameter."""
+    return argument if argument is not None and argument in kwargs else next(iter(kwargs))
+
+
+def first_parameter(module: nn.Module) -> str | None:
+    """The name of a forward's first parameter, None where it has none."""
+    try:
+        names = [
+            each.name for each in inspect.signature(module.forward).parameters.values() if each.kind in _NAMED
+        ]
+    except (TypeError, ValueError):  # no function of Python's
+        return None
+    return names[0] if names else None
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
 def _by_rows(x: Tensor, frames: int, channel_dim: int, shift: Callable[[Tensor, int], Tensor]) -> Tensor:
     # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
     rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
@@ -293,16 +318,22 @@ def _by_rows(x: Tensor, frames: int, channel_dim: int, shift: Callable[[Tensor, 
 class FrameCounter(Unscripted):
     """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
 
-    Threads may run one model side by side, each with a batch of its own size. A thread that has not counted
-    takes the last number of any: a GPU's backward runs again, on a thread of its own, what gradient
-    checkpointing wraps, and the counter may stand outside of that.
+    Threads may run one model side by side, each with a batch of its own size. A backward runs again what gradient
+    checkpointing wraps, on a GPU on a thread of its own, and the counter may stand outside of that: there the rows of
+    a map tell how many frames they were.
     """
 
     removed = False
+    # as `ShiftHook.argument`
+    argument: str | None = None
 
     def __init__(self) -> None:
         self._eager = OfThread()
+        self._counted_in = OfThread()
         self._latest = 1
+        # rows of a map -> frames, 0 where they were several numbers of frames, and how many backwards were before
+        self._frames_of_rows: dict[int, tuple[int, int]] = {}
+        self._backwards, self._last_backward = 0, -1
         self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
 
     @property
@@ -311,14 +342,42 @@ class FrameCounter(Unscripted):
             return self._traced
         return self._latest if self._eager.value is None else self._eager.value
 
+    def frames_of(self, rows: int) -> int:
+        """The frames in a map of so many rows.
+
+        Raises:
+            RuntimeError: a backward runs a forward again, and maps of as many rows had several numbers of frames.
+        """
+        if torch.compiler.is_compiling():
+            return self._traced
+        backward = backward_number()
+        if backward == -1 or self._counted_in.value == backward:
+            frames = self.frames
+            noted, since = self._frames_of_rows.get(rows, (frames, -1))
+            is_clear = noted == frames or since != self._backwards
+            self._frames_of_rows[rows] = (frames if is_clear else 0, self._backwards)
+            return frames
+        if backward != self._last_backward:
+            self._backwards, self._last_backward = self._backwards + 1, backward
+        frames, _ = self._frames_of_rows.get(rows, (self.frames, 0))
+        if frames == 0:
+            del self._frames_of_rows[rows]
+            raise RuntimeError(
+                f"expected to know the frames of {rows} rows in a backward that runs a forward again, got several "
+                "numbers: frames of two sizes came before it. Call backward() behind each size, or checkpoint the part "
+                "that splits frames into windows too."
+            )
+        return frames
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
-        x = args[0] if args else next(iter((kwargs or {}).values()))
+        x = args[0] if args else (kwargs or {})[_name_of(self.argument, kwargs or {})]
         if torch.compiler.is_compiling():
             self._traced = x.shape[0]
         else:
             self._eager.value = self._latest = x.shape[0]
+            self._counted_in.value = backward_number()
 
 
 def is_patched(model: nn.Module) -> bool:
@@ -362,6 +421,9 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
     shift_hooks(model)
     for holder, frames in clip_lengths_in(model, num_segments):
         holder.num_segments = frames
+    for module in model.modules():
+        if isinstance(module, CutsClips):
+            module.num_segments = num_segments
     return model
 
 

@@ -19,6 +19,7 @@ from .hook_guards import guard_hooks
 from .hooks import (
     FrameCounter,
     ShiftHook,
+    first_parameter,
     is_patched,
     packed_clips,
     set_num_segments,
@@ -225,9 +226,12 @@ def _add_hooks(
             counter = counters.get(site.frames_from)
             if counter is None:
                 counter = counters[site.frames_from] = FrameCounter()
-                model.get_submodule(site.frames_from).register_forward_pre_hook(counter, with_kwargs=True)
+                counted = model.get_submodule(site.frames_from)
+                counter.argument = first_parameter(counted)
+                counted.register_forward_pre_hook(counter, with_kwargs=True)
         hook = ShiftHook(num_segments, shift_div, direction, site.channel_dim, counter, fold_order)
         hook.channels, hook.place = site.channels, place
+        hook.argument = first_parameter(site.module)
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
         describe(site.module, hook)
         hooks[site.name] = hook

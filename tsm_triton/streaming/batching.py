@@ -205,6 +205,7 @@ class Client:
             raise ValueError(
                 f"frame must be {batcher._dtype}, as the model is, got {frame.dtype}: convert it first"
             )
+        frame = frame.clone()  # the caller may write its next one into it before the tick
         async with self._turn:
             batcher._check_open()
             if self._slot is None:

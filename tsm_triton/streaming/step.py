@@ -11,7 +11,7 @@ from ..arguments import check_frames
 from ..functional import fold_counts
 from ..patching.hooks import ShiftHook, check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
-from ..torch_private import COMPILED, pre_hooks
+from ..torch_private import COMPILED, BatchNorm, pre_hooks
 from .state import check_caches
 
 __all__ = ["StreamStep"]
@@ -75,6 +75,7 @@ class StreamStep(nn.Module):
         self.model = model
         self.training = model.training  # torch.onnx.export puts its module back in the mode that this says
         self.features = features
+        self.norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []
         for name, module in model.named_modules():
@@ -116,7 +117,7 @@ class StreamStep(nn.Module):
             frame = torch.zeros(tuple(frame), dtype=parameter.dtype, device=parameter.device)
         self.check(frame, None)
         probes = [_Probe(hook) for hook in self.hooks]
-        self._call(frame, probes)
+        self._check_rows(self._call(frame, probes), len(frame))
         # a site that this model never runs holds nothing
         state = [frame.new_zeros(0) if probe.cache is None else probe.cache for probe in probes]
         if not any(cache.numel() for cache in state):
@@ -141,7 +142,7 @@ class StreamStep(nn.Module):
         """
         targets = [None] * len(caches) if into is None else into
         exchanges = [
-            _Exchange(name, hook.channel_dim, cache, target)
+            _Exchange(name, hook, cache, target)
             for name, hook, cache, target in zip(self.names, self.hooks, caches, targets, strict=True)
         ]
         output = self._call(frame, exchanges)
@@ -166,6 +167,15 @@ class StreamStep(nn.Module):
             for hook in self.hooks:
                 hook.step = None
 
+    def _check_rows(self, output: Any, streams: int) -> None:
+        """Raise where a model mixes the streams, as one does that takes them for the frames of clips."""
+        first = output[0] if self.features else output
+        if isinstance(first, Tensor) and (first.dim() == 0 or first.shape[0] != streams):
+            raise ValueError(
+                f"expected a model that returns a row for each of {streams} streams, got shape {tuple(first.shape)} "
+                f"from {type(self.model).__name__}: stream the network of frames inside it, a VideoClassifier's .model"
+            )
+
     def check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
         """Raise unless this frame, and state, can be run now."""
         if not isinstance(frame, Tensor):
@@ -184,6 +194,13 @@ class StreamStep(nn.Module):
                 "expected a model in evaluation mode, got one in training mode, whose batch statistics mix "
                 "the streams. Call model.eval(); train on clips, with the patched model itself."
             )
+        for norm in self.norms:
+            if norm.training or (norm.running_mean is None and frame.shape[0] > 1):
+                raise RuntimeError(
+                    f"expected batch-norms that use their running statistics, got a {type(norm).__name__} "
+                    + ("in training mode" if norm.training else "that has none")
+                    + ", which mixes the streams. Call model.eval(), or stream one at a time."
+                )
         if state is not None:
             check_caches(self.names, state, frame.shape[0])
 
@@ -209,9 +226,10 @@ class _Probe:
 class _Exchange:
     """Stands in for the shift at one site, for one frame."""
 
-    def __init__(self, name: str, channel_dim: int, cache: Tensor, into: Tensor | None) -> None:
+    def __init__(self, name: str, hook: ShiftHook, cache: Tensor, into: Tensor | None) -> None:
         self.name = name
-        self.channel_dim = channel_dim
+        self.channel_dim = hook.channel_dim
+        self.shift_div = hook.shift_div
         self.cache = cache
         self.into = into
         self.kept: Tensor | None = None
@@ -221,6 +239,13 @@ class _Exchange:
             raise RuntimeError(
                 f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache "
                 "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
+            )
+        held, channels = self.cache.shape[self.channel_dim], x.shape[self.channel_dim]
+        fold, *_ = fold_counts(channels, self.shift_div, "causal")
+        if held != fold:
+            raise ValueError(
+                f"state: expected a cache of {fold} channels at {self.name!r}, {channels} // shift_div="
+                f"{self.shift_div}, got {held}: it is of a model with another shift_div. Call reset(), or init_state()."
             )
         # an op that writes has no form that a compiler joins with what stands around it
         if self.into is not None and not torch.compiler.is_compiling():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
+from ..modules.clip_layer import CutsClips
 from ..patching.hooks import check_no_clip_layers, frames_out, is_patched, packed_clips, shift_hooks
 from ..torch_private import assert_async
 from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length, of_traced_length
@@ -18,7 +19,7 @@ CONSENSUS = ("avg", "identity")
 VIEW_AVERAGE = ("logits", "softmax")
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(CutsClips, nn.Module):
     """Fold clips into frames, run the model, and average the frames' logits.
 
     Args:

@@ -437,7 +437,8 @@ def _fill_up(
 def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Iterator[tuple[int, "VideoFrame"]]:
     """Decode up to the last of the wanted frames (ascending).
 
-    `fast` seeks over what lies between them; `sound` leaves out frames that FFmpeg mended.
+    `fast` seeks over what lies between them, and ends early where that cannot be; `sound` leaves out frames that
+    FFmpeg mended.
 
     Raises:
         _OutOfOrderError: the frames prove that timestamps do not number them.
@@ -463,6 +464,8 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Itera
                 raise _OutOfOrderError
             last = number
             if number >= sought:  # those before lack the keyframe before them
+                if here < sought and not frame.key_frame:
+                    return  # one in the container's words alone: what it needs lies before
                 here = number
                 while pending and pending[0] <= here:
                     pending.popleft()

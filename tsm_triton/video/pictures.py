@@ -13,9 +13,18 @@ from ..arguments import as_count
 from .containers import MAX_PIXELS, scaled
 from .sampling import Strategy, sample_frames
 
-__all__ = ["PICTURES", "decode_picture", "frame_files", "natural", "read_frame_folder"]
+__all__ = [
+    "PICTURES",
+    "decode_picture",
+    "frame_files",
+    "natural",
+    "pictures_in",
+    "read_frame_folder",
+    "upright_picture",
+]
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 FLOW = re.compile(
     r"flow[_-]?[xy]|[xy]_", re.IGNORECASE
 )  # that extractors of optical flow write beside the frames
@@ -32,6 +41,24 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
 
 
+def pictures_in(folder: str) -> list[str]:
+    """The names of a folder's pictures in natural order, without hidden ones and those of optical flow.
+
+    Raises:
+        OSError: the folder cannot be read.
+        ValueError: they are named by decimal numbers, which natural order takes for two numbers.
+    """
+    names = [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name[0] != "."]
+    names = [name for name in names if not FLOW.match(name)] or names
+    decimals = {len(match[1]) for name in names if (match := re.search(r"[0-9]\.([0-9]+)\.[^.]*$", name))}
+    if len(decimals) > 1:
+        raise ValueError(
+            f"expected decimal numbers of as many digits in each name, as 0.25 and 0.50, got {min(decimals)} to "
+            f"{max(decimals)} behind the point in {folder!r}: save the pictures under whole numbers"
+        )
+    return sorted(names, key=lambda name: (natural(name.casefold()), name))
+
+
 def frame_files(folder: str) -> list[str]:
     """The names of a folder's pictures in natural order: `00001.jpg`, `img_00001.jpg`, `1.png`, ...
 
@@ -41,8 +68,7 @@ def frame_files(folder: str) -> list[str]:
         OSError: the folder cannot be read.
         ValueError: the pictures are named in several ways, so they are not the frames of one video.
     """
-    names = [name for name in os.listdir(folder) if name.lower().endswith(PICTURES) and name[0] != "."]
-    names = [name for name in names if not FLOW.match(name)] or names
+    names = pictures_in(folder)
     schemes = {re.sub(r"[0-9]+(?=\.[^.]*$)", "#", name) for name in names}
     if len(schemes) > 1:
         shown = ", ".join(sorted(schemes)[:4])
@@ -50,7 +76,7 @@ def frame_files(folder: str) -> list[str]:
             f"expected the frames of one video, named alike but for their number, got {shown} in {folder!r}: move "
             "the others elsewhere, or make a folder for each video"
         )
-    return sorted(names, key=natural)
+    return names
 
 
 def read_frame_folder(
@@ -128,12 +154,40 @@ def decode_picture(data: bytes) -> Tensor:
                     f"expected at most MAX_PIXELS = {MAX_PIXELS} pixels, got {image.width} x {image.height}: scale it "
                     "down first"
                 )
-            picture = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return upright_picture(image)
     except Exception as error:  # each of Pillow's formats fails in its own ways
         raise ValueError(
             f"expected a picture, got {len(data)} bytes that are none ({error}): encode it as JPEG or PNG"
         ) from error
-    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def upright_picture(image: Image.Image) -> Tensor:
+    """An opened picture as uint8 `[3, H, W]`: RGB, upright, without its alpha, 16 bits a channel scaled to 8.
+
+    Raises:
+        ValueError: it is several pictures, or of numbers of which none is known to be white.
+    """
+    _check_single(image)
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(
+            "expected 8 or 16 bits a channel, got a picture with numbers of 32 bits, of which none is known to be "
+            "white: save it with 8 or 16 bits"
+        )
+    wide = image.mode == "I" or image.mode.startswith("I;16")
+    white = 2 ** getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    image = ImageOps.exif_transpose(image)
+    if wide:
+        grey = (np.asarray(image).astype(np.int64).clip(0, white) * 255 + white // 2) // white
+        return torch.from_numpy(grey.astype(np.uint8)).expand(3, -1, -1)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _check_single(image: Image.Image) -> None:
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format != "MPO":  # a photograph, and beside it what the phone made of it
+        raise ValueError(
+            f"expected one picture, got one with {pages} pictures in one file: save each in a file of its own"
+        )
 
 
 def _picture(path: str, size: int | None) -> np.ndarray:
@@ -147,6 +201,7 @@ def _picture(path: str, size: int | None) -> np.ndarray:
                     f"expected frames of at most MAX_PIXELS = {MAX_PIXELS} pixels, got {width} x {height}: scale "
                     "the picture down first"
                 )
+            _check_single(image)
             if image.mode[0] in "IF":
                 raise ValueError(f"expected 8 bits a channel, got mode {image.mode!r}: save it as RGB")
             if size is not None:
