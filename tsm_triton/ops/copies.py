@@ -50,11 +50,8 @@ def copied(x: Tensor, plan: Callable[..., Plan], *arguments: Any) -> Tensor:
         plan: `plan_copies`, or what asks it, with a cache.
         arguments: behind the shape, strides and offset of `x`.
     """
-    if x.numel() <= _SMALL:
-        out, start = x.clone(), 0
-    else:
-        out = empty_like(x)
-        start = out.storage_offset()
+    out = torch.clone(x) if x.numel() <= _SMALL else empty_like(x)
+    start = out.storage_offset()
     copies, zeros = plan(x.shape, x.stride(), x.storage_offset(), *arguments)
     for size, strides, offset, read_strides, read_offset in copies:
         out.as_strided(size, strides, start + offset).copy_(x.as_strided(size, read_strides, read_offset))

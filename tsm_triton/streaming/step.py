@@ -41,10 +41,11 @@ class StreamStep(nn.Module):
         site's input with `fold` channels: k rows a stream where the model splits a frame in k windows.
 
     Raises:
-        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode; a shifted
-            module that runs more than once a frame, or is not shifted any more.
+        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode, as a whole or
+            a batch-norm of it; a shifted module that runs more than once a frame, or is not shifted any more.
         TypeError: `features` of a model without `forward_features` and `forward_head`.
-        ValueError: a state of another model, batch, frame size, dtype or device.
+        ValueError: a state of another model, batch, frame size, dtype or device; a model that returns other rows
+            than those of the streams, as a VideoClassifier does.
 
     Example:
         >>> import timm, tsm_triton

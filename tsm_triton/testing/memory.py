@@ -22,8 +22,8 @@ def guarded_memory() -> Iterator[None]:
     """A context in which new tensors are poisoned and stand between guard bands.
 
     Inside it `torch.empty_like`, `torch.empty` and `torch.empty_strided`, as ops call them, hand out memory
-    full of NaN, so that an element nobody wrote is seen, with a band on each side; at the end the bands are
-    read again. Tensors without memory (meta, fake) are left alone.
+    full of NaN, so that an element nobody wrote is seen, with a band on each side, and so does `torch.clone`, full of
+    what it copies; at the end the bands are read again. Tensors without memory (meta, fake) are left alone.
 
     Raises:
         AssertionError: something was written outside a tensor; the message says how far.
@@ -37,12 +37,14 @@ def guarded_memory() -> Iterator[None]:
         AssertionError: expected no write outside a tensor of shape (4,), got one 1 to 4 bytes behind its end
     """
     made: list[tuple[Tensor, Tensor]] = []
-    originals = {name: getattr(torch, name) for name in ("empty_like", "empty", "empty_strided")}
+    originals = {name: getattr(torch, name) for name in ("empty_like", "empty", "empty_strided", "clone")}
 
     def guarded(name: str) -> Any:
         def allocate(*args: Any, **kwargs: Any) -> Tensor:
             template = originals[name](*args, **kwargs)
             if type(template) is not Tensor or template.is_meta or template.numel() == 0:
+                return template
+            if name == "clone" and template.requires_grad:  # autograd's, no op's
                 return template
             size = _extent(template)
             whole = originals["empty"](GUARD + size + GUARD, dtype=torch.uint8, device=template.device)
@@ -51,6 +53,8 @@ def guarded_memory() -> Iterator[None]:
             tensor = originals["empty"](0, dtype=template.dtype, device=template.device)
             tensor.set_(whole.untyped_storage(), offset, template.shape, template.stride())
             made.append((whole, tensor))
+            if name == "clone":
+                tensor.copy_(template)
             return tensor.requires_grad_(template.requires_grad)
 
         return allocate

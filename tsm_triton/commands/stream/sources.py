@@ -21,8 +21,8 @@ def open_source(source: str) -> Source:
     """Recognise a source and open it.
 
     Args:
-        source: the path of a video file or of a folder of images (read in the order of their names, 2 before 10),
-            the number of a camera, or a URL. A file that is called `0` is `./0`.
+        source: the path of a video file or of a folder of images (read in the order of their names, 2 before 10,
+            without pictures of optical flow), the number of a camera, or a URL. A file that is called `0` is `./0`.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: there is no such thing, or it cannot be read.
