@@ -14,6 +14,7 @@ import tsm_triton
 import tsm_triton.modules
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, set_num_segments, shift_disabled, unpatch
 from tsm_triton.patching.hooks import ShiftHook, shift_hooks
+from tsm_triton.video.features import VideoFeatures
 
 # small members of each family that the rules know, built once a test with random weights
 MODELS = {
@@ -546,3 +547,7 @@ def test_a_classifier_around_the_model_is_told_too():
     assert set_num_segments(classifier, 4).num_segments == 4
     x = torch.randn(8, 3, 32, 32)
     assert torch.equal(classifier(x), classifier(x.unflatten(0, (2, 4))))
+    backbone = timm.create_model("resnet18", features_only=True, out_indices=(1, 2))
+    features = VideoFeatures(patch(backbone, 8), num_segments=8).eval()
+    assert set_num_segments(features, 2).num_segments == 2
+    assert all(map(torch.equal, features(x), features(x.unflatten(0, (4, 2)))))

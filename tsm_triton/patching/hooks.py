@@ -215,7 +215,7 @@ class ShiftHook(Unscripted):
     def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
-        if next(reversed(pre_hooks(module).values())) is not self:
+        if next(reversed(pre_hooks(module).values()), None) is not self:
             return self.shift(x)  # the next one may write it where autograd does not see that
         shift = self._as_of_now(x)
         shifted = shift(x)

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..arguments import as_count
+from ..modules.clip_layer import CutsClips
 from ..patching.hooks import frames_out
 from .clips import check_frame_model, check_video, clips_of_length, of_traced_length
 
 __all__ = ["VideoFeatures"]
 
 
-class VideoFeatures(nn.Module):
+class VideoFeatures(CutsClips, nn.Module):
     """Fold clips into frames, run a backbone that returns feature maps, and unfold the maps.
 
     Args:
