@@ -80,7 +80,7 @@ COSTS: dict[str, dict[str, tuple[Cost, Cost]]] = {
     "cpu": {
         "resnet50": (Cost(200, 45), Cost(20, 15)),
         "mobilenetv2_100": (Cost(200, 20), Cost(20, 8)),
-        "against_slicing": (Cost(20, 40), Cost(20, 10)),
+        "against_slicing": (Cost(20, 44), Cost(20, 20)),
         "streaming": (Cost(150, 25), Cost(20, 15)),
         "shift": (Cost(10, 90), Cost(10, 25)),
         "overhead": (Cost(10, 5), Cost(10, 5)),

@@ -303,7 +303,7 @@ MUTATIONS = (
     Mutation(
         "training: the backward shifts by a later length",
         "model gradients are those",
-        "patching/hooks.py",
+        "patching/shift_hook.py",
         "                x,\n                length,\n",
         "                x,\n                self.num_segments,\n",
     ),

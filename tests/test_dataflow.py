@@ -15,7 +15,8 @@ from torch import nn
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, skipped_sites
 from tsm_triton.dataflow.branches import analyse
 from tsm_triton.dataflow.tracing import BATCH, input_shape, trace
-from tsm_triton.patching.hooks import ShiftHook, shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.patching.shift_hook import ShiftHook
 
 # "module.BlockClass" -> ["attribute [its class] axis"]: reviewed, see the any_model.md
 ORACLE = json.loads((Path(__file__).parent / "timm_sites.json").read_text())

@@ -9,7 +9,8 @@ import torch
 
 import tsm_triton
 from tsm_triton import VideoClassifier, packed_clips
-from tsm_triton.patching.hooks import _boundaries, shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.patching.shift_hook import _boundaries
 
 LENGTHS = (4, 6, 3, 5, 2, 7)
 PACKINGS = (

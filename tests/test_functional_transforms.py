@@ -272,7 +272,7 @@ def pair(request, monkeypatch):
     def expected(parameters, x):
         with monkeypatch.context() as patched:
             patched.setattr(
-                tsm_triton.patching.hooks,
+                tsm_triton.patching.shift_hook,
                 "temporal_shift",
                 lambda x, t, *, shift_div, channel_dim, **_: reference.temporal_shift(
                     x,

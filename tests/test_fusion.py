@@ -16,7 +16,7 @@ import tsm_triton
 from tsm_triton import VideoClassifier, fuse, packed_clips, patch, shift_disabled
 from tsm_triton.fusion.fuse import FusedModel
 from tsm_triton.ops import residual_shift, shift_conv1x1
-from tsm_triton.patching.hooks import ShiftHook
+from tsm_triton.patching.shift_hook import ShiftHook
 
 from .networks import T, with_statistics
 

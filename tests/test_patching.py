@@ -13,7 +13,8 @@ from torch import nn
 import tsm_triton
 import tsm_triton.modules
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, set_num_segments, shift_disabled, unpatch
-from tsm_triton.patching.hooks import ShiftHook, shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.patching.shift_hook import ShiftHook
 from tsm_triton.video.features import VideoFeatures
 
 # small members of each family that the rules know, built once a test with random weights
@@ -245,6 +246,76 @@ def test_exports_with_a_dynamic_number_of_clips(resnet, strict):
     )
     frames = torch.randn(3 * T, 3, 32, 32)
     torch.testing.assert_close(program.module()(frames), resnet(frames), rtol=1e-4, atol=1e-5)
+
+
+def ran_before(resnet) -> tuple[nn.Module, torch.Tensor]:
+    """A patched model that has shifted maps of these layouts."""
+    patched, frames = patch(copy.deepcopy(resnet), T), torch.randn(2 * T, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(2):
+            patched(frames)
+    return patched, frames
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"num_segments": 2},
+        {"shift_div": 4},
+        {"direction": "causal"},
+        {"fold_order": "past_first", "shift_div": 5},
+        {"channel_dim": 2, "shift_div": 2},
+        {"enabled": False},
+    ],
+    ids=lambda told: next(iter(told)),
+)
+def test_a_model_that_ran_shifts_as_its_hooks_are_told_anew(resnet, told):
+    patched, frames = ran_before(resnet)
+    never_ran = patch(copy.deepcopy(resnet), T)
+    with torch.no_grad():
+        before = patched(frames)
+        for model in (patched, never_ran):
+            for hook in shift_hooks(model):
+                for name, value in told.items():
+                    setattr(hook, name, value)
+        outputs = [patched(frames), never_ran(frames), patched(frames)]
+    assert not torch.equal(outputs[0], before)
+    assert all(torch.equal(output, outputs[1]) for output in outputs)
+
+
+def test_a_model_that_ran_packs_disables_streams_and_trains_as_one_that_did_not(resnet):
+    patched, frames = ran_before(resnet)
+    never_ran = patch(copy.deepcopy(resnet), T)
+    outputs = []
+    for model in (patched, never_ran):
+        with torch.no_grad():
+            with tsm_triton.packed_clips(model, [3, 5]):
+                outputs.append(model(frames))
+            with shift_disabled(model):
+                outputs.append(model(frames))
+            classifier = tsm_triton.VideoClassifier(model)
+            outputs.append(classifier(frames.unflatten(0, (4, 2))))
+            outputs.append(model(frames))
+        outputs.append(torch.autograd.grad(model(frames).sum(), model.conv1.weight)[0])
+        unpatch(model)
+        patch(model, T, direction="causal")
+        with torch.no_grad():
+            outputs.append(model(frames))
+            stream = tsm_triton.Streaming(model)
+            outputs.append(torch.cat([stream(frame[None]) for frame in frames]))
+            outputs.append(model(frames))
+    half = len(outputs) // 2
+    for one, other in zip(outputs[:half], outputs[half:], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_hook_forgets_layouts_that_never_come_again(resnet):
+    patch(resnet, T)
+    hook = shift_hooks(resnet)[0]
+    with torch.no_grad():
+        for clips in range(1, 40):
+            resnet(torch.randn(clips * T, 3, 16, 16))
+    assert 0 < len(hook._plans) <= 16
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

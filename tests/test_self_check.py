@@ -10,7 +10,9 @@ from networks import Block, T, on_meta
 from torch import nn
 
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, unpatch
-from tsm_triton.patching.hooks import FrameCounter, ShiftHook, shift_hooks
+from tsm_triton.patching.frame_counter import FrameCounter
+from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.patching.shift_hook import ShiftHook
 
 
 def test_a_shift_on_the_shortcut_is_taken_back():

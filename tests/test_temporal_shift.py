@@ -15,7 +15,8 @@ from tsm_triton import ShiftSite, functional, ops, patch, reference, temporal_sh
 from tsm_triton.functional import fold_counts
 from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
-from tsm_triton.patching.hooks import FrameCounter, ShiftHook
+from tsm_triton.patching.frame_counter import FrameCounter
+from tsm_triton.patching.shift_hook import ShiftHook
 from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
 
 # the `device` fixture stays the same for all examples of a test

@@ -31,7 +31,8 @@ from tsm_triton.fusion.inductor import rewritten
 from tsm_triton.ops import let_inductor_decompose
 from tsm_triton.ops import recomputing as tagging
 from tsm_triton.ops.inductor import INDUCTOR_FORMS
-from tsm_triton.patching.hooks import ShiftHook, shift_hooks
+from tsm_triton.patching.hooks import shift_hooks
+from tsm_triton.patching.shift_hook import ShiftHook
 from tsm_triton.sites import ShiftSite
 
 # of an unshifted model's bytes

@@ -202,18 +202,24 @@ def shift_clips(x: Tensor, *arguments: Any) -> Tensor:
     return ops.shift(x, *_checked(x.shape, *arguments))
 
 
-def shift_plain(
-    x: Tensor, num_segments: int, shift_div: int, direction: str, channel_dim: int, fold_order: str
-) -> Tensor:
+def shift_plain(x: Tensor, *arguments: Any) -> Tensor:
     """`shift_clips` of what `is_plain`."""
+    return copied(x, plan_shift(x, *arguments))
+
+
+def plan_shift(
+    x: Tensor, num_segments: int, shift_div: int, direction: str, channel_dim: int, fold_order: str
+) -> Plan:
+    """How what `is_plain` is shifted, and any other of its shape, strides and offset."""
+    layout: tuple[Any, Any, Any] = x.shape, x.stride(), x.storage_offset()
     shift = num_segments, shift_div, direction, channel_dim, fold_order
     # of other types they are refused or converted, and True == 1 would find the plan of an int
     if (
         type(num_segments) is type(shift_div) is type(channel_dim) is int
         and type(direction) is type(fold_order) is str
     ):
-        return copied(x, _plan, *shift)
-    return ops.shift_by_copies(x, *_checked(x.shape, *shift))
+        return _plan(*layout, *shift)
+    return plan_copies(*layout, *_checked(x.shape, *shift))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from ..patching.hooks import FrameCounter, ShiftHook
+from ..patching.frame_counter import FrameCounter
 from ..patching.patch import patch
+from ..patching.shift_hook import ShiftHook
 from ..sites import ShiftSite
 from ..torch_private import pre_hooks
 from .keys import own_name

@@ -2,8 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,10 +23,12 @@ class Plan(NamedTuple):
     """What is copied and what is zero.
 
     Attributes:
+        is_cloned: whether the whole map is copied first, as a small one is.
         copies: the parts that move, and of a large map what does not.
         zeros: the parts of the result whose frame lies outside of a clip.
     """
 
+    is_cloned: bool
     copies: list[_Copy]
     zeros: list[_View]
 
@@ -36,23 +37,19 @@ def shift_by_copies(
     x: Tensor, num_segments: int, n_first: int, n_second: int, reverse: bool, channel_dim: int
 ) -> Tensor:
     """The shift of any strides and dtype: each fold moves by one frame, over all clips; then their ends are zeroed."""
-    return copied(x, _plan, num_segments, n_first, n_second, reverse, channel_dim)
+    layout = x.shape, x.stride(), x.storage_offset()
+    return copied(x, _plan(*layout, num_segments, n_first, n_second, reverse, channel_dim))
 
 
-def copied(x: Tensor, plan: Callable[..., Plan], *arguments: Any) -> Tensor:
-    """What a plan says, of `x` into new memory.
+def copied(x: Tensor, plan: Plan) -> Tensor:
+    """What a plan says, of an `x` on a CPU into new memory.
 
-    A small map's time is that of the calls, which between a network's layers find their code in no cache: one look-up
-    of a plan, and as few of torch as can be.
-
-    Args:
-        x: on a CPU.
-        plan: `plan_copies`, or what asks it, with a cache.
-        arguments: behind the shape, strides and offset of `x`.
+    A small map's time is that of the calls, which between a network's layers find their code in no cache: as few of
+    torch as can be.
     """
-    out = torch.clone(x) if x.numel() <= _SMALL else empty_like(x)
+    is_cloned, copies, zeros = plan
+    out = torch.clone(x) if is_cloned else empty_like(x)
     start = out.storage_offset()
-    copies, zeros = plan(x.shape, x.stride(), x.storage_offset(), *arguments)
     for size, strides, offset, read_strides, read_offset in copies:
         out.as_strided(size, strides, start + offset).copy_(x.as_strided(size, read_strides, read_offset))
     for size, strides, offset in zeros:
@@ -71,8 +68,9 @@ def plan_copies(
     channel_dim: int,
 ) -> Plan:
     """How a map is shifted whose shape, strides and offset are these, into memory as `torch.empty_like` lays it out."""
+    is_cloned = math.prod(shape) <= _SMALL
     if math.prod(shape) == 0:
-        return Plan([], [])
+        return Plan(is_cloned, [], [])
     frames, dim = shape[0], channel_dim % len(shape)
     written = torch.empty_like(torch.empty_strided(shape, read, device="meta")).stride()
 
@@ -90,7 +88,7 @@ def plan_copies(
 
     copies: list[_Copy] = []
     zeros: list[_View] = []
-    if math.prod(shape) > _SMALL:
+    if not is_cloned:
         # in channels_last the folds lie between the other channels: the whole map is one copy without gaps
         still = 0 if read[dim] <= 1 else n_first + n_second
         copy(0, 0, still, frames, shape[dim] - still)
@@ -101,7 +99,7 @@ def plan_copies(
         size, _, offset = part(written, 0, end, channel, frames // num_segments, channels)
         if math.prod(size):
             zeros.append((size, clips, offset))
-    return Plan(copies, _joined(zeros))
+    return Plan(is_cloned, copies, _joined(zeros))
 
 
 _plan = functools.lru_cache(maxsize=1024)(plan_copies)

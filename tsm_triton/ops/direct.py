@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled, strided
 from torch.compiler import is_dynamo_compiling
 
 from .._ops import add_op_namespace_prefix
@@ -37,9 +37,9 @@ def is_plain(x: Tensor) -> bool:
         not is_dynamo_compiling()  # first: a compiler reads no further; others have tensors or modes of their own
         and type(x) is Tensor
         and x.is_cpu
-        and x.layout is torch.strided
+        and x.layout is strided
         and not x.is_quantized
-        and not (x.requires_grad and torch.is_grad_enabled())
+        and not (x.requires_grad and is_grad_enabled())
         and count_dispatch_modes() == 0
         and count_function_modes() == 0
         and peek_interpreter_stack() is None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from .hooks import ShiftHook
+    from .shift_hook import ShiftHook
 
 __all__ = ["describe", "forget_description"]
 

@@ -24,7 +24,9 @@ from ..torch_private import (
     take_pre_hook,
 )
 from .description import describe, forget_description
-from .hooks import FrameCounter, ShiftHook, Unscripted
+from .frame_counter import FrameCounter
+from .hook_calls import Unscripted
+from .shift_hook import ShiftHook
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 

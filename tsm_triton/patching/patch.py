@@ -15,18 +15,12 @@ from ..sites import ShiftSite
 from ..torch_private import is_compiled
 from .description import describe
 from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites
+from .frame_counter import FrameCounter
+from .hook_calls import first_parameter
 from .hook_guards import guard_hooks
-from .hooks import (
-    FrameCounter,
-    ShiftHook,
-    first_parameter,
-    is_patched,
-    packed_clips,
-    set_num_segments,
-    shift_disabled,
-    shift_hooks,
-)
+from .hooks import is_patched, packed_clips, set_num_segments, shift_disabled, shift_hooks
 from .keeping import PatchRecord, remove_hooks
+from .shift_hook import ShiftHook
 from .verification import verify_shifts
 
 __all__ = [

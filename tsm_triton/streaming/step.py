@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
-from ..patching.hooks import ShiftHook, check_no_clip_layers, shift_hooks
+from ..patching.hooks import check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
+from ..patching.shift_hook import ShiftHook
 from ..torch_private import COMPILED, BatchNorm, pre_hooks
 from .state import check_caches
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..arguments import check_frames
 from ..modules.clip_layer import ClipLayer
-from ..patching.hooks import ShiftHook, clip_lengths_in, is_patched
+from ..patching.hooks import clip_lengths_in, is_patched
+from ..patching.shift_hook import ShiftHook
 from ..torch_private import is_tracing
 
 __all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length", "of_traced_length"]

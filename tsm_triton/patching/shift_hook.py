@@ -1,0 +1,288 @@
+"""The hook that shifts what a module is given."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from .. import ops
+from ..functional import fold_counts, plan_shift, shift_clips, temporal_shift
+from ..ops.copies import Plan, copied
+from ..ops.direct import is_plain
+from ..threads import OfThread
+from ..torch_private import in_backward, pre_hooks
+from .frame_counter import FrameCounter
+from .hook_calls import Unscripted, keyword_of
+from .hook_guards import guard_hooks
+from .unshifted import keeps_unshifted, remember_unshifted
+
+__all__ = ["ShiftHook"]
+
+guard_hooks()
+
+
+class _OfHooks:
+    """What graphs shall take as an input, an attribute for each hook.
+
+    Here and not in the hooks, because Dynamo takes the size of every tensor that it finds by way of a module for a
+    constant, and every number wherever it finds it: each packing and each clip length would be compiled anew.
+    """
+
+
+_boundaries = _OfHooks()
+_lengths = _OfHooks()  # of clips: the size of a tensor that holds nothing
+_numbers = itertools.count()
+_LAYOUTS = 16  # that a hook has plans of: more are those of a caller whose sizes never come again
+
+
+class ShiftHook(Unscripted):
+    """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
+
+    Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards
+    them, so changing one on an installed hook recompiles correctly. What belongs to a call that runs, `step`,
+    `boundaries` and `length`, is not copied. Where the argument has several rows a frame, sorted by frame
+    (windows), `counter` knows how many frames there are.
+    """
+
+    # the frames of a clip in the call that is being traced, a symbol
+    length: int | None = None
+    # whether `unpatch` took it off a part of a model whose record still knows it
+    removed = False
+    # whether a thread ever gave it a step or a length of its own: without, no call looks for one
+    told_by_threads = False
+    # the first parameter of the site's forward, for calls by keywords in another order
+    argument: str | None = None
+    # how maps of some layouts are shifted while nothing of the hook changes, see `__setattr__`
+    _plans: dict[tuple[Any, ...], Plan]
+    # of the site and the patch that it came from, for `save_checkpoint`
+    channels = 0
+    place = "blockres"
+
+    def __init__(
+        self,
+        num_segments: int,
+        shift_div: int,
+        direction: str,
+        channel_dim: int,
+        counter: FrameCounter | None = None,
+        fold_order: str = "future_first",
+    ) -> None:
+        self._number_itself()
+        self.num_segments = num_segments
+        self.shift_div = shift_div
+        self.direction = direction
+        self.channel_dim = channel_dim
+        self.counter = counter
+        self.fold_order = fold_order
+        self.enabled = True
+        self._step = OfThread()
+        self._own_length = OfThread()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # behind the value: a thread that has planned with the one before puts its plan where none looks any more
+        vars(self)["_plans"] = {}
+
+    @property
+    def step(self) -> Callable[[Tensor], Tensor] | None:
+        """What stands in for the shift while `tsm_triton.streaming.step` runs the model on this thread."""
+        return self._step.value
+
+    @step.setter
+    def step(self, step: Callable[[Tensor], Tensor] | None) -> None:
+        self._step.value = step
+        self.told_by_threads = True
+
+    def set_own_length(self, length: int | None) -> None:
+        """The frames of a clip in the calls of this thread alone, None for the model's."""
+        self._own_length.value = length
+        self.told_by_threads = True
+
+    @property
+    def moves(self) -> tuple[int, str, int, str]:
+        """Which channels, from where, on which axis."""
+        return self.shift_div, self.direction, self.channel_dim, self.fold_order
+
+    def _number_itself(self) -> None:
+        self._key = f"of_{next(_numbers)}"
+        self.boundaries = None
+
+    @property
+    def num_segments(self) -> int:
+        """The frames of a clip."""
+        if torch.compiler.is_dynamo_compiling():
+            length = getattr(_lengths, self._key)
+            if length is not None:
+                return length.shape[0]
+            return self._num_segments
+        own = self._own_length.value
+        return self._num_segments if own is None else own
+
+    @num_segments.setter
+    def num_segments(self, num_segments: int) -> None:
+        self.leave_at(num_segments)
+        self.told = num_segments
+
+    def leave_at(self, num_segments: int) -> None:
+        """Set it to that of a call, which a backward may run again; `told` is what it was set to."""
+        self._num_segments = num_segments
+        length = torch.empty(num_segments, 0, device="cpu")
+        # a fake one would be of the mode that the model is patched under
+        setattr(_lengths, self._key, length if type(length) is Tensor else None)
+
+    @property
+    def boundaries(self) -> Tensor | None:
+        """Where clips of different lengths begin, inside `packed_clips`, and for the thread that is inside of it.
+
+        A GPU's backward, which runs again what gradient checkpointing wraps, has a thread of its own.
+        """
+        boundaries = getattr(_boundaries, self._key)
+        if boundaries is None or torch.compiler.is_dynamo_compiling():
+            return boundaries
+        return boundaries if self._packed_by == threading.get_ident() or in_backward() else None
+
+    @boundaries.setter
+    def boundaries(self, boundaries: Tensor | None) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            self._packed_by = threading.get_ident()
+        setattr(_boundaries, self._key, boundaries)
+        self._is_packed = boundaries is not None  # by any thread
+
+    @property
+    def packed_elsewhere(self) -> bool:
+        """Whether another thread is inside `packed_clips`."""
+        return self._is_packed and self._packed_by != threading.get_ident()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("length", "_key", "_packed_by", "_plans")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._number_itself()
+        self.leave_at(self._num_segments)
+
+    def __del__(self) -> None:
+        for values in (_boundaries, _lengths):
+            if values is not None:  # at the interpreter's end
+                vars(values).pop(vars(self).get("_key", ""), None)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[Any, ...] | None:
+        # what follows, in less than half of the time: between a network's layers the code is in no cache
+        if args and kwargs is not None and is_plain(x := args[0]) and not torch.is_grad_enabled():
+            plan = self._plans.get((x.shape, x.stride(), x.storage_offset()))
+            if plan is not None:
+                return (copied(x, plan), *args[1:]), kwargs
+        if not self.enabled:
+            return None
+        if kwargs is None:
+            # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
+            # these; where a batch-norm was folded, that part is a copy and holds one still
+            hooks = (hook for part in module.modules() for hook in pre_hooks(part).values())
+            if any(isinstance(hook, ShiftHook) and hook is not self for hook in hooks):
+                return None
+            return (self._shift_for(module, args[0]), *args[1:])
+        if args:
+            x = args[0]
+            shifted = self._shift_for(module, x) if torch.is_grad_enabled() else self.shift(x)
+            return (shifted, *args[1:]), kwargs
+        name = keyword_of(self.argument, kwargs)
+        return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
+
+    def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
+            return self.shift(x)
+        if next(reversed(pre_hooks(module).values()), None) is not self:
+            return self.shift(x)  # the next one may write it where autograd does not see that
+        shift = self._as_of_now(x)
+        shifted = shift(x)
+        remember_unshifted(module, x, shifted, shift)
+        return shifted
+
+    def shift(self, x: Tensor) -> Tensor:
+        if is_plain(x):
+            plans = self._plans  # before all that a plan is made of
+            if self.counter is None and not self.told_by_threads and not self._is_packed:
+                plan = plan_shift(
+                    x, self._num_segments, self.shift_div, self.direction, self.channel_dim, self.fold_order
+                )
+                if len(plans) == _LAYOUTS:
+                    plans.clear()
+                if self.enabled:
+                    plans[x.shape, x.stride(), x.storage_offset()] = plan
+                return copied(x, plan)
+        if isinstance(x, Proxy):
+            frames = None if self.counter is None else self.counter.frames
+            arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
+            return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
+        if self.step is not None:
+            return self.step(x)
+        if self.boundaries is None and self.counter is None:
+            length = self._length_now()
+            return shift_clips(x, length, self.shift_div, self.direction, self.channel_dim, self.fold_order)
+        return self._as_of_now(x)(x)
+
+    def _length_now(self) -> int:
+        """The frames of a clip, in a trace those of its call: another thread's trace is none of ours."""
+        if self.length is not None and torch.compiler.is_compiling():
+            return self.length
+        return self.num_segments
+
+    def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
+        """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
+
+        Args:
+            x: the module's argument.
+            frames: where it has several rows a frame and the graph counts them itself.
+        """
+        if not self.enabled:
+            return x
+        return self.shift(x) if frames is None or self.step is not None else self._as_of_now(x, frames)(x)
+
+    def _as_of_now(self, x: Tensor, frames: int | None = None) -> Callable[[Tensor], Tensor]:
+        """The shift itself, of values: a backward may shift again when the hook has been told others."""
+        if frames is None and self.counter is not None:
+            frames = self.counter.frames_of(x.shape[0])
+        shift_div, direction, fold_order = self.shift_div, self.direction, self.fold_order
+        channel_dim, boundaries = self.channel_dim, self.boundaries
+        length = self._length_now() if boundaries is None else None
+
+        def shift(x: Tensor, channel_dim: int) -> Tensor:
+            if boundaries is not None:
+                counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
+                return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
+            return temporal_shift(
+                x,
+                length,
+                shift_div=shift_div,
+                direction=direction,
+                channel_dim=channel_dim,
+                fold_order=fold_order,
+            )
+
+        return lambda x: shift(x, channel_dim) if frames is None else _by_rows(x, frames, channel_dim, shift)
+
+    def __repr__(self) -> str:
+        order = "" if self.fold_order == "future_first" else f"fold_order={self.fold_order!r}, "
+        return (
+            f"ShiftHook(num_segments={self.num_segments}, shift_div={self.shift_div}, "
+            f"direction={self.direction!r}, channel_dim={self.channel_dim}, {order}enabled={self.enabled})"
+        )
+
+
+def _by_rows(x: Tensor, frames: int, channel_dim: int, shift: Callable[[Tensor, int], Tensor]) -> Tensor:
+    # [N*T*k, ...] as [N*T, k, ...]: the shift moves whole frames of k rows
+    rows = x.reshape(frames, x.shape[0] // frames, *x.shape[1:])
+    channel_dim = channel_dim if channel_dim < 0 else channel_dim + 1
+    if rows.dim() > 4:  # no axis that could be taken for frames
+        rows = rows.flatten(1, -2) if channel_dim < 0 else rows.flatten(3)
+    return shift(rows, channel_dim).reshape(x.shape)
