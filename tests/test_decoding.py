@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as F
 
 from tsm_triton.video import VideoInfo, containers, decoding, probe, read_clip, read_frames
@@ -223,24 +223,37 @@ SIZE = (WIDTH, HEIGHT)
 FILM = (30, 0, SIZE)
 
 
+OF_SEVERAL_TRACKS = {
+    "still first": ((1, 500, SIZE), FILM),
+    "preview first": ((5, 500, (2 * WIDTH, 2 * HEIGHT)), FILM),
+    "empty first": ((0, 500, SIZE), FILM),
+    "small first": ((30, 500, (WIDTH // 2, HEIGHT // 2)), FILM),
+    "another view": (FILM, (31, 500, SIZE)),
+    "still last": (FILM, (1, 500, SIZE)),
+}
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
-@pytest.mark.parametrize(
-    "tracks",
-    [
-        ((1, 500, SIZE), FILM),
-        ((5, 500, (2 * WIDTH, 2 * HEIGHT)), FILM),
-        ((0, 500, SIZE), FILM),
-        ((30, 500, (WIDTH // 2, HEIGHT // 2)), FILM),
-        (FILM, (31, 500, SIZE)),
-        (FILM, (1, 500, SIZE)),
-    ],
-    ids=["still first", "preview first", "empty first", "small first", "another view", "still last"],
-)
+@pytest.mark.parametrize("tracks", OF_SEVERAL_TRACKS)
 def test_of_several_tracks_the_film_is_read(tmp_path, suffix, tracks):
-    path = write_tracks(tmp_path / f"a.{suffix}", *tracks)
+    path = write_tracks(tmp_path / f"a.{suffix}", *OF_SEVERAL_TRACKS[tracks])
     assert probe(path).num_frames == 30
     assert numbers(read_frames(path, range(30))) == list(range(30))
     assert numbers(torch.stack([frame for frame, _ in decoding.play(path)[1]])) == list(range(30))
+
+
+def test_a_file_that_grows_while_it_plays_keeps_its_clock(tmp_path):
+    at = [5 * number for number in range(40)] + [200 + number for number in range(60)]
+    path = write_video(tmp_path / "a.mkv", gop=5, b_frames=0, times=at)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    frames = decoding.play(path)[1]
+    shown = [next(frames)]
+    path.write_bytes(whole)
+    shown += frames
+    found = numbers(torch.stack([frame for frame, _ in shown]))
+    assert found == list(range(100))
+    assert [time for _, time in shown] == pytest.approx([number / 25 for number in at], abs=2e-3)
 
 
 @pytest.mark.parametrize("suffix", ["avif", "gif", "png"])
@@ -280,6 +293,27 @@ def test_a_photograph_comes_upright_whatever_else_its_file_says(tmp_path):
     if info.rotation:  # FFmpeg 8 and later
         assert numbers(read_frames(tmp_path / "a.jpg", [0])) == [9]
     assert {info.width, info.height} == {WIDTH, HEIGHT}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_a_photograph_is_mirrored_as_its_file_says(tmp_path, suffix):
+    y, x = np.mgrid[:64, :96]
+    path, picture = (
+        tmp_path / f"a.{suffix}",
+        Image.fromarray(np.stack([2 * x, 3 * y, x], -1).astype(np.uint8)),
+    )
+    turned = set()
+    for orientation in range(1, 9):
+        exif = picture.getexif()
+        exif[0x0112] = orientation
+        picture.save(path, exif=exif, quality=95)
+        if not probe(path).rotation and orientation in (3, 6, 8):
+            pytest.skip("this FFmpeg does not read EXIF")
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        frame = read_frames(path, [0])[0].permute(1, 2, 0).numpy()
+        assert np.abs(frame.astype(int) - upright).mean() < 6, orientation
+        turned.add(upright.tobytes())
+    assert len(turned) == 8
 
 
 def test_a_variable_frame_rate_does_not_move_frames(tmp_path):

@@ -1,17 +1,21 @@
 """Live sources: URLs that are read while they come, and opened again when the connection breaks."""
 
+import io
 import itertools
 import time
 
 import av
 import pytest
 import torch
+from PIL import Image
 
 from tsm_triton.commands.stream.sources import open_source
 from tsm_triton.video import live
+from tsm_triton.video.decoding import play
 
 from .servers import http_server, rtsp_server, send
-from .video_files import numbers, write_video
+from .test_decoding import OF_SEVERAL_TRACKS, write_tracks
+from .video_files import barcode, numbers, write_video
 
 FASTSTART = {"movflags": "faststart"}
 
@@ -37,6 +41,15 @@ def test_a_recording_is_read_to_its_end(tmp_path, name):
         shown, times = come(open_source(f"{url}/{name}"))
     assert shown == list(range(30))
     assert times == pytest.approx([i / 25 for i in range(30)], abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("tracks", OF_SEVERAL_TRACKS)
+def test_of_several_tracks_the_film_comes(tmp_path, suffix, tracks):
+    name = f"a.{suffix}"
+    data = write_tracks(tmp_path / name, *OF_SEVERAL_TRACKS[tracks]).read_bytes()
+    with http_server(lambda request, _: send(request, data, len(data))) as url:
+        assert come(open_source(f"{url}/{name}"))[0] == list(range(30))
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
@@ -147,6 +160,43 @@ def test_a_clock_never_runs_backwards():
     assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28])
     clock.resume(60.0)
     assert clock.at(7.0, 0.04) == pytest.approx(60.28)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.avi", "mpeg4"), ("a.avi", "libx264"), ("a.asf", "msmpeg4"), ("a.mp4", "mpeg4")]
+)
+def test_gaps_are_those_of_the_file(tmp_path, name, codec):
+    at = [0, 1, 2, 3, 10, 11, 12, 13, 30, 31, 32, 33]
+    options = dict(codec=codec, times=at, b_frames=0)
+    path = write_video(tmp_path / name, container_options=FASTSTART if name == "a.mp4" else {}, **options)
+    data = path.read_bytes()
+    with http_server(lambda request, _: send(request, data, len(data))) as url:
+        shown, times = come(open_source(f"{url}/{name}"))
+    assert shown == list(range(len(at)))
+    assert times == pytest.approx([number / 25 for number in at], abs=2e-3)
+    assert times == pytest.approx([time for _, time in play(path)[1]], abs=2e-3)
+
+
+def test_a_camera_whose_scene_is_still_goes_on_behind_a_break():
+    def pictures(numbers):
+        for number in numbers:
+            picture = io.BytesIO()
+            Image.fromarray(barcode(number)).save(picture, "jpeg", quality=95)
+            yield b"--f\r\nContent-Type: image/jpeg\r\n\r\n" + picture.getvalue() + b"\r\n"
+
+    def answer(request, number):
+        if number > 1:
+            return request.send_error(404)
+        request.send_response(200)
+        request.send_header("Content-Type", "multipart/x-mixed-replace;boundary=f")
+        request.end_headers()
+        for picture in pictures([0, *range(1 + 100 * number, 20 + 100 * number)]):
+            request.wfile.write(picture)
+        return None
+
+    with http_server(answer) as url:
+        shown, _ = come(open_source(f"{url}/camera"))
+    assert {0, 15, 101, 115} <= set(shown)
 
 
 def test_pictures_that_a_camera_sends_one_by_one_are_timed_as_they_come(tmp_path):

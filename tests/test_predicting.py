@@ -2,8 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -326,6 +329,22 @@ def test_what_cannot_be_read_is_an_error_or_left_out_and_said(videos, checkpoint
     assert "Left out 1" in capsys.readouterr().out
     with out.open() as file:
         assert [row["video"] for row in csv.DictReader(file)] == given[1:]
+
+
+def test_what_a_worker_cannot_read_ends_the_command_in_its_own_words(videos, checkpoint, tmp_path):
+    (tmp_path / "sound.mp4").write_bytes(b"no video at all" * 100)
+    clip = next(videos.rglob("*.mp4"))
+    command = [sys.executable, "-m", "tsm_triton.cli", "classify", clip, tmp_path / "sound.mp4"]
+    # a process: what an error keeps alive is waited for at its exit
+    run = subprocess.run(
+        [*command, "--checkpoint", checkpoint, "--workers", "1", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 2
+    assert re.search(r"^tsm-triton: error: expected a video file, got .*sound.mp4", run.stderr, re.MULTILINE)
+    assert "Traceback" not in run.stderr
 
 
 def test_what_is_not_there_is_left_out_too_where_errors_are(videos, checkpoint, tmp_path, capsys):

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tsm-triton: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(f"tsm-triton: error: {_on_the_command_line(str(error), names)}", file=sys.stderr)
+        print(f"tsm-triton: error: {_on_the_command_line(_in_own_words(str(error)), names)}", file=sys.stderr)
         return 2
 
 
@@ -68,6 +68,19 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         import_module(f".commands.{name}", __package__).add_arguments(command)
     return parser, commands.choices
+
+
+def _in_own_words(message: str) -> str:
+    r"""A message without the traceback that a loader's worker sends along.
+
+    Example:
+        >>> _in_own_words("Caught OSError in DataLoader worker process 0.\nOriginal Traceback ...\nOSError: gone\n")
+        'gone'
+    """
+    if not re.match(r"Caught \w+ in DataLoader worker process", message):
+        return message
+    reasons = re.findall(r"^(?:\w+\.)*\w+: (.+)$", message, re.MULTILINE)
+    return reasons[-1] if reasons else message
 
 
 def _on_the_command_line(message: str, names: Iterable[str]) -> str:

@@ -1,5 +1,9 @@
 """Which clips come when: a function of the seed and the epoch alone, whatever the processes and where it begins."""
 
+import atexit
+import functools
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -106,14 +110,27 @@ def loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=functools.partial(_leave_signals_to_the_parent, _ending()),
         # its own: an iterator draws a number from it, which would move the one that dropout draws from
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
+@functools.cache
+def _ending() -> Any:
+    """Whether this process ends, for its workers to see.
+
+    Where an error keeps a loader alive, they do too, until `multiprocessing` terminates them at the exit and waits:
+    this is told just before, as what is registered later runs first.
+    """
+    ending = multiprocessing.RawValue("b", 0)
+    atexit.register(setattr, ending, "value", 1)
+    return ending
+
+
+def _leave_signals_to_the_parent(ending: Any, _: int) -> None:
     """Ctrl-C and service managers signal all processes of a group; the parent finishes its step, and ends these."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)

@@ -111,24 +111,29 @@ def tracks_of(container: "InputContainer", path: str) -> list["VideoStream"]:
 
 
 def _film(container: "InputContainer", tracks: list["VideoStream"]) -> int:
-    """Of the tracks with at least half as many frames as the longest the largest, the default, the first.
-
-    So it is no preview, no empty track, and not the still picture beside an animated one.
-    """
+    """The track that `film_of` takes by the frames that are there."""
     from av.error import FFmpegError
-    from av.stream import Disposition
 
     frames = Counter[int]()
     with suppress(FFmpegError, IndexError):  # as in `demux`
         frames.update(packet.stream_index for packet in container.demux(*tracks) if packet.size)
-    longest = max(frames.values(), default=0)
+    return film_of(tracks, [frames[track.index] for track in tracks]).index
+
+
+def film_of(tracks: list["VideoStream"], lengths: Sequence[float]) -> "VideoStream":
+    """Of the tracks that are at least half as long as the longest the largest, the default, the first.
+
+    So it is no preview, no empty track, and not the still picture beside an animated one.
+    """
+    from av.stream import Disposition
 
     def worth(track: "VideoStream") -> tuple[int, bool]:
         codec = track.codec_context
         area = 0 if codec is None else codec.width * codec.height
         return area, bool(track.disposition & Disposition.default)
 
-    return max((t for t in tracks if 2 * frames[t.index] >= longest), key=worth).index
+    longest = max(lengths)
+    return max((t for t, length in zip(tracks, lengths, strict=True) if 2 * length >= longest), key=worth)
 
 
 def prepare(stream: "VideoStream", path: str, threads: bool) -> None:
@@ -232,12 +237,25 @@ class Orientation(NamedTuple):
     mirror_y: bool = False
 
     @classmethod
-    def of(cls, frame: "VideoFrame") -> "Orientation":
+    def of(cls, frame: "VideoFrame", path: str | None = None) -> "Orientation":
+        """That of a frame, of the file at `path` if it comes from one."""
         try:
             data: Any = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:  # FFmpeg gave a kind of side data that PyAV does not know: a picture's EXIF
-            return cls.from_matrix(QUARTERS[round(frame.rotation / 90) % 4])
+            # `rotation` does not tell whether the picture is mirrored, too
+            said = cls.of_picture(path) if path else None
+            return said or cls.from_matrix(QUARTERS[round(frame.rotation / 90) % 4])
         return cls() if data is None else cls.from_matrix(memoryview(bytes(data)).cast("i"))
+
+    @classmethod
+    def of_picture(cls, path: str) -> "Orientation | None":
+        """What a picture's EXIF says, None where it says nothing."""
+        from PIL import ExifTags, Image
+
+        with suppress(Exception), Image.open(path) as image:  # each of Pillow's formats fails in its own ways
+            turns = {1: "", 2: "x", 3: "xy", 4: "y", 5: "t", 6: "tx", 7: "txy", 8: "ty"}
+            turn = turns.get(image.getexif().get(ExifTags.Base.Orientation))
+            return None if turn is None else cls(*(letter in turn for letter in "txy"))
 
     @classmethod
     def from_matrix(cls, matrix: Sequence[int]) -> "Orientation":
@@ -267,8 +285,8 @@ class Upright(NamedTuple):
     height: int
 
     @classmethod
-    def of(cls, first: "VideoFrame") -> "Upright":
-        return cls(Orientation.of(first), first.width, first.height)
+    def of(cls, first: "VideoFrame", path: str | None = None) -> "Upright":
+        return cls(Orientation.of(first, path), first.width, first.height)
 
     def scaled(self, short_side: int) -> "Upright":
         """The same pictures, with this short side."""

@@ -244,7 +244,7 @@ def _index(path: AnyPath) -> _Index:
             num_frames = len(order)
         else:
             num_frames = len(packets)
-    upright = Upright.of(first)
+    upright = Upright.of(first, path)
 
     times, duration, fps = _times(shown, packets, num_frames, time_base, keeps_pts, broadcast)
     fps = fps or stated
@@ -358,12 +358,18 @@ def play(path: AnyPath) -> tuple[VideoInfo, Iterator[tuple[Tensor, float]]]:
 
 
 def _play(index: _Index) -> Iterator[tuple[Tensor, float]]:
-    at = 0.0
+    at, before, step = 0.0, None, 1 / (index.info.fps or FPS)
     with open_video(index.path, index.track, threads=True) as (container, stream):
         for counted, frame in enumerate(decode(demux(container, stream), stream)):
             number = index.number_of.get(frame.pts, counted)
-            known = number < len(index.times)
-            at = max(at, index.times[number] if known else number / (index.info.fps or FPS))
+            if number < len(index.times):
+                at = max(at, index.times[number])
+            elif not index.times:
+                at = number * step
+            else:  # the file has grown since
+                passed = 0 if before is None or frame.pts is None else frame.pts - before
+                at += float(passed * stream.time_base) if passed > 0 and stream.time_base else step
+            before = frame.pts
             yield index.upright.picture(frame), at
 
 

@@ -1,20 +1,22 @@
 """Live frames: of a camera, or of a URL, which is opened again when the connection breaks."""
 
 import errno
+import itertools
 import re
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
 from ..extras import requirements
-from .containers import Upright, decode, demux, prepare, tracks_of
+from .containers import Upright, decode, demux, film_of, prepare, tracks_of
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -33,8 +35,10 @@ LEAP = 10.0  # seconds; a longer step of a clock is a jump
 WAITING = 8  # frames, while the model works on one
 PATIENCE = 0.1  # seconds
 MAX_FPS = 1000
+AHEAD = 50  # packets of one track, by which the others are judged where none says how long it is
 # A playlist's size is none of the video's, and a session has none.
 SIZELESS = ("dash", "hls", "rtp", "rtsp", "sap", "sdp")
+SINGLE_PICTURES = "mpjpeg"
 NO_PTS = ("asf", "avi", "mxf")  # what FFmpeg makes up for them may follow the order of decoding
 
 Timed: TypeAlias = tuple[Tensor, float]
@@ -155,20 +159,39 @@ class _Connection:
                 f"expected a video at {name!r}, got nothing that FFmpeg can read ({_reason(error)}): check the "
                 "address, and that the server is up and lets you in"
             ) from error
+        self.ahead: list[Any] = []  # read before there was a stream to show
         try:
-            tracks, best = tracks_of(self.container, name), self.container.streams.best("video")
-            self.stream = next((track for track in tracks if best and track.index == best.index), tracks[0])
+            tracks = tracks_of(self.container, name)
+            self.stream = tracks[0] if len(tracks) == 1 else self._film(tracks)
             self.size = 0 if self.container.format.name in SIZELESS else max(0, self.container.size)
-            self.length = (self.container.duration or 0) / 1e6
+            self.length = _length(self.stream) or (self.container.duration or 0) / 1e6
             prepare(self.stream, name, threads=self.ends)
         except BaseException:
             self.container.close()
             raise
         self.fps = _rate(self.stream)
+        self.kind = self.container.format.name
+        self.stamps: deque[int | None] = deque()  # of packets whose frames are to come
         self.opening: bytes | None = None
         self.broken: Exception | None = None
         self.read = 0  # bytes
         self.times: list[float] = []  # of the first frame and the last
+
+    def _film(self, tracks: list["VideoStream"]) -> "VideoStream":
+        """The track to show: by their lengths where all say them, or by the packets that come first."""
+        from av.error import FFmpegError
+
+        lengths: Sequence[float] = [_length(track) for track in tracks]
+        if not all(lengths):
+            counts = Counter[int]()
+            with suppress(FFmpegError, IndexError):  # reading on tells why
+                for packet in self.container.demux(*tracks):
+                    self.ahead.append(packet)
+                    counts[packet.stream_index] += packet.size > 0
+                    if counts[packet.stream_index] == AHEAD:
+                        break
+            lengths = [counts[track.index] for track in tracks]
+        return film_of(tracks, lengths)
 
     @property
     def ends(self) -> bool:
@@ -193,12 +216,14 @@ class _Connection:
 
         How the connection broke, if it did, is told by `broken` in the end.
         """
-        kind = self.container.format.name
         for frame in decode(self._packets(), self.stream):
             if (at := _time(frame, self.stream)) is not None:
                 self.times[1:] = [at]
+            if self.kind in NO_PTS:  # the n-th frame is shown at the n-th time of decoding
+                dts, base = self.stamps.popleft() if self.stamps else None, self.stream.time_base
+                at = float(dts * base) if dts is not None and base else None
             # FFmpeg takes each picture of a camera that sends single ones for 1/25 s
-            yield frame, time.monotonic() if kind == "mpjpeg" else None if kind in NO_PTS else at
+            yield frame, time.monotonic() if self.kind == SINGLE_PICTURES else at
 
     def _packets(self) -> Iterator["Packet[VideoStream] | None"]:
         """As they come; of a recording that breaks off not the last, of which half may be missing."""
@@ -206,10 +231,14 @@ class _Connection:
 
         held = list["Packet[VideoStream]"]()
         try:
-            for packet in self.container.demux(self.stream):
+            ahead = [packet for packet in self.ahead if packet.stream_index == self.stream.index]
+            self.ahead.clear()
+            for packet in itertools.chain(ahead, self.container.demux(self.stream)):
                 if self.opening is None:
                     self.opening = bytes(packet)
                 self.read = max(self.read, (packet.pos or 0) + packet.size)
+                if packet.size:
+                    self.stamps.append(packet.dts)
                 held.append(packet)
                 if not self.ends or len(held) > 1:
                     yield held.pop(0)
@@ -230,7 +259,8 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
             for number, (frame, at) in enumerate(connection.frames()):
                 if number == 0 and opening is None:
                     opening = connection.opening
-                elif number == 0 and connection.opening == opening:  # a recording, from its start
+                elif number == 0 and connection.opening == opening and connection.kind != SINGLE_PICTURES:
+                    # a recording, from its start; pictures of a camera are alike where nothing moves
                     if ended:
                         return
                     skip = delivered
@@ -263,6 +293,14 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
 def _time(frame: "VideoFrame", stream: "VideoStream") -> float | None:
     # not frame.time: in PyAV 14 the last frames have no time base
     return float(frame.pts * stream.time_base) if frame.pts is not None and stream.time_base else None
+
+
+def _length(stream: "VideoStream") -> float:
+    """Seconds that a container says of one of its streams, 0 where it says none."""
+    # Matroska's, as FFmpeg and mkvmerge write it; FFmpeg takes the file's for that of the first stream
+    if said := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
+        return 3600 * int(said[1]) + 60 * int(said[2]) + float(said[3])
+    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
 
 
 def _reason(error: BaseException) -> str:
