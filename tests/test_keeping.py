@@ -364,3 +364,18 @@ def test_an_eager_call_with_gradients_leaves_compiled_graphs_as_they_are():
     with torch.no_grad():
         compiled(x)
     assert counter.frame_count == graphs
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), torch.fx.symbolic_trace])
+def test_a_part_whose_site_copies_itself_stays_shifted(copied, wrap):
+    model = patch(visible(timm.create_model("test_resnet")).eval(), T)
+    block = model.layer1[0]
+    x = torch.randn(2 * T, block.conv1.in_channels, 8, 8)
+    block.conv1 = wrap(block.conv1)
+    with torch.no_grad():
+        expected = block(x)
+        assert torch.equal(copied(block)(x), expected)
+        assert torch.equal(copied(model)(torch.ones(T, 3, 32, 32)), model(torch.ones(T, 3, 32, 32)))
+        with shift_disabled(model):
+            assert not torch.equal(block(x), expected)

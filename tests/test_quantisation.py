@@ -106,3 +106,39 @@ def test_a_quantised_graph_is_near_its_float_and_still_shifted(plain_model, trai
         with tsm_triton.shift_disabled(quantised):
             unshifted = quantised(x)
     assert (actual - expected).norm() < 0.5 * (unshifted - expected).norm()
+
+
+@pytest.mark.skipif(not ENGINES, reason="needs a quantisation engine, torch has none on this CPU")
+def test_a_copy_of_a_quantised_graph_is_shifted_on_its_own(plain_model, monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", ENGINES[0])
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        mapping = quantization.get_default_qconfig_mapping(ENGINES[0])
+        prepared = quantize_fx.prepare_fx(plain_model, mapping, (x,))
+        prepared(x)
+        quantised = quantize_fx.convert_fx(prepared)
+        expected = quantised(x)
+        for twin in (copy.deepcopy(quantised), copy.deepcopy(copy.deepcopy(quantised))):
+            assert torch.equal(twin(x), expected)
+            tsm_triton.set_num_segments(twin, 2)
+            assert not torch.equal(twin(x), expected)
+        assert torch.equal(quantised(x), expected)
+        classifier = tsm_triton.VideoClassifier(quantised)
+        assert torch.equal(copy.deepcopy(classifier)(x[None]), classifier(x[None]))
+        bare = copy.deepcopy(tsm_triton.unpatch(copy.deepcopy(quantised)))
+        assert not tsm_triton.is_patched(bare)
+        with tsm_triton.shift_disabled(quantised):
+            assert torch.equal(bare(x), quantised(x))
+
+
+@pytest.mark.skipif(not ENGINES, reason="needs a quantisation engine, torch has none on this CPU")
+def test_a_copy_of_a_converted_model_is_shifted(model, monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", ENGINES[0])
+    x = torch.randn(8, 3, 64, 64)
+    model.fuse_model(is_qat=False)
+    model.qconfig = quantization.get_default_qconfig(ENGINES[0])
+    quantization.prepare(model, inplace=True)
+    with torch.no_grad():
+        model(x)
+        quantised = quantization.convert(model)
+        assert torch.equal(quantised(x), copy.deepcopy(quantised)(x))

@@ -14,7 +14,7 @@ import timm
 import torch
 import torch._inductor.lowering  # what `select_decomp_table` needs and does not import
 import torchvision
-from networks import T
+from networks import T, visible
 from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -480,3 +480,34 @@ def test_windows_are_of_their_own_frames_where_a_backward_runs_them_again(reentr
         found = gradients(functools.partial(two, again), again, x)
         for one, other in zip(found, gradients(functools.partial(two, model), model, x), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # compiled autograd asks every tensor
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_backward_that_is_compiled_itself_shifts_again(backend):
+    from torch._dynamo import compiled_autograd
+
+    model = patch(visible(timm.create_model("test_resnet", num_classes=5)), T)
+    x = torch.randn(2 * T, 3, 32, 32)
+    torch.compiler.reset()
+    for num_segments in (T, T // 2):
+        set_num_segments(model, num_segments)
+        expected = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+        model.zero_grad()
+        with compiled_autograd._enable(torch.compile(backend=backend)):
+            model(x).square().sum().backward()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # compiled autograd asks every tensor
+def test_a_step_whose_backward_is_compiled_too_needs_no_patch():
+    model = timm.create_model("test_resnet", num_classes=5)
+    torch.compiler.reset()
+
+    def step(x):
+        model(x).square().sum().backward()
+
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(step, backend="eager")(torch.randn(4, 3, 32, 32))
+    assert all(parameter.grad is not None for parameter in model.parameters())

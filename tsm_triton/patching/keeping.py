@@ -23,6 +23,7 @@ from ..torch_private import (
     register_module_module_registration_hook,
     take_pre_hook,
 )
+from .copying import forget_copies, keep_in_copies
 from .description import describe, forget_description
 from .frame_counter import FrameCounter
 from .hook_calls import Unscripted
@@ -85,6 +86,7 @@ class PatchRecord(Unscripted):
         links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
         for hook in there:
             name, module, key = paths[id(hook)]
+            keep_in_copies(module)  # torch.ao puts its layers there itself, and no registration tells of it
             outer = model
             for part in name.split(".") if name else ():
                 inner = modules_of(outer)[part]
@@ -132,6 +134,7 @@ def remove_hooks(model: nn.Module) -> None:
     """Take all that a patch has put into a model, or into a part of one, out of it."""
     for module in model.modules():
         forget_description(module)
+        forget_copies(module)
     for _, module, key, hook in list(_hooks_in(model)):
         take_pre_hook(module, key)
         hook = hook.hook if isinstance(hook, LostShift) else hook
@@ -141,6 +144,8 @@ def remove_hooks(model: nn.Module) -> None:
 
 def _carry(parent: nn.Module, name: str, new: Any) -> None:
     """Hand the shifts of the module that `new` replaces on to the same places in it."""
+    if torch.compiler.is_dynamo_compiling():  # a graph of autograd's, whose modules are its own
+        return
     modules = modules_of(parent)
     old = modules.get(name) if isinstance(modules, dict) else None  # a scripted module's are no dict
     if old is None or not isinstance(new, nn.Module) or new is old:
@@ -160,11 +165,12 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
         if place is None:
             if not hook.removed:
                 new.register_forward_pre_hook(LostShift(path, hook), with_kwargs=True)
+                keep_in_copies(new)
             continue
-        if isinstance(hook, ShiftHook) and _takes_over(place, hook):
-            continue
-        # it stays on an old module that is not inside, too, which may stand in other places
-        place.register_forward_pre_hook(hook, with_kwargs=True)
+        if not isinstance(hook, ShiftHook) or not _takes_over(place, hook):
+            # it stays on an old module that is not inside, too, which may stand in other places
+            place.register_forward_pre_hook(hook, with_kwargs=True)
+        keep_in_copies(place)
 
 
 def _takes_over(place: nn.Module, hook: ShiftHook) -> bool:

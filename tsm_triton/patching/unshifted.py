@@ -8,6 +8,7 @@ where a forward raises.
 """
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -106,7 +107,18 @@ def _keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Non
         value = saved.data if saved.unpack_hook is None else None
         if isinstance(value, Tensor) and _shares(value, shifted):
             layout = (value.shape, value.stride(), value.storage_offset())
-            saved.register_hooks(lambda _: unshifted, functools.partial(_in_layout, *layout))
+            saved.register_hooks(lambda _: unshifted, functools.partial(_unpacking(), *layout))
+
+
+def _unpacking() -> Callable[..., Tensor]:
+    """What shifts again, outside of the graphs that compiled autograd makes of a backward: they count versions anew."""
+    return _in_layout if "torch._dynamo" not in sys.modules else _never_compiled()
+
+
+@functools.cache
+def _never_compiled() -> Callable[..., Tensor]:
+    never: Any = torch.compiler.disable
+    return never(_in_layout)
 
 
 def _in_layout(size: Any, stride: Any, offset: int, unshifted: _Unshifted) -> Tensor:
