@@ -503,6 +503,7 @@ def test_what_is_no_video_is_refused_by_name(tmp_path):
         (tmp_path / "none.mp4", FileNotFoundError, "none.mp4', which does not exist"),
         (tmp_path, ValueError, "got the directory"),
         (tmp_path / "empty.mp4", ValueError, "empty.mp4', which is empty"),
+        ("/dev/null", ValueError, "a pipe or a device: save"),
         (tmp_path / "noise.mp4", ValueError, "noise.mp4', which FFmpeg cannot read"),
         (write_sound(tmp_path / "song.mp3"), ValueError, "expected a file with a video stream.*audio only"),
         (write_sound(tmp_path / "cover.mp3", cover=True), ValueError, "a video stream.*audio only"),

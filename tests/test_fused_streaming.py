@@ -353,3 +353,16 @@ def test_what_export_cannot_capture_is_refused():
         RuntimeError, match=r"captures for one frame of \[3, 32, 32\] of any number of streams"
     ):
         Streaming(model, fused=True)(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_frame_or_state_of_another_dtype_is_told_as_it_is(dtype):
+    model = patch(timm.create_model("test_resnet", num_classes=5).eval(), direction="causal")
+    stream = Streaming(model, fused=True)
+    frame = torch.randn(1, 3, 32, 32)
+    with pytest.raises(RuntimeError, match="type") as raised:
+        stream(frame.to(dtype))
+    assert "torch.export" not in str(raised.value)
+    state = [cache.to(dtype) for cache in stream.step.init_state(frame)]
+    with pytest.raises(ValueError, match=r"^cache must be torch.float32"):
+        stream.step(torch.randn(1, 3, 64, 64), state)

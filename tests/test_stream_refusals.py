@@ -13,7 +13,7 @@ import timm
 import torch
 from PIL import Image
 
-from tsm_triton import patch, save_checkpoint
+from tsm_triton import Streaming, patch, save_checkpoint
 from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
 from tsm_triton.commands.models import Said, load_trained_model
@@ -267,3 +267,10 @@ def test_weights_of_a_changed_network_are_not_run_as_the_plain_one(tmp_path, cap
     argv = ["stream", "none.mp4", "--weights", str(tmp_path / "a.pt"), "--model", "test_resnet"]
     assert main(argv) == 2
     assert "SiLU for ReLU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cameras", [1, 3])
+def test_grey_frames_are_not_taken_for_one_picture_of_several(cameras):
+    stream = Streaming(patch(timm.create_model("test_resnet").eval(), direction="causal"))
+    with pytest.raises(ValueError, match=r"must have 3 channels .*repeat a grey picture's"):
+        stream(torch.randn(cameras, 1, 32, 32))

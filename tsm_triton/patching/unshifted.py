@@ -19,6 +19,7 @@ from torch.autograd.graph import Node
 
 from ..torch_private import (
     DUAL_LEVEL,
+    DYNAMO_CONFIG,
     RAW_SAVED,
     dual_numbers,
     is_tracing,
@@ -112,7 +113,7 @@ def _keep_unshifted(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Non
 
 def _unpacking() -> Callable[..., Tensor]:
     """What shifts again, outside of the graphs that compiled autograd makes of a backward: they count versions anew."""
-    return _in_layout if "torch._dynamo" not in sys.modules else _never_compiled()
+    return _never_compiled() if DYNAMO_CONFIG in sys.modules else _in_layout
 
 
 @functools.cache

@@ -159,7 +159,7 @@ class Batcher:
         fresh = [request.slot for request in tick if request.client._fresh]
         self._state.reset(fresh)
         rows = torch.tensor([request.slot for request in tick], device=device)
-        frames = torch.stack([request.frame for request in tick]).to(device)
+        frames = torch.stack([request.frame for request in tick])
         logits, caches = self.step(frames, self._state.take(rows))
         logits = logits.cpu()
         self._state.put(rows, caches)
@@ -205,7 +205,8 @@ class Client:
             raise ValueError(
                 f"frame must be {batcher._dtype}, as the model is, got {frame.dtype}: convert it first"
             )
-        frame = frame.clone()  # the caller may write its next one into it before the tick
+        # a copy: the caller may write its next one into it before the tick
+        frame = frame.to(batcher._state[0].device, copy=True)
         async with self._turn:
             batcher._check_open()
             if self._slot is None:

@@ -115,6 +115,10 @@ class FusedStep(StreamStep):
                 f"got {self.made_for or 'none'}. Call init_state(frame) before torch.compile or torch.export."
             )
         check_fusible(self.model)
+        with torch.no_grad():
+            super().run(
+                frame, state
+            )  # says what does not fit, where a capture would hide it in a report of its own
         network, report = rewritten(_captured(self.model, self.features, frame, state))
         for entries in (report.fused, report.left):  # traced inside this module: the names of the model's own
             entries[:] = [replace(entry, site=entry.site.removeprefix("model.")) for entry in entries]

@@ -80,6 +80,11 @@ def _opened(path: str) -> "InputContainer":
         raise FileNotFoundError(f"expected a video file, got {path!r}, which does not exist: check the path")
     if os.path.isdir(path):
         raise ValueError(f"expected a video file, got the directory {path!r}: pass one of its files")
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"expected a video file, got {path!r}, a pipe or a device: save what comes as a file, or pass a camera's "
+            "number to tsm-triton stream"
+        )
     if os.path.getsize(path) == 0:
         raise ValueError(f"expected a video file, got {path!r}, which is empty: copy it again")
     try:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..arguments import as_count
@@ -155,6 +155,10 @@ def decode_picture(data: bytes) -> Tensor:
                     "down first"
                 )
             return upright_picture(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"expected a picture, got {len(data)} bytes that are none: encode it as JPEG or PNG"
+        ) from error
     except Exception as error:  # each of Pillow's formats fails in its own ways
         raise ValueError(
             f"expected a picture, got {len(data)} bytes that are none ({error}): encode it as JPEG or PNG"

@@ -143,7 +143,7 @@ class Session:
         text = (await self._receive()).get("text")
         try:
             asked = json.loads(text or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict):
             raise ValueError("expected the source first, as a JSON object, got something else: pass that")

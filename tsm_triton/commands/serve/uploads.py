@@ -52,12 +52,16 @@ class Upload:
 
     def __init__(self, folder: Path, name: Any, size: Any, limits: Limits) -> None:
         self.name = printable(name)[:100] if isinstance(name, str) else "video"
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise ValueError(
+                f"expected the size of {self.name!r} in bytes, got a {type(size).__name__}: pass a whole number"
+            )
+        if size < 1:
             raise ValueError(f"expected a video, got {self.name!r}, which is empty: choose another file")
         if size > limits.max_bytes:
             raise ValueError(
                 f"expected a video of at most {limits.max_bytes / 1e6:.0f} MB, got {self.name!r} of "
-                f"{size / 1e6:.0f} MB: cut or scale it down, or pass tsm-triton serve a larger --max-upload"
+                f"{size // 10**6} MB: cut or scale it down, or pass tsm-triton serve a larger --max-upload"
             )
         self.folder = folder
         self.size = size
