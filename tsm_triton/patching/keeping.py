@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
 from ..torch_private import (
     MODULES,
@@ -62,12 +63,13 @@ class PatchRecord(Unscripted):
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
-        # a replica of DataParallel has modules of its own, one call long
-        if torch.compiler.is_compiling() or REPLICA in vars(module):
+        if is_dynamo_compiling():
             return
         links = self._links
         # no loop of Python: half of its time
-        if links is None or not all(map(is_, map(links.get, links.holders, links.keys), links.held)):
+        intact = links and all(map(is_, map(links.get, links.holders, links.keys), links.held))
+        # a replica of DataParallel has modules of its own, one call long
+        if not intact and not torch.compiler.is_compiling() and REPLICA not in vars(module):
             self.find(module)
 
     def find(self, model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.fx import Proxy
 
 from .. import ops
@@ -179,7 +179,7 @@ class ShiftHook(Unscripted):
     ) -> tuple[Any, ...] | None:
         # what follows, in less than half of the time: between a network's layers the code is in no cache. There is a
         # plan only where nothing asks for more: no step, no packing, no counter, and the shift is on.
-        if args and kwargs is not None and is_plain(x := args[0]) and not torch.is_grad_enabled():
+        if args and kwargs is not None and is_plain(x := args[0]) and not is_grad_enabled():
             plan = self._plans.get((x.shape, x.stride(), x.storage_offset()))
             if plan is not None:
                 return (copied(x, plan), *args[1:]), kwargs
