@@ -76,11 +76,10 @@ def check_frames(x: Tensor, model: nn.Module, name: str) -> None:
     if x.shape[-3] in channels:
         return
     last, shape = x.shape[-1] in channels, tuple(x.shape)
-    if x.shape[-3] == 1 and not last:
+    if x.shape[-3] == 1 and not last and (x.dim() == 4 or x.shape[-4] not in channels):
         raise ValueError(
             f"{name} must have 3 channels on the third axis from the end, [..., 3, H, W], got {shape} with one: repeat "
-            f"a grey picture's, {name}.repeat_interleave(3, -3); of one frame of [N, 3, T, H, W], pass "
-            f"{name}.movedim(-4, -3)"
+            f"a grey picture's, {name}.repeat_interleave(3, -3)"
         )
     if last or x.shape[-4] in channels:
         raise ValueError(

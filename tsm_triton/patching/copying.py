@@ -4,8 +4,8 @@ torch.ao's quantised layers do, and graphs of torch.fx, and what torch.compile w
 """
 
 import copy
+import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -24,15 +24,29 @@ def keep_in_copies(module: nn.Module) -> None:
     kind = type(module)
     if all(getattr(kind, way, None) is getattr(nn.Module, way, None) for way in _OWN_WAYS):
         return
-    vars(module)[_REDUCE] = partial(_reduced, module)
+    vars(module)[_REDUCE] = _Way(_reduced, module)
     if hasattr(kind, _COPY):
-        vars(module)[_COPY] = partial(_copied, module)
+        vars(module)[_COPY] = _Way(_copied, module)
 
 
 def forget_copies(module: nn.Module) -> None:
     """Leave a module's copies to its class again."""
     vars(module).pop(_COPY, None)
     vars(module).pop(_REDUCE, None)
+
+
+class _Way:
+    """A function of the module whose attribute it is, which its copies do not take along: they get their own."""
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
+        self.function = function
+        self.module = weakref.ref(module)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(self.module(), *arguments)
+
+    def __reduce__(self) -> tuple[type[str], tuple[()]]:
+        return str, ()
 
 
 def _hooks_of(module: nn.Module) -> list[Any]:
