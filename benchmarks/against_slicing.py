@@ -75,13 +75,16 @@ def build(run: Run, name: str, layout: str) -> Measure:
             for module in network.modules():
                 if module is network or pre_hooks(module):
                     _add_time_to_forward(module, spent)
-        alone = _rounds(networks, shifts_alone, 30)
+        rounds_alone = _rounds(networks, shifts_alone, 30)
         about = {"model": name, "layout": layout, "size": SIZE, "threads": torch.get_num_threads()}
         ratios = {
             which: statistics.quantiles([each[which] / each["slicing"] for each in rounds], n=4)
             for which in ("patched", "control")
         }
-        alone = {f"{which}_alone_us": 1e6 * statistics.median(e[which] for e in alone) for which in networks}
+        alone = {
+            f"{which}_alone_us": 1e6 * statistics.median(each[which] for each in rounds_alone)
+            for which in networks
+        }
         return [{**about, "rounds": len(rounds), **ratios, **alone}]
 
     return measure

@@ -11,6 +11,7 @@ from importlib import import_module
 from .commands import COMMANDS
 from .commands.interrupt import exit_on_signal
 from .commands.options import option_of
+from .commands.workers import reasons_in
 from .version import __version__
 
 __all__ = ["main"]
@@ -79,8 +80,7 @@ def _in_own_words(message: str) -> str:
     """
     if not re.match(r"Caught \w+ in DataLoader worker process", message):
         return message
-    reasons = re.findall(r"^(?:\w+\.)*\w+: (.+)$", message, re.MULTILINE)
-    return reasons[-1] if reasons else message
+    return (reasons_in(message) or [message])[-1]
 
 
 def _on_the_command_line(message: str, names: Iterable[str]) -> str:

@@ -196,15 +196,10 @@ def temporal_shift(
 def shift_clips(x: Tensor, *arguments: Any) -> Tensor:
     """`temporal_shift` of clips of one length, its arguments in their order."""
     if is_plain(x):
-        return shift_plain(x, *arguments)
+        return copied(x, plan_shift(x, *arguments))
     if not isinstance(x, Tensor):
         _check_tensors(x=x)
     return ops.shift(x, *_checked(x.shape, *arguments))
-
-
-def shift_plain(x: Tensor, *arguments: Any) -> Tensor:
-    """`shift_clips` of what `is_plain`."""
-    return copied(x, plan_shift(x, *arguments))
 
 
 def plan_shift(

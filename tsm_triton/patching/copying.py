@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..torch_private import pre_hooks
+from .hook_calls import PatchHook
 
 __all__ = ["forget_copies", "keep_in_copies"]
 
@@ -49,10 +50,8 @@ class _Way:
         return str, ()
 
 
-def _hooks_of(module: nn.Module) -> list[Any]:
-    from .keeping import HELD
-
-    return [hook for hook in pre_hooks(module).values() if isinstance(hook, HELD)]
+def _hooks_of(module: nn.Module) -> list[PatchHook]:
+    return [hook for hook in pre_hooks(module).values() if isinstance(hook, PatchHook)]
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

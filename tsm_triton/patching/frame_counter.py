@@ -7,12 +7,12 @@ from torch import nn
 
 from ..threads import OfThread
 from ..torch_private import backward_number
-from .hook_calls import Unscripted, keyword_of
+from .hook_calls import PatchHook, keyword_of
 
 __all__ = ["FrameCounter"]
 
 
-class FrameCounter(Unscripted):
+class FrameCounter(PatchHook):
     """The forward pre-hook that notes how many frames a module receives, for the shifts behind it.
 
     Threads may run one model side by side, each with a batch of its own size. A backward runs again what gradient

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Unscripted", "first_parameter", "keyword_of"]
+__all__ = ["PatchHook", "first_parameter", "keyword_of"]
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-class Unscripted:
-    """What TorchScript cannot hold, and says so where it asks a hook for its name."""
+class PatchHook:
+    """What a patch puts into a model. TorchScript cannot hold it, and is told so where it asks for a hook's name."""
 
     @property
     def __name__(self) -> str:

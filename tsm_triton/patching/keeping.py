@@ -27,7 +27,7 @@ from ..torch_private import (
 from .copying import forget_copies, keep_in_copies
 from .description import describe, forget_description
 from .frame_counter import FrameCounter
-from .hook_calls import Unscripted
+from .hook_calls import PatchHook
 from .shift_hook import ShiftHook
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
@@ -43,7 +43,7 @@ class _Links:
         self.get = dict.get if are_plain else lambda holder, key: holder.get(key)
 
 
-class PatchRecord(Unscripted):
+class PatchRecord(PatchHook):
     """The forward pre-hook of a patched model that refuses to run without one of its shifts.
 
     A call of eager costs a dictionary look-up for each module on the way to a site; graphs hold what was there
@@ -102,7 +102,7 @@ class PatchRecord(Unscripted):
         self._links = _Links(*zip(*links.values(), strict=True)) if links else _Links((), (), ())
 
 
-class LostShift(Unscripted):
+class LostShift(PatchHook):
     """The forward pre-hook of what took a shifted module's place without a place for its shift: it refuses to run.
 
     The model's record would find that too, but only in a call of the model, in eager: this one stands in the way of
@@ -119,10 +119,6 @@ class LostShift(Unscripted):
         if self.hook.removed or any(hook is self.hook for *_, hook in _hooks_in(module)):
             return
         raise _gone(module, "a shift", "one that took a shifted module's place", [self.path])
-
-
-# all that a patch puts into a model
-HELD = (ShiftHook, FrameCounter, LostShift, PatchRecord)
 
 
 def check_whole(model: nn.Module) -> None:
@@ -207,7 +203,7 @@ def _check_alike(moving: list[tuple[str, nn.Module, int, Any]], places: dict[str
 def _hooks_in(module: nn.Module) -> Iterator[tuple[str, nn.Module, int, Any]]:
     for path, inner in list(module.named_modules()):
         for key, hook in list(pre_hooks(inner).items()):
-            if isinstance(hook, HELD):
+            if isinstance(hook, PatchHook):
                 yield path, inner, key, hook
 
 

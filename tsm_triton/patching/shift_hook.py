@@ -16,7 +16,7 @@ from ..ops.direct import is_plain
 from ..threads import OfThread
 from ..torch_private import in_backward, pre_hooks
 from .frame_counter import FrameCounter
-from .hook_calls import Unscripted, keyword_of
+from .hook_calls import PatchHook, keyword_of
 from .hook_guards import guard_hooks
 from .unshifted import keeps_unshifted, remember_unshifted
 
@@ -39,7 +39,7 @@ _numbers = itertools.count()
 _LAYOUTS = 16  # that a hook has plans of: more are those of a caller whose sizes never come again
 
 
-class ShiftHook(Unscripted):
+class ShiftHook(PatchHook):
     """The forward pre-hook that shifts a module's first argument, and the record that it is shifted.
 
     Its attributes are plain values: they survive `copy.deepcopy` and pickle, and `torch.compile` guards

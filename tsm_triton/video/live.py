@@ -171,7 +171,7 @@ class _Connection:
             raise
         self.fps = _rate(self.stream)
         self.kind = self.container.format.name
-        self.stamps: deque[int | None] = deque()  # of packets whose frames are to come
+        self.stamps: deque[int | None] = deque()  # of NO_PTS, of packets whose frames are to come
         self.opening: bytes | None = None
         self.broken: Exception | None = None
         self.read = 0  # bytes
@@ -237,7 +237,7 @@ class _Connection:
                 if self.opening is None:
                     self.opening = bytes(packet)
                 self.read = max(self.read, (packet.pos or 0) + packet.size)
-                if packet.size:
+                if self.kind in NO_PTS and packet.size:
                     self.stamps.append(packet.dts)
                 held.append(packet)
                 if not self.ends or len(held) > 1:

@@ -155,13 +155,10 @@ def decode_picture(data: bytes) -> Tensor:
                     "down first"
                 )
             return upright_picture(image)
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"expected a picture, got {len(data)} bytes that are none: encode it as JPEG or PNG"
-        ) from error
     except Exception as error:  # each of Pillow's formats fails in its own ways
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ValueError(
-            f"expected a picture, got {len(data)} bytes that are none ({error}): encode it as JPEG or PNG"
+            f"expected a picture, got {len(data)} bytes that are none{reason}: encode it as JPEG or PNG"
         ) from error
 
 

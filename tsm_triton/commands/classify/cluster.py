@@ -6,7 +6,6 @@ whose worker is lost is computed again, by Ray.
 
 import argparse
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ..exported import exported_file
 from ..interrupt import exit_on_signal
 from ..models import Said, load_trained_model
 from ..predicting import Predictor, likeliest
+from ..workers import reasons_in
 
 __all__ = ["check_folder", "classify_on_cluster"]
 
@@ -107,8 +107,7 @@ def _said_by_workers(kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        reasons = re.findall(r"^(?:[\w.]*\.)?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE)
-        own = [reason for reason in reasons if not reason.startswith("UDF failed")]
+        own = [reason for reason in reasons_in(str(error)) if not reason.startswith("UDF failed")]
         told = ValueError(own[0] if own else str(error).strip().rpartition("\n")[2])
         raise told from error
 
