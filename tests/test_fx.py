@@ -1,5 +1,8 @@
 """Graphs of torch.fx made of a patched model: the shift is in them once, and goes on following the hooks."""
 
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
@@ -45,6 +48,66 @@ def test_torchvisions_models_are_traced_with_their_shift(name):
     extractor = create_feature_extractor(model, {last: "out"})
     with torch.no_grad():
         torch.testing.assert_close(extractor(x)["out"], model(x))
+
+
+def _pickled(traced):
+    return pickle.loads(pickle.dumps(traced))
+
+
+COPIES = {
+    "copied": copy.deepcopy,
+    "pickled": _pickled,
+    "copied after a pickle": lambda traced: copy.deepcopy(_pickled(traced)),
+    "traced twice, copied": lambda traced: copy.deepcopy(torch.fx.symbolic_trace(traced)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize(
+    ("name", "place"), [("resnet18", "block"), ("mobilenet_v2", "block"), ("convnext_tiny", "blockres")]
+)
+def test_a_graphs_copy_has_hooks_of_its_own(name, place, way):
+    model = visible(getattr(torchvision.models, name)(num_classes=4))
+    tsm_triton.patch(model, 4, place=place)
+    traced = torch.fx.symbolic_trace(model)
+    copied = COPIES[way](traced)
+    assert len(shift_hooks(copied)) == len(shift_hooks(model))
+    assert not {id(hook) for hook in shift_hooks(copied)} & {id(hook) for hook in shift_hooks(traced)}
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        tsm_triton.set_num_segments(traced, 2)
+        assert not torch.allclose(traced(x), expected)
+        torch.testing.assert_close(copied(x), expected)
+        with tsm_triton.shift_disabled(model):
+            plain = model(x)
+            torch.testing.assert_close(copied(x), expected)
+        tsm_triton.unpatch(copied)
+        torch.testing.assert_close(copied(x), plain)
+        assert not tsm_triton.is_patched(copied)
+        assert not torch.allclose(traced(x), plain)
+
+
+@pytest.mark.parametrize("one", ["graph", "model"])
+@pytest.mark.parametrize("place", ["block", "blockres"])
+def test_what_unpatches_a_graph_or_its_model_unpatches_both(place, one):
+    model = visible(torchvision.models.convnext_tiny(num_classes=4))
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        plain = model(x)
+        tsm_triton.patch(model, 4, place=place)
+        expected = model(x)
+        for _ in range(2):
+            traced = torch.fx.symbolic_trace(model)
+            torch.testing.assert_close(traced(x), expected)
+            tsm_triton.unpatch({"graph": traced, "model": model}[one])
+            torch.testing.assert_close(traced(x), plain)
+            torch.testing.assert_close(model(x), plain)
+            assert not tsm_triton.is_patched(traced)
+            if tsm_triton.is_patched(model):
+                tsm_triton.unpatch(model)
+            tsm_triton.patch(model, 4, place=place)
+            torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize("name", ["regnety_002", "rexnet_100", "ghostnet_050", "test_vit"])

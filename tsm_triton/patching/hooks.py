@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from ..arguments import as_count
 from ..functional import clip_boundaries
 from ..modules.clip_layer import ClipLayer, CutsClips
 from ..torch_private import pre_hooks
 from .shift_hook import ShiftHook
+from .traced_shift import TracedShift
 
 __all__ = [
     "check_no_clip_layers",
@@ -218,8 +218,5 @@ def _hooks_of(module: nn.Module) -> Iterator[ShiftHook]:
     for hook in pre_hooks(module).values():
         if isinstance(hook, ShiftHook):
             yield hook
-    if isinstance(module, GraphModule):
-        for node in module.graph.nodes:
-            hook = getattr(node.target, "__self__", None)
-            if isinstance(hook, ShiftHook):
-                yield hook
+    if isinstance(module, TracedShift) and not module.hook.removed:
+        yield module.hook

@@ -18,6 +18,7 @@ from ..torch_private import in_backward, pre_hooks
 from .frame_counter import FrameCounter
 from .hook_calls import PatchHook, keyword_of
 from .hook_guards import guard_hooks
+from .traced_shift import traced
 from .unshifted import keeps_unshifted, remember_unshifted
 
 __all__ = ["ShiftHook"]
@@ -222,9 +223,7 @@ class ShiftHook(PatchHook):
                     plans[x.shape, x.stride(), x.storage_offset()] = plan
                 return copied(x, plan)
         if isinstance(x, Proxy):
-            frames = None if self.counter is None else self.counter.frames
-            arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
-            return x.tracer.create_proxy("call_function", self.traced_shift, arguments, {})  # type: ignore[return-value]
+            return traced(self, x, None if self.counter is None else self.counter.frames)
         if self.step is not None:
             return self.step(x)
         if self.boundaries is None and self.counter is None:
@@ -238,13 +237,8 @@ class ShiftHook(PatchHook):
             return self.length
         return self.num_segments
 
-    def traced_shift(self, x: Tensor, frames: int | None = None) -> Tensor:
-        """What a graph of torch.fx calls, which traced through the module and its hook: the hook goes on to say how.
-
-        Args:
-            x: the module's argument.
-            frames: where it has several rows a frame and the graph counts them itself.
-        """
+    def shift_in_graph(self, x: Tensor, frames: int | None = None) -> Tensor:
+        """What `TracedShift` gives: `frames` where the graph counts them itself."""
         if not self.enabled:
             return x
         return self.shift(x) if frames is None or self.step is not None else self._as_of_now(x, frames)(x)

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, chain, count, pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -29,6 +28,8 @@ from .containers import MAX_PIXELS, Upright, check_joined, check_pages, decode, 
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
@@ -220,7 +221,7 @@ def _index(path: AnyPath) -> _Index:
 
         check_joined(path, container)
         track, shown = stream.index, list(_shown(demux(container, stream), stream))
-        time_base = stream.time_base or Fraction(0)
+        time_base = stream.time_base
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         keeps_pts = container.format.name.partition(",")[0] in KEEP_PTS
         # may be cut and joined anywhere, and its clock may jump
@@ -257,7 +258,7 @@ def _times(
     shown: list[_Packet | None],
     packets: list[_Packet],
     num_frames: int,
-    time_base: Fraction,
+    time_base: "Fraction | None",
     keeps_pts: bool,
     broadcast: bool,
 ) -> tuple[list[float], float, float]:
@@ -323,7 +324,7 @@ def _doubtful(
 
 
 def _timed(
-    stamps: list[int], last: int, time_base: Fraction, broadcast: bool
+    stamps: list[int], last: int, time_base: "Fraction", broadcast: bool
 ) -> tuple[list[float], float, float]:
     """The times of frames in seconds from the first on, how long they last, and how many come a second.
 
@@ -332,8 +333,8 @@ def _timed(
     """
     steps = [b - a for a, b in pairwise(stamps)]
     forward = sorted(step for step in steps if step > 0) or [0]
-    usual = forward[(len(forward) - 1) // 2]  # the median; statistics would bring decimal along at import
-    leap, hole = LEAP / time_base, max(HOLE / time_base, Fraction(10 * usual))
+    usual = forward[(len(forward) - 1) // 2]  # the median; statistics and fractions would bring decimal along
+    leap, hole = LEAP / time_base, max(HOLE / time_base, 10 * usual)
     steps = [usual if step < 0 or (broadcast and step > leap) else step for step in steps]
     ticks = [*accumulate(steps, initial=0)]
     length = ticks[-1] + (last or ticks[-1] / max(1, len(steps)))
