@@ -142,3 +142,23 @@ def test_a_copy_of_a_converted_model_is_shifted(model, monkeypatch):
         model(x)
         quantised = quantization.convert(model)
         assert torch.equal(quantised(x), copy.deepcopy(quantised)(x))
+
+
+@pytest.mark.skipif(not ENGINES, reason="needs a quantisation engine, torch has none on this CPU")
+def test_a_quantised_model_is_patched_unverified_and_copied_before_it_is_called(monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", ENGINES[0])
+    quantised = torchvision.models.quantization.resnet18(num_classes=4, quantize=True).eval()
+    with pytest.raises(ValueError, match="before it is quantised, or with verify=False"):
+        tsm_triton.patch(quantised, 4)
+    assert not tsm_triton.is_patched(quantised)
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        plain = quantised(x)
+        tsm_triton.patch(quantised, 4, verify=False)
+        copied, part = copy.deepcopy(quantised), copy.deepcopy(quantised.layer1)
+        shifted = quantised(x)
+        assert not torch.equal(shifted, plain)
+        assert torch.equal(copied(x), shifted)
+        maps = quantised.relu(quantised.bn1(quantised.conv1(quantised.quant(x))))
+        assert torch.equal(part(maps).int_repr(), quantised.layer1(maps).int_repr())
+        assert len(shift_hooks(part)) == 2

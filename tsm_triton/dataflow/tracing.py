@@ -139,6 +139,10 @@ def _channels_of_input(model: nn.Module, shape: tuple[int, ...]) -> int:
     return shape[1]
 
 
+# torch.ao's layers of integers
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+
+
 def trace(
     model: nn.Module, shape: tuple[int, ...], num_segments: int | None = None, shifted: bool = True
 ) -> Trace:
@@ -167,6 +171,11 @@ def trace(
         recorder = _Recorder(twin)
         output = _run(recorder, shape)
     except Exception as error:
+        if any(type(module).__module__.startswith(_QUANTISED) for module in model.modules()):
+            raise ValueError(
+                f"expected a model that runs on a meta tensor, got {type(model).__name__}, whose layers are "
+                "quantised and do not. Call tsm_triton.patch before it is quantised, or with verify=False."
+            ) from error
         raise ValueError(
             f"expected a model that runs on a meta tensor of shape {shape}, got {type(model).__name__}, "
             f"which raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}. Pass an "

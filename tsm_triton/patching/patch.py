@@ -13,6 +13,7 @@ from ..dataflow.tracing import BATCH, input_shape, trace
 from ..functional import check_shift, fold_counts
 from ..sites import ShiftSite
 from ..torch_private import is_compiled
+from .copying import keep_in_copies
 from .description import describe
 from .finding import Backbone, backbones_of, check_model, choose_sites, find_sites
 from .frame_counter import FrameCounter
@@ -228,6 +229,7 @@ def _add_hooks(
         hook.argument = first_parameter(site.module)
         site.module.register_forward_pre_hook(hook, with_kwargs=True)
         describe(site.module, hook)
+        keep_in_copies(site.module)
         hooks[site.name] = hook
     record = PatchRecord([*counters.items(), *hooks.items()])
     model.register_forward_pre_hook(record, with_kwargs=True)
