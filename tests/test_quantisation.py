@@ -162,3 +162,16 @@ def test_a_quantised_model_is_patched_unverified_and_copied_before_it_is_called(
         maps = quantised.relu(quantised.bn1(quantised.conv1(quantised.quant(x))))
         assert torch.equal(part(maps).int_repr(), quantised.layer1(maps).int_repr())
         assert len(shift_hooks(part)) == 2
+
+
+@pytest.mark.skipif(not ENGINES, reason="needs a quantisation engine, torch has none on this CPU")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_streams_and_scripts_of_a_quantised_model_are_refused_with_what_to_use(monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", ENGINES[0])
+    quantised = torchvision.models.quantization.resnet18(num_classes=4, quantize=True).eval()
+    tsm_triton.patch(quantised, 4, direction="causal", verify=False)
+    stream = tsm_triton.Streaming(quantised)
+    with pytest.raises(TypeError, match=r"got quantised ones.* Use the float model, or .*int8=clips"):
+        stream(torch.randn(1, 3, 64, 64))
+    with pytest.raises(AttributeError, match="without torch.ao's quantised layers"):
+        torch.jit.trace(quantised, torch.randn(4, 3, 64, 64))

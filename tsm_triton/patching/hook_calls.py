@@ -17,7 +17,8 @@ class PatchHook:
     def __name__(self) -> str:
         raise AttributeError(
             "expected a model that TorchScript can hold, got a patched one, whose hooks are Python. Use "
-            "torch.jit.trace, whose graph takes any number of clips, torch.export or torch.compile."
+            "torch.jit.trace, whose graph takes any number of clips (of a model without torch.ao's quantised layers, "
+            "which it scripts), torch.export or torch.compile."
         )
 
 

@@ -218,6 +218,11 @@ class _Probe:
         self.cache: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.is_quantized:
+            raise TypeError(
+                "expected a model whose shifted maps are floating-point, got quantised ones, which torch.ao's "
+                "tensors have no cache for. Use the float model, or tsm_triton.export it with int8=clips."
+            )
         dim = self.hook.channel_dim
         fold, *_ = fold_counts(x.shape[dim], self.hook.shift_div, "causal")
         with torch.inference_mode(False):  # a cache is written in any mode later on
