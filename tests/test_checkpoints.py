@@ -2,11 +2,13 @@
 
 import copy
 import os
+from types import MethodType
 
 import pytest
 import timm
 import torch
 import torchvision
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
@@ -102,9 +104,23 @@ def custom_head():
     return model
 
 
+def custom_forward():
+    model = timm.create_model("test_resnet")
+    model.forward_features = MethodType(lambda self, x: type(self).forward_features(self, x.flip(-1)), model)
+    return model
+
+
+def custom_block():
+    model = torchvision.models.resnet18()
+    model.layer4[1].forward = MethodType(lambda self, x: 2 * type(self).forward(self, x), model.layer4[1])
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
+        (custom_forward, "differs from test_resnet at its replaced methods, .*forward_features"),
+        (custom_block, "differs from torchvision/resnet18 at layer4.1 replaced methods"),
         (custom_head, "ResNet differs from torchvision/resnet18 at fc"),
         (lambda: timm.create_model("resnet18", output_stride=16), "differs from resnet18 at layer4"),
         (
@@ -122,6 +138,13 @@ def test_a_model_that_no_builder_makes_is_loaded_into(build, reason, tmp_path):
         load_checkpoint(tmp_path / "a.pt")
     assert load_checkpoint(other, tmp_path / "a.pt") is other
     assert same(other, model)
+
+
+def test_a_forward_that_accelerate_wraps_computes_the_same(tmp_path):
+    model = Accelerator(mixed_precision="bf16", cpu=True).prepare(network())
+    assert "forward" in vars(model)
+    save_checkpoint(model, tmp_path / "a.pt")
+    assert same(load_checkpoint(tmp_path / "a.pt"), network())
 
 
 class Holder(nn.Module):

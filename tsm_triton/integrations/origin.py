@@ -1,5 +1,6 @@
 """Which function of timm or torchvision built a model: proven by calling it again, without weights, and comparing."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +26,8 @@ SILENT = {
 }
 # nothing in evaluation mode
 NOTHING = {"DropPath", "Dropout", "Dropout1d", "Dropout2d", "Identity", "StochasticDepth"}
+# methods that compute no output
+BESIDE = {"extra_repr", "load_state_dict", "state_dict", "train"}
 # another class of the same function in evaluation mode
 ALIKE = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d", "DropoutLinear": "Linear"}
 # timm's names of activations that published weights were trained with in the place of others
@@ -267,7 +270,7 @@ def _twin(library: str, name: str, options: tuple[tuple[str, Any], ...]) -> _Str
 
 def _structure_of(model: nn.Module) -> _Structure:
     modules = {
-        name: (_kind(module), _plain_attributes(module))
+        name: (_kind(module), {**_plain_attributes(module), "replaced methods": _replaced_methods(module)})
         for name, module in model.named_modules()
         if not name or _kind(module) not in NOTHING
     }
@@ -303,6 +306,24 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
         for key, value in vars(module).items()
         if key not in SILENT and not key.startswith("_") and _is_plain(value)
     }
+
+
+def _replaced_methods(module: nn.Module) -> tuple[str, ...]:
+    """Methods that are no longer the class's, nor wrap it as accelerate's mixed precision does."""
+
+    def function(method: Any) -> Any:
+        inner = inspect.unwrap(method)
+        return getattr(inner, "__func__", inner)
+
+    return tuple(
+        key
+        for key, value in vars(module).items()
+        if inspect.isroutine(getattr(type(module), key, None))
+        and callable(value)
+        and not key.startswith("_")
+        and key not in BESIDE
+        and function(value) is not function(getattr(type(module), key))
+    )
 
 
 def _is_plain(value: Any) -> bool:
