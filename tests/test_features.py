@@ -6,6 +6,7 @@ import torch
 import torchvision
 from networks import T, visible
 
+import tsm_triton
 from tsm_triton import fuse, patch
 from tsm_triton.video.features import VideoFeatures
 
@@ -70,3 +71,14 @@ def test_a_detectors_backbone_gives_its_maps():
     patch(model, 4)
     maps = VideoFeatures(model.backbone.body, num_segments=4)(torch.randn(1, 4, 3, 64, 64))
     assert [tuple(one.shape[:2]) for one in maps] == [(1, 4)] * len(maps)
+
+
+@pytest.mark.parametrize("streams", [1, T, 2 * T])
+def test_clips_of_maps_are_not_streamed(streams):
+    backbone = patch(
+        timm.create_model("resnet18", features_only=True, out_indices=(1, 4)).eval(), T, direction="causal"
+    )
+    frames = torch.randn(streams, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"T = num_segments|VideoFeatures' \.model"):
+        tsm_triton.Streaming(VideoFeatures(backbone, T))(frames)
+    assert [len(x) for x in tsm_triton.Streaming(backbone)(frames)] == [streams, streams]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -10,6 +11,8 @@ import torchvision
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import tsm_triton
+from tsm_triton.checkpoints.patches import patch_of
+from tsm_triton.patching.frame_counter import FrameCounter
 from tsm_triton.patching.hooks import shift_hooks
 
 from .networks import visible
@@ -88,26 +91,115 @@ def test_a_graphs_copy_has_hooks_of_its_own(name, place, way):
         assert not torch.allclose(traced(x), plain)
 
 
+TRACED_THROUGH = {
+    "resnet18": "block",  # every site
+    "shufflenet_v2_x0_5": "block",  # all sites but one
+    "convnext_tiny": "blockres",
+    "mobilenet_v2": "blockres",  # none
+}
+
+
+@pytest.mark.parametrize("disabled", [False, True])
 @pytest.mark.parametrize("one", ["graph", "model"])
-@pytest.mark.parametrize("place", ["block", "blockres"])
-def test_what_unpatches_a_graph_or_its_model_unpatches_both(place, one):
-    model = visible(torchvision.models.convnext_tiny(num_classes=4))
+@pytest.mark.parametrize("name", TRACED_THROUGH)
+def test_what_patches_or_unpatches_a_model_does_so_to_its_graph(name, one, disabled):
+    model = visible(getattr(torchvision.models, name)(num_classes=4))
     x = torch.randn(8, 3, 64, 64)
     with torch.no_grad():
         plain = model(x)
-        tsm_triton.patch(model, 4, place=place)
-        expected = model(x)
-        for _ in range(2):
-            traced = torch.fx.symbolic_trace(model)
-            torch.testing.assert_close(traced(x), expected)
+        tsm_triton.patch(model, 4, place=TRACED_THROUGH[name])
+        shifted, words = model(x), repr(model)
+        traced = torch.fx.symbolic_trace(model)
+        torch.testing.assert_close(traced(x), shifted)
+        with tsm_triton.shift_disabled(model) if disabled else nullcontext():
             tsm_triton.unpatch({"graph": traced, "model": model}[one])
-            torch.testing.assert_close(traced(x), plain)
-            torch.testing.assert_close(model(x), plain)
-            assert not tsm_triton.is_patched(traced)
-            if tsm_triton.is_patched(model):
-                tsm_triton.unpatch(model)
-            tsm_triton.patch(model, 4, place=place)
-            torch.testing.assert_close(model(x), expected)
+        for each in (model, traced):
+            torch.testing.assert_close(each(x), plain)
+            assert not tsm_triton.is_patched(each)
+        assert "shift=" not in repr(model)
+        tsm_triton.patch(model, 4, place=TRACED_THROUGH[name])
+        assert repr(model) == words
+        for each in (model, traced, torch.fx.symbolic_trace(model)):
+            torch.testing.assert_close(each(x), shifted)
+            assert len(shift_hooks(each)) == len(shift_hooks(model))
+
+
+def test_a_graph_of_a_block_that_was_replaced_is_not_shifted_by_half():
+    model = visible(torchvision.models.resnet18(num_classes=4))
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        plain, block = model(x), copy.deepcopy(model.layer1[0])
+        shifted = tsm_triton.patch(model, 4, place="block")(x)
+        traced = torch.fx.symbolic_trace(model)
+        model.layer1[0] = block
+        torch.testing.assert_close(model(x), shifted)
+        torch.testing.assert_close(traced(x), shifted)
+        tsm_triton.unpatch(model)
+        torch.testing.assert_close(model(x), plain)
+        torch.testing.assert_close(traced(x), plain)
+
+
+def test_a_compiled_graph_follows_its_shift():
+    model = visible(torchvision.models.shufflenet_v2_x0_5(num_classes=4))
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        plain = model(x)
+        shifted = tsm_triton.patch(model, 4, place="block")(x)
+        traced = torch.fx.symbolic_trace(model)
+        compiled = torch.compile(traced, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), shifted)
+        for length in (2, 8):
+            tsm_triton.set_num_segments(model, length)
+            torch.testing.assert_close(compiled(x), model(x))
+        with tsm_triton.shift_disabled(traced):
+            torch.testing.assert_close(compiled(x), plain)
+        tsm_triton.unpatch(model)
+        torch.testing.assert_close(compiled(x), plain)
+        tsm_triton.patch(model, 4, place="block")
+        torch.testing.assert_close(compiled(x), shifted)
+
+
+@pytest.mark.parametrize("name", TRACED_THROUGH)
+def test_a_stream_of_a_graph_is_the_models(name):
+    model = visible(getattr(torchvision.models, name)(num_classes=4))
+    tsm_triton.patch(model, 4, place=TRACED_THROUGH[name], direction="causal")
+    streams = [tsm_triton.Streaming(each) for each in (model, torch.fx.symbolic_trace(model))]
+    assert streams[0].step.names == streams[1].step.names
+    for _ in range(3):
+        x = torch.randn(4, 3, 64, 64)
+        expected, actual = (stream(x) for stream in streams)
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", TRACED_THROUGH)
+def test_a_checkpoint_of_a_graph_has_every_shift(name, tmp_path):
+    model = visible(getattr(torchvision.models, name)(num_classes=4))
+    other = copy.deepcopy(model)
+    tsm_triton.patch(model, 4, place=TRACED_THROUGH[name])
+    traced = torch.fx.symbolic_trace(model)
+    assert patch_of(traced) == patch_of(model)
+    tsm_triton.save_checkpoint(traced, tmp_path / "a.pt")
+    with pytest.raises(RuntimeError, match="to be patched as the weights"):
+        tsm_triton.load_checkpoint(other, tmp_path / "a.pt")
+    tsm_triton.load_checkpoint(tsm_triton.patch(other, 4, place=TRACED_THROUGH[name]), tmp_path / "a.pt")
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), model(x))
+
+
+def test_what_cannot_hold_a_traced_shift_says_so():
+    model = tsm_triton.patch(torchvision.models.resnet18().eval(), 4, place="block")
+    with pytest.raises(RuntimeError, match="expected a torch.fx.Tracer"):
+        model.layer1[0](torch.fx.Proxy(torch.fx.Graph().placeholder("x")))
+    with pytest.raises(AttributeError, match="expected a model that TorchScript can hold"):
+        torch.jit.script(torch.fx.symbolic_trace(model))
+
+
+def test_a_graph_whose_frames_another_counts_is_not_saved_for_the_model():
+    traced = torch.fx.symbolic_trace(tsm_triton.patch(torchvision.models.resnet18().eval(), 4, place="block"))
+    shift_hooks(traced)[0].counter = FrameCounter()
+    with pytest.raises(ValueError, match="rows are windows. Pass the model itself"):
+        patch_of(traced)
 
 
 @pytest.mark.parametrize("name", ["regnety_002", "rexnet_100", "ghostnet_050", "test_vit"])

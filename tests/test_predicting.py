@@ -16,6 +16,7 @@ import tsm_triton
 from tsm_triton.backbones import create_backbone
 from tsm_triton.cli import main
 from tsm_triton.commands.demo.motion_clips import CLASSES
+from tsm_triton.commands.stream.seen import Seen
 from tsm_triton.commands.tables import save_parquet
 from tsm_triton.preparation import Preparation, set_preparation
 from tsm_triton.progress import Bar
@@ -121,6 +122,22 @@ def test_the_loss_of_a_sure_model_is_not_cut_off(videos, checkpoint, tmp_path):
     assert sum(losses) / len(losses) > 100
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["loss"] == pytest.approx((sum(losses) / len(losses)).item(), rel=1e-4)
+    # probabilities that are 0 are still in the order of their logits
+    ranks = ["--json", str(tmp_path / "ranks.json"), "--top", "4"]
+    assert main(["classify", str(videos), *options(tmp_path / "sure.pt"), *ranks]) == 0
+    for record in json.loads((tmp_path / "ranks.json").read_text()):
+        with torch.inference_mode():
+            logits = classifier(transform_for(model)(read_clip(record["video"], T, size=36)[0])[None])
+        by_logit = [NAMES[i] for i in logits.flatten().argsort(descending=True).tolist()]
+        assert [entry["label"] for entry in record["top"]] == by_logit
+
+
+def test_the_ranks_of_a_sure_stream_are_those_of_its_logits():
+    seen = Seen(list("abcdefg"), "labels", "weights")
+    logits = torch.tensor([0.0, -400.0, -350.0, -300.0, -250.0, -200.0, -150.0])
+    assert seen.add(0, 0.0, logits.log_softmax(-1)) == ("a", 1.0)
+    assert [label for label, _ in seen.predictions(5)[0].top] == ["a", "g", "f", "e", "d"]
+    assert seen.probabilities[0].tolist() == [1.0, *[0.0] * 6]
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..patching.frame_counter import FrameCounter
+from ..patching.hooks import shifts_in
 from ..patching.patch import patch
 from ..patching.shift_hook import ShiftHook
 from ..sites import ShiftSite
@@ -24,15 +25,18 @@ def patch_of(model: nn.Module) -> dict[str, Any] | None:
         ValueError: parts that are patched differently.
     """
     counters: dict[FrameCounter, str] = {}
-    hooks: list[tuple[str, ShiftHook]] = []
     for name, module in model.named_modules():
         for hook in pre_hooks(module).values():
             if isinstance(hook, FrameCounter):
                 counters[hook] = own_name(name)
-            elif isinstance(hook, ShiftHook):
-                hooks.append((own_name(name), hook))
+    hooks = [(own_name(name), hook) for name, hook in shifts_in(model)]
     if not hooks:
         return None
+    if any(hook.counter is not None and hook.counter not in counters for _, hook in hooks):
+        raise ValueError(
+            f"expected a model that counts its own frames, got {type(model).__name__}, a part or a graph of one whose "
+            "rows are windows. Pass the model itself."
+        )
     settings = [{key: getattr(hook, key, "future_first") for key in SETTINGS} for _, hook in hooks]
     if any(other != settings[0] for other in settings):
         other = next(other for other in settings if other != settings[0])

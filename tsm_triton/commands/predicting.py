@@ -22,7 +22,7 @@ from .common import pick_device
 from .interrupt import Interrupt
 from .models import Trained
 
-__all__ = ["Predictor", "likeliest"]
+__all__ = ["Predictor"]
 
 TINY = torch.finfo(torch.float32).tiny  # a probability that is too small for a logarithm
 
@@ -88,17 +88,11 @@ class Predictor:
         numbered = tuple(Sample(sample.path, number) for number, sample in enumerate(samples))
         return VideoDataset(Listing(numbered), self.num_segments, **self.options)
 
-    def probabilities(self, clips: Tensor) -> Tensor:
-        """Clips `[N, V, T, 3, H, W]` -> probabilities `[N, num_classes]`, on the CPU.
-
-        Raises:
-            ValueError: they are no numbers.
-        """
-        return self.log_probabilities(clips).exp()
-
     @torch.inference_mode()
     def log_probabilities(self, clips: Tensor) -> Tensor:
-        """Their logarithms, which of averaged logits have no smallest one.
+        """Clips `[N, V, T, 3, H, W]` -> logarithms `[N, num_classes]` of probabilities, on the CPU.
+
+        Of averaged logits they have no smallest one.
 
         Raises:
             ValueError: they are no numbers.
@@ -125,9 +119,3 @@ class Predictor:
                 bar.update(count=len(numbers))
                 if interrupt.asked:
                     return
-
-
-def likeliest(probabilities: Tensor, labels: Sequence[str], top: int) -> list[tuple[str, float]]:
-    """The likeliest labels with their probabilities `[num_classes]`, the likeliest first."""
-    best: list[int] = probabilities.topk(min(top, len(probabilities))).indices.tolist()
-    return [(labels[index], round(probabilities[index].item(), 6)) for index in best]

@@ -19,6 +19,8 @@ class _Description:
 
     def __call__(self) -> str:
         hook = self.hook
+        if hook.removed:  # through a graph of torch.fx
+            return type(self.module).extra_repr(self.module)
         shift = f"shift={hook.direction}, num_segments={hook.num_segments}, shift_div={hook.shift_div}"
         own = type(self.module).extra_repr(self.module)
         return ", ".join(filter(None, (own, shift if hook.enabled else f"{shift}, off")))
@@ -33,7 +35,8 @@ def describe(module: nn.Module, hook: "ShiftHook") -> None:
         Conv2d(64, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False, shift=bidirectional, \
 num_segments=4, shift_div=8)
     """
-    if "extra_repr" not in vars(module):  # somebody else's
+    own = vars(module).get("extra_repr")
+    if own is None or (isinstance(own, _Description) and own.hook.removed):  # else somebody else's
         module.extra_repr = _Description(module, hook)
 
 

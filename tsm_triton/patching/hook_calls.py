@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["PatchHook", "first_parameter", "keyword_of"]
+__all__ = ["PatchHook", "first_parameter", "keyword_of", "no_script"]
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -15,11 +15,16 @@ class PatchHook:
 
     @property
     def __name__(self) -> str:
-        raise AttributeError(
-            "expected a model that TorchScript can hold, got a patched one, whose hooks are Python. Use "
-            "torch.jit.trace, whose graph takes any number of clips (of a model without torch.ao's quantised layers, "
-            "which it scripts), torch.export or torch.compile."
-        )
+        raise no_script()
+
+
+def no_script() -> AttributeError:
+    """What to raise where TorchScript would hold a shift."""
+    return AttributeError(
+        "expected a model that TorchScript can hold, got a patched one, whose hooks are Python. Use "
+        "torch.jit.trace, whose graph takes any number of clips (of a model without torch.ao's quantised layers, "
+        "which it scripts), torch.export or torch.compile."
+    )
 
 
 def first_parameter(module: nn.Module) -> str | None:

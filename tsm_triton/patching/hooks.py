@@ -13,7 +13,7 @@ from ..functional import clip_boundaries
 from ..modules.clip_layer import ClipLayer, CutsClips
 from ..torch_private import pre_hooks
 from .shift_hook import ShiftHook
-from .traced_shift import TracedShift
+from .traced_shift import TracedShift, untraced_name
 
 __all__ = [
     "check_no_clip_layers",
@@ -25,6 +25,7 @@ __all__ = [
     "set_num_segments",
     "shift_disabled",
     "shift_hooks",
+    "shifts_in",
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -209,6 +210,13 @@ def _clip_holders(model: nn.Module) -> Iterator[tuple[ShiftHook | ClipLayer, int
             pooled *= module.pools
 
 
+def shifts_in(model: nn.Module) -> Iterator[tuple[str, ShiftHook]]:
+    """The shifts of a model, or of a graph of torch.fx that was made of one, with the names of their places."""
+    for name, module in model.named_modules():
+        name = untraced_name(name) if isinstance(module, TracedShift) else name
+        yield from ((name, hook) for hook in _hooks_of(module))
+
+
 def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
     for module in model.modules():
         yield from _hooks_of(module)
@@ -218,5 +226,5 @@ def _hooks_of(module: nn.Module) -> Iterator[ShiftHook]:
     for hook in pre_hooks(module).values():
         if isinstance(hook, ShiftHook):
             yield hook
-    if isinstance(module, TracedShift) and not module.hook.removed:
+    if isinstance(module, TracedShift) and module.hook is not None:
         yield module.hook

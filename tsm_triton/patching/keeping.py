@@ -29,7 +29,7 @@ from .description import describe, forget_description
 from .frame_counter import FrameCounter
 from .hook_calls import PatchHook
 from .shift_hook import ShiftHook
-from .traced_shift import forget_trace
+from .traced_shift import TracedShift, forget_trace
 
 __all__ = ["PatchRecord", "check_whole", "remove_hooks"]
 
@@ -135,6 +135,8 @@ def remove_hooks(model: nn.Module) -> None:
         forget_description(module)
         forget_copies(module)
         forget_trace(module)
+        if isinstance(module, TracedShift):
+            module.take_off()
     for _, module, key, hook in list(_hooks_in(model)):
         take_pre_hook(module, key)
         hook = hook.hook if isinstance(hook, LostShift) else hook

@@ -18,7 +18,7 @@ from ..torch_private import in_backward, pre_hooks
 from .frame_counter import FrameCounter
 from .hook_calls import PatchHook, keyword_of
 from .hook_guards import guard_hooks
-from .traced_shift import traced
+from .traced_shift import shift_in_graph
 from .unshifted import keeps_unshifted, remember_unshifted
 
 __all__ = ["ShiftHook"]
@@ -194,13 +194,16 @@ class ShiftHook(PatchHook):
                 return None
             return (self._shift_for(module, args[0]), *args[1:])
         if args:
-            x = args[0]
-            shifted = self._shift_for(module, x) if torch.is_grad_enabled() else self.shift(x)
-            return (shifted, *args[1:]), kwargs
+            x: Any = args[0]
+            if torch.is_grad_enabled() or isinstance(x, Proxy):
+                return (self._shift_for(module, x), *args[1:]), kwargs
+            return (self.shift(x), *args[1:]), kwargs
         name = keyword_of(self.argument, kwargs)
         return args, {**kwargs, name: self._shift_for(module, kwargs[name])}
 
-    def _shift_for(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _shift_for(self, module: nn.Module, x: Any) -> Tensor:
+        if isinstance(x, Proxy):
+            return shift_in_graph(module, x, None if self.counter is None else self.counter.frames)
         if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
         if next(reversed(pre_hooks(module).values()), None) is not self:
@@ -222,8 +225,6 @@ class ShiftHook(PatchHook):
                 if self.enabled:
                     plans[x.shape, x.stride(), x.storage_offset()] = plan
                 return copied(x, plan)
-        if isinstance(x, Proxy):
-            return traced(self, x, None if self.counter is None else self.counter.frames)
         if self.step is not None:
             return self.step(x)
         if self.boundaries is None and self.counter is None:
@@ -238,7 +239,7 @@ class ShiftHook(PatchHook):
         return self.num_segments
 
     def shift_in_graph(self, x: Tensor, frames: int | None = None) -> Tensor:
-        """What `TracedShift` gives: `frames` where the graph counts them itself."""
+        """What a graph of torch.fx is given, and `frames` where it counts them itself."""
         if not self.enabled:
             return x
         return self.shift(x) if frames is None or self.step is not None else self._as_of_now(x, frames)(x)

@@ -1,64 +1,83 @@
-"""The shift in a graph of torch.fx that traced through the module which has the hook."""
+"""The shift in a graph of torch.fx that traced through the shifted module."""
 
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.fx import Proxy
+from torch.fx import Proxy, Tracer
 
 from ..torch_private import pre_hooks
+from .hook_calls import no_script
 
 if TYPE_CHECKING:
     from .shift_hook import ShiftHook
 
-__all__ = ["TracedShift", "forget_trace", "traced"]
+__all__ = ["TracedShift", "forget_trace", "shift_in_graph", "untraced_name"]
 
-# An attribute of the module that has the hook, and no child of it, until a graph takes it for a child of its own
+# An attribute of the traced module and no child of it, where a graph finds what becomes a child of its own.
 _ATTRIBUTE = "tsm_triton_shift"
 
 
 class TracedShift(nn.Module):
-    """A module of a graph, which goes on asking the hook how to shift: graphs copy and pickle their modules.
+    """A graph's module in the place of a hook: graphs copy and pickle their modules, and run no hook of others.
+
+    It asks the traced module's hooks at each call, as the modules that graph and model have in common ask theirs: so
+    both are patched and unpatched together, and no graph is shifted by half.
 
     Shape:
         - Input: as the module's, with the frames where it has several rows a frame and the graph counts them.
         - Output: as the input.
     """
 
-    def __init__(self, hook: "ShiftHook") -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.hook = hook
+        # not the module, whose other parts a graph that was quantised need not keep
+        self.hooks = pre_hooks(module)
+
+    @property
+    def hook(self) -> "ShiftHook | None":
+        """The module's shift, None where it was taken off."""
+        return next((hook for hook in self.hooks.values() if _shifts(hook) and not hook.removed), None)
 
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
-        if not isinstance(x, Proxy):
-            return self.hook.shift_in_graph(x, frames)
-        arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
-        tracer: Any = x.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, {})
+        if isinstance(x, Proxy):  # the graph is traced once more
+            arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
+            tracer: Any = x.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, {})
+        return x if self.hook is None else self.hook.shift_in_graph(x, frames)
+
+    def take_off(self) -> None:
+        """Take the shift off the traced module."""
+        for key, hook in list(self.hooks.items()):
+            if _shifts(hook):
+                del self.hooks[key]
+                hook.removed = True
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise no_script()
 
 
-def traced(hook: "ShiftHook", x: Any, frames: Any) -> Any:
-    """What a hook gives a tracer of torch.fx: the output of a `TracedShift` in the graph."""
-    root = getattr(x.tracer, "root", None)
-    for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
-        if any(each is hook for each in pre_hooks(module).values()):
-            shift = vars(module).get(_ATTRIBUTE)
-            if shift is None or shift.hook is not hook:
-                shift = vars(module)[_ATTRIBUTE] = TracedShift(hook)
-            x.tracer.submodule_paths[shift] = f"{name}.{_ATTRIBUTE}"
-            return shift(x, frames)
-    raise RuntimeError(
-        f"expected a tracer of torch.fx whose root holds the shifted module, got {type(x.tracer).__name__} with "
-        f"{type(root).__name__} as its root. Pass the model itself to the tracer, or tsm_triton.unpatch(model)."
-    )
+def shift_in_graph(module: nn.Module, x: Proxy, frames: Any) -> Any:
+    """What the hook of a module gives to a tracer of torch.fx: the output of a `TracedShift`."""
+    if not isinstance(x.tracer, Tracer):
+        raise RuntimeError(
+            f"expected a torch.fx.Tracer, which knows the model's modules, got {type(x.tracer).__name__}. Use "
+            "torch.fx.symbolic_trace(model), or call tsm_triton.unpatch(model) before."
+        )
+    shift = vars(module)[_ATTRIBUTE] = TracedShift(module)
+    paths: Any = x.tracer.submodule_paths
+    paths[shift] = f"{x.tracer.path_of_module(module)}.{_ATTRIBUTE}"
+    return shift(x, frames)
+
+
+def untraced_name(name: str) -> str:
+    """The name of the module whose shift a graph has there."""
+    return name.removesuffix(_ATTRIBUTE).removesuffix(".")
 
 
 def forget_trace(module: nn.Module) -> None:
-    """Take the shift out of a graph's module, or what a trace has put into a model's and so into its graphs.
+    """Leave nothing in a module that a trace has put there."""
+    vars(module).pop(_ATTRIBUTE, None)
 
-    Graph and model have the modules in common that were not traced through, so that the others follow these: a graph
-    of which half is shifted is neither.
-    """
-    shift = module if isinstance(module, TracedShift) else vars(module).pop(_ATTRIBUTE, None)
-    if shift is not None:
-        shift.hook.enabled = False
-        shift.hook.removed = True
+
+def _shifts(hook: Any) -> bool:
+    return hasattr(hook, "shift_in_graph")

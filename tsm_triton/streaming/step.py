@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
-from ..patching.hooks import check_no_clip_layers, shift_hooks
+from ..patching.hooks import check_no_clip_layers, shift_hooks, shifts_in
 from ..patching.keeping import check_whole
 from ..patching.shift_hook import ShiftHook
-from ..torch_private import COMPILED, BatchNorm, pre_hooks
+from ..torch_private import COMPILED, BatchNorm
 from .state import check_caches
 
 __all__ = ["StreamStep"]
@@ -80,12 +80,10 @@ class StreamStep(nn.Module):
         self.norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []
-        for name, module in model.named_modules():
-            for hook in pre_hooks(module).values():
-                if isinstance(hook, ShiftHook):
-                    # as in the model that torch.compile wraps, so that states can be exchanged
-                    self.names.append(name.replace(f"{COMPILED}.", ""))
-                    self.hooks.append(hook)
+        for name, hook in shifts_in(model):
+            # as in the model that torch.compile wraps, so that states can be exchanged
+            self.names.append(name.replace(f"{COMPILED}.", ""))
+            self.hooks.append(hook)
         for name, hook in zip(self.names, self.hooks, strict=True):
             if hook.direction != "causal":
                 raise RuntimeError(
@@ -171,12 +169,14 @@ class StreamStep(nn.Module):
 
     def _check_rows(self, output: Any, streams: int) -> None:
         """Raise where a model mixes the streams, as one does that takes them for the frames of clips."""
-        first = output[0] if self.features else output
-        if isinstance(first, Tensor) and (first.dim() == 0 or first.shape[0] != streams):
-            raise ValueError(
-                f"expected a model that returns a row for each of {streams} streams, got shape {tuple(first.shape)} "
-                f"from {type(self.model).__name__}: stream the network of frames inside it, a VideoClassifier's .model"
-            )
+        maps = output.values() if isinstance(output, dict) else output
+        for each in maps if isinstance(output, (dict, list, tuple)) else [output]:
+            if isinstance(each, Tensor) and (each.dim() == 0 or each.shape[0] != streams):
+                raise ValueError(
+                    f"expected a model that returns a row for each of {streams} streams, got shape "
+                    f"{tuple(each.shape)} from {type(self.model).__name__}: stream the network of frames inside it, a "
+                    "VideoClassifier's or VideoFeatures' .model"
+                )
 
     def check(self, frame: Tensor, state: Sequence[Tensor] | None) -> None:
         """Raise unless this frame, and state, can be run now."""

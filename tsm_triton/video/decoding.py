@@ -57,7 +57,8 @@ class VideoInfo:
     Attributes:
         num_frames: the frames displayed.
         fps: their average rate in frames per second; 0 if the file does not tell.
-        width, height: in pixels as displayed, after rotation; pixels are taken as square.
+        width, height: in pixels as displayed, after rotation; pixels are taken as square, and a clean aperture (`clap`,
+            Matroska's `PixelCrop*`) is not cut out, as PyAV's frames are not.
         duration: in seconds, of the frames displayed; 0 if the file does not tell.
         rotation: the degrees counterclockwise by which `read_frames` turns the coded frames:
             0, 90, 180 or 270.

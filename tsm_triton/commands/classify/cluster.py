@@ -20,7 +20,8 @@ from ..common import printable
 from ..exported import exported_file
 from ..interrupt import exit_on_signal
 from ..models import Said, load_trained_model
-from ..predicting import Predictor, likeliest
+from ..predicting import Predictor
+from ..ranking import likeliest
 from ..workers import reasons_in
 
 __all__ = ["check_folder", "classify_on_cluster"]
@@ -48,10 +49,10 @@ class Classifying:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from .command import row_of
 
-        scores = self.predictor.probabilities(torch.from_numpy(batch["clips"].copy()))
+        logs = self.predictor.log_probabilities(torch.from_numpy(batch["clips"].copy()))
         rows = [
             row_of(path, likeliest(one, self.labels, self.top))
-            for path, one in zip(batch["video"], scores, strict=True)
+            for path, one in zip(batch["video"], logs, strict=True)
         ]
         return {"number": batch["number"], **{key: [row[key] for row in rows] for key in rows[0]}}
 

@@ -16,7 +16,8 @@ from ..interrupt import stop_on_signal
 from ..labels import labels_of
 from ..models import Said, load_trained_model
 from ..outputs import check_writable, claim
-from ..predicting import Predictor, likeliest
+from ..predicting import Predictor
+from ..ranking import likeliest
 from ..tables import as_text, save_csv, save_json, save_parquet
 from .picture import save_picture
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             results = classify_on_cluster(args, samples, labels, predictor)
         else:
             predictions = predictor.predictions(samples, "Classifying", interrupt)
-            results = ((samples[n].path, likeliest(logs.exp(), labels, args.top)) for n, logs in predictions)
+            results = ((samples[n].path, likeliest(logs, labels, args.top)) for n, logs in predictions)
         for path, top in results:
             if args.pictures:
                 picture = args.pictures / _picture_name(len(found), path)

@@ -17,7 +17,8 @@ from ..interrupt import stop_on_signal
 from ..labels import check_distinct, labels_for
 from ..models import Said, load_trained_model
 from ..outputs import RESULTS, others_of
-from ..predicting import Predictor, likeliest
+from ..predicting import Predictor
+from ..ranking import likeliest
 from ..tables import as_text, save_csv, save_parquet
 
 __all__ = ["run"]
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             sample = listing.samples[index]
             assert sample.label is not None
             scores.update(logs[None], torch.tensor([sample.label]))
-            (first, share), *_ = top = likeliest(logs.exp(), labels, 5)
+            (first, share), *_ = top = likeliest(logs, labels, 5)
             rows.append(
                 {
                     "video": sample.path,

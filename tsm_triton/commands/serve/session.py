@@ -26,7 +26,7 @@ from torch import Tensor
 from ...streaming.batching import Client
 from ...video.pictures import decode_picture
 from ..common import printable
-from ..predicting import likeliest
+from ..ranking import likeliest
 from .service import Service
 from .uploads import Upload
 
@@ -128,13 +128,13 @@ class Session:
 
     async def _top(self, client: Client, frame: Tensor) -> list[tuple[str, float]]:
         """The likeliest labels of this stream's next frame `[3, H, W]`, as the model takes it."""
-        scores = (await client.predict(frame)).float().softmax(-1)
-        if not scores.isfinite().all():
+        logs = (await client.predict(frame)).float().log_softmax(-1)
+        if logs.isnan().any():
             raise ValueError(
                 "expected finite scores, got others: train the model again, its weights or this frame's activations "
                 "are no numbers"
             )
-        return likeliest(scores, self.service.labels, TOP)
+        return likeliest(logs, self.service.labels, TOP)
 
     def _decoded(self, data: bytes) -> Tensor:
         return self.service.prepared(decode_picture(data))

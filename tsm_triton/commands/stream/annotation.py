@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common import printable, replacing
+from ..ranking import likeliest
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -37,10 +38,9 @@ class Prediction(NamedTuple):
     top: list[tuple[str, float]]
 
     @classmethod
-    def of(cls, frame: int, time: float, scores: Tensor, labels: Sequence[str], top: int) -> "Prediction":
-        """From the probabilities of a frame, `[num_classes]`."""
-        best: list[int] = scores.topk(min(top, len(scores))).indices.tolist()
-        return cls(frame, time, [(labels[index], round(scores[index].item(), 6)) for index in best])
+    def of(cls, frame: int, time: float, logs: Tensor, labels: Sequence[str], top: int) -> "Prediction":
+        """From the log-probabilities of a frame, `[num_classes]`."""
+        return cls(frame, time, likeliest(logs, labels, top))
 
 
 class AnnotatedVideo:

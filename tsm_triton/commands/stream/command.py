@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     def predicted(frame: Tensor) -> Tensor:
         # a clip of one frame
-        return stream(preprocess(frame[None]).to(device))[0].float().softmax(-1).cpu()
+        return stream(preprocess(frame[None]).to(device))[0].float().log_softmax(-1).cpu()
 
     lost: list[ConnectionLostError] = []
     began = time.perf_counter()
