@@ -113,6 +113,7 @@ def test_a_model_that_accelerate_offloads_is_patched(name):
     x = frames()
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected(x))
+        torch.testing.assert_close(copy.deepcopy(model)(x), expected(x))
 
 
 class Packed(torch.Tensor):

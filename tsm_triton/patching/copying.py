@@ -15,7 +15,9 @@ from .hook_calls import PatchHook
 
 __all__ = ["forget_copies", "keep_in_copies"]
 
-_OWN_WAYS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__setstate__")
+# Not `__setstate__`: convolutions have one, are given their hooks, and may be part of what they hold (accelerate's
+# forwards), which no argument of `_rebuilt` may be.
+_OWN_WAYS = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")
 # attributes of the module, where `copy` and `pickle` look before they ask its class
 _COPY, _REDUCE = "__deepcopy__", "__reduce_ex__"
 
