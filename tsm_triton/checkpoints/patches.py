@@ -22,7 +22,7 @@ def patch_of(model: nn.Module) -> dict[str, Any] | None:
     """The settings and sites of a patch, None of an unpatched model.
 
     Raises:
-        ValueError: parts that are patched differently.
+        ValueError: parts that are patched differently, or whose frames something outside counts.
     """
     counters: dict[FrameCounter, str] = {}
     for name, module in model.named_modules():

@@ -18,7 +18,7 @@ from ..torch_private import in_backward, pre_hooks
 from .frame_counter import FrameCounter
 from .hook_calls import PatchHook, keyword_of
 from .hook_guards import guard_hooks
-from .traced_shift import shift_in_graph
+from .traced_shift import put_into_graph
 from .unshifted import keeps_unshifted, remember_unshifted
 
 __all__ = ["ShiftHook"]
@@ -203,7 +203,7 @@ class ShiftHook(PatchHook):
 
     def _shift_for(self, module: nn.Module, x: Any) -> Tensor:
         if isinstance(x, Proxy):
-            return shift_in_graph(module, x, None if self.counter is None else self.counter.frames)
+            return put_into_graph(module, x, None if self.counter is None else self.counter.frames)
         if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
         if next(reversed(pre_hooks(module).values()), None) is not self:

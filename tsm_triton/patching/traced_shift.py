@@ -11,7 +11,7 @@ from .hook_calls import no_script
 if TYPE_CHECKING:
     from .shift_hook import ShiftHook
 
-__all__ = ["TracedShift", "forget_trace", "shift_in_graph", "untraced_name"]
+__all__ = ["TracedShift", "forget_trace", "put_into_graph", "untraced_name"]
 
 # An attribute of the traced module and no child of it, where a graph finds what becomes a child of its own.
 _ATTRIBUTE = "tsm_triton_shift"
@@ -43,7 +43,8 @@ class TracedShift(nn.Module):
             arguments = (x, frames) if isinstance(frames, Proxy) else (x,)
             tracer: Any = x.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, {})
-        return x if self.hook is None else self.hook.shift_in_graph(x, frames)
+        hook = self.hook
+        return x if hook is None else hook.shift_in_graph(x, frames)
 
     def take_off(self) -> None:
         """Take the shift off the traced module."""
@@ -56,7 +57,7 @@ class TracedShift(nn.Module):
         raise no_script()
 
 
-def shift_in_graph(module: nn.Module, x: Proxy, frames: Any) -> Any:
+def put_into_graph(module: nn.Module, x: Proxy, frames: Any) -> Any:
     """What the hook of a module gives to a tracer of torch.fx: the output of a `TracedShift`."""
     if not isinstance(x.tracer, Tracer):
         raise RuntimeError(

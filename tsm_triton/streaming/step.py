@@ -169,8 +169,10 @@ class StreamStep(nn.Module):
 
     def _check_rows(self, output: Any, streams: int) -> None:
         """Raise where a model mixes the streams, as one does that takes them for the frames of clips."""
-        maps = output.values() if isinstance(output, dict) else output
-        for each in maps if isinstance(output, (dict, list, tuple)) else [output]:
+        first = output[0] if self.features else output
+        maps = list(first.values()) if isinstance(first, dict) else first
+        # of a tuple nobody knows what is a row
+        for each in maps if isinstance(maps, list) else [maps]:
             if isinstance(each, Tensor) and (each.dim() == 0 or each.shape[0] != streams):
                 raise ValueError(
                     f"expected a model that returns a row for each of {streams} streams, got shape "
