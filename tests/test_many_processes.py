@@ -1,6 +1,7 @@
 """`torchrun -m tsm_triton train`: two processes do what one does at the same batch."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,18 @@ def test_two_processes_train_the_weights_of_one(more, videos, tmp_path):
     again = torchrun([*command(videos, two, *more), "--resume"])
     assert "Wrote best.pt" in again.stdout
     assert "epoch 2 of 2" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param(["--ema", "0.5"], id="averaged"), pytest.param(["--fsdp"], id="fsdp2", marks=pytest.mark.slow)],
+)
+def test_all_processes_test_the_batch_norms_that_are_kept(more, videos, tmp_path):
+    out = tmp_path / "out"
+    torchrun(command(videos, out, "--freeze-bn", "none", "--epochs", "1", *more))
+    data = ["eval", str(videos / "val"), "--checkpoint", str(out / "last.pt"), "--out", str(tmp_path / "eval")]
+    assert main([*data, "--workers", "0", "--device", "cpu"]) == 0
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    with (out / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["val_loss"]) == pytest.approx(results["loss"], rel=1e-5)

@@ -131,6 +131,15 @@ def test_a_folder_with_a_training_is_neither_overwritten_nor_gone_on_with_otherw
     ):
         assert main([*command(videos, "--epochs", "1"), *out, *more]) == 2
         assert said in capsys.readouterr().err
+    pairs = tmp_path_factory.mktemp("pairs") / "pairs.csv"
+    mirrored = [*command(videos, "--epochs", "1"), "--flip-pairs", str(pairs), "--out", str(tmp_path / "mirrored")]
+    pairs.write_text("left,right\n")
+    assert main(mirrored) == 0
+    pairs.write_text("up,down\n")
+    assert main([*mirrored, "--resume"]) == 2
+    assert "got --flip-pairs" in capsys.readouterr().err
+    pairs.write_text("right;left\n")  # the same in other words
+    assert main([*mirrored, "--resume"]) == 0
     folder = write_motions(tmp_path_factory.mktemp("other"), 8, size=24, frames=2)
     other = [str(folder) if word == str(videos / "train") else word for word in command(videos)]
     assert main([*other, "--epochs", "1", *out, "--resume"]) == 2

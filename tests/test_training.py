@@ -194,6 +194,37 @@ def test_blocks_of_torchvision_are_computed_again_and_left_as_they_were():
         checkpoint_activations(nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_checkpoints_of_recomputed_blocks_name_what_builds_the_model(ema, tmp_path):
+    model = tsm_triton.VideoClassifier(tsm_triton.create_model("torchvision/resnet18", 2, 3), 2)
+    settings = Settings(epochs=1, batch_size=4, checkpoint_activations=True, ema=ema)
+    fit(model, clips(4), settings=settings, num_classes=3, device=CPU, out=tmp_path)
+    built = tsm_triton.load_checkpoint(tmp_path / "last.pt")
+    assert not any("forward" in vars(module) for module in built.modules())
+    frames = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(built.eval()(frames), model.model.eval()(frames))
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128s", "coatnet_pico_rw_224"])
+def test_what_timm_does_not_decay_is_not_decayed_in_any_wrapper(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=4)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def decayed(optimizer: torch.optim.Optimizer) -> set[str]:
+        groups = (group for group in optimizer.param_groups if group["weight_decay"])
+        return {names[parameter] for group in groups for parameter in group["params"]}
+
+    expected = decayed(timm.optim.create_optimizer_v2(model, opt="adamw", weight_decay=0.05))
+    assert expected < {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    settings = Settings(opt="adamw", weight_decay=0.05)
+    classifier = tsm_triton.VideoClassifier(model, 2)
+    for wrapped in (model, classifier, nn.Sequential(nn.Identity(), torch.compile(classifier))):
+        optimizer = make_optimizer(wrapped, settings)
+        assert decayed(optimizer) == expected
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
 @pytest.mark.slow
 def test_a_compiled_training_is_the_eager_one():
     eager, compiled = trained(), trained(compile=True)
@@ -320,6 +351,19 @@ def test_a_constant_rate_stays_behind_its_warm_up(warmup):
             scheduler.step_update(step)
     assert seen[3 * warmup :] == [1.0] * (120 - 3 * warmup)
     assert all(rate < 1 for rate in seen[: 3 * warmup])
+
+
+@pytest.mark.parametrize("sched", ["cosine", "poly", "tanh"])
+def test_a_rate_falls_to_nothing(sched):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    settings = Settings(epochs=10, lr=1.0, sched=sched, warmup_epochs=0)
+    scheduler, seen = make_scheduler(optimizer, settings, 10), []
+    for step in range(1, 101):
+        scheduler.step_update(step)
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == sorted(seen, reverse=True)
+    assert 0.3 < seen[49] < 0.99
+    assert seen[98] < 0.02
 
 
 def test_the_rate_of_an_epoch_is_that_of_its_last_step():

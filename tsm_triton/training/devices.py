@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from .settings import Settings
 
-__all__ = ["accelerator_for", "any_process", "gathered_state"]
+__all__ = ["accelerator_for", "any_process", "gathered_state", "share_buffers"]
 
 
 def accelerator_for(settings: Settings, device: torch.device | None = None) -> Accelerator:
@@ -72,6 +72,17 @@ def gathered_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Any]
     if accelerator.distributed_type != DistributedType.FSDP:
         return None
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+@torch.no_grad()
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every process the buffers of the main one, which are kept; every process must call it.
+
+    As DDP does before a forward, for models that are not inside of it: averaged ones, and sharded ones.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.contiguous()))  # pyright: ignore[reportArgumentType]
 
 
 def any_process(accelerator: Accelerator, asked: bool) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..fusion.inductor import compile_graph
 from ..progress import Bar
 from .batch_norm import freeze_batch_norm
-from .devices import accelerator_for, any_process, gathered_state
+from .devices import accelerator_for, any_process, gathered_state, share_buffers
 from .machine import placed
 from .memory import checkpoint_activations
 from .metrics import Scores
@@ -156,11 +156,10 @@ class Trainer:
             raise ValueError(
                 f"expected a loss, got {row['train_loss']} in epoch {epoch}: lower lr, or use precision='no'"
             )
-        confusion = None
+        model, confusion = self.model if self.ema is None else self.ema.module, None
+        share_buffers(self.accelerator, model)
         if self.val_data is not None and self.val_batches is not None:
-            model = self.model if self.ema is None else self.ema.module
-            batches = self.loader(self.val_data, self.val_batches)
-            real = self.val_batches.real
+            batches, real = self.loader(self.val_data, self.val_batches), self.val_batches.real
             scores = test(model, batches, real, self.accelerator, self.num_classes, self.stop)
             if scores is None:  # the test is begun again, behind the epoch's last step
                 self.save()

@@ -1,7 +1,7 @@
 """Activations that are computed again in the backward instead of being kept."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 from torch import nn
@@ -49,7 +49,9 @@ def checkpoint_activations(model: nn.Module, enable: bool = True) -> None:
     for block in blocks:
         vars(block).pop("forward", None)
         if enable:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            again = partial(checkpoint, block.forward, use_reentrant=False)
+            # so that a checkpoint sees the forward that it is, and names the model's builder
+            block.forward = update_wrapper(again, block.forward)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -1,11 +1,15 @@
 """timm's optimisers, schedules, averaged weights and mixed clips, as settings ask for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from timm.data import Mixup  # pyright: ignore[reportPrivateImportUsage]
-from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim import (  # pyright: ignore[reportPrivateImportUsage]
+    create_optimizer_v2,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -39,12 +43,24 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
             momentum=settings.momentum,
         )
     return create_optimizer_v2(
-        model,
+        param_groups_weight_decay(
+            model, settings.weight_decay, no_weight_decay_list=list(_not_decayed(model))
+        ),
         opt=settings.opt,
         lr=settings.lr,
-        weight_decay=settings.weight_decay,
+        weight_decay=0.0,
         momentum=settings.momentum,
     )
+
+
+def _not_decayed(model: nn.Module, prefix: str = "") -> Iterator[str]:
+    """The names of what models of timm do not decay beside biases and norms, in whatever wrapper."""
+    named: Any = getattr(model, "no_weight_decay", None)
+    if callable(named):  # of timm's models the outermost speaks for its parts, as for timm itself
+        yield from (f"{prefix}{name}" for name in named())
+        return
+    for name, child in model.named_children():
+        yield from _not_decayed(child, f"{prefix}{name}.")
 
 
 def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: int) -> Any:
@@ -70,6 +86,8 @@ def make_scheduler(optimizer: Optimizer, settings: Settings, steps_per_epoch: in
         # a constant rate after its warm-up is a step that never comes
         sched="multistep" if settings.sched == "constant" else settings.sched,
         num_epochs=settings.epochs,
+        # of "poly" the power, usually 0.9; timm's factory would leave half of the rate at the end
+        decay_rate=0.9 if settings.sched == "poly" else 0.1,
         decay_milestones=list(settings.milestones) or [settings.epochs + 1],
         warmup_epochs=warmup,
         warmup_lr=settings.lr / 20,

@@ -26,7 +26,7 @@ class Settings:
         groups: `"authors"` for `optimizer_groups`; `"plain"` decays weights alone, as timm does.
         freeze_bn: which batch-norms keep their statistics and weights: `"none"`, `"all_but_first"`, `"all"`.
         clip_grad: largest norm of the gradients; 0 for any.
-        sched: `"cosine"`, `"multistep"`, `"poly"` or `"tanh"`, timm's, or `"constant"`.
+        sched: `"cosine"`, `"multistep"`, `"poly"` (of the power 0.9) or `"tanh"`, timm's, or `"constant"`.
         milestones: epochs at which `"multistep"` divides the rate by ten.
         warmup_epochs: in which the rate rises, at most all but one.
         label_smoothing: from 0 to 1.

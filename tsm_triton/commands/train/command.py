@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
                     **options,
                     "size": frames.size,
                     "frames": [frames.short_side, frames.mean, frames.std],
+                    "flip_pairs": _named_flips(train_data),
                     "weights": start and start.name,
                     "data": _fingerprint(listing),
                     "val": val and _fingerprint(val),
@@ -213,6 +214,14 @@ def _check_flips(options: dict[str, Any], listing: Listing) -> None:
             f"as {listing.classes[pairs[0][0]]!r} and {listing.classes[pairs[0][1]]!r}: pass --no-flip, and "
             "--flip-pairs names to mirror them with their labels exchanged"
         )
+
+
+def _named_flips(train_data: VideoDataset) -> dict[str, str | None] | None:
+    """What labels become in mirrored clips, whichever file says so."""
+    classes, flips = train_data.listing.classes, train_data.flips
+    if flips is None:
+        return None
+    return {classes[label]: None if other is None else classes[other] for label, other in flips.items()}
 
 
 def _fingerprint(listing: Listing) -> str:
