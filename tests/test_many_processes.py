@@ -62,12 +62,22 @@ def test_two_processes_train_the_weights_of_one(more, videos, tmp_path):
 
 @pytest.mark.parametrize(
     "more",
-    [pytest.param(["--ema", "0.5"], id="averaged"), pytest.param(["--fsdp"], id="fsdp2", marks=pytest.mark.slow)],
+    [
+        pytest.param(["--ema", "0.5"], id="averaged"),
+        pytest.param(["--fsdp"], id="fsdp2", marks=pytest.mark.slow),
+    ],
 )
 def test_all_processes_test_the_batch_norms_that_are_kept(more, videos, tmp_path):
     out = tmp_path / "out"
     torchrun(command(videos, out, "--freeze-bn", "none", "--epochs", "1", *more))
-    data = ["eval", str(videos / "val"), "--checkpoint", str(out / "last.pt"), "--out", str(tmp_path / "eval")]
+    data = [
+        "eval",
+        str(videos / "val"),
+        "--checkpoint",
+        str(out / "last.pt"),
+        "--out",
+        str(tmp_path / "eval"),
+    ]
     assert main([*data, "--workers", "0", "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     with (out / "metrics.csv").open() as file:

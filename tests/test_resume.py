@@ -132,7 +132,13 @@ def test_a_folder_with_a_training_is_neither_overwritten_nor_gone_on_with_otherw
         assert main([*command(videos, "--epochs", "1"), *out, *more]) == 2
         assert said in capsys.readouterr().err
     pairs = tmp_path_factory.mktemp("pairs") / "pairs.csv"
-    mirrored = [*command(videos, "--epochs", "1"), "--flip-pairs", str(pairs), "--out", str(tmp_path / "mirrored")]
+    mirrored = [
+        *command(videos, "--epochs", "1"),
+        "--flip-pairs",
+        str(pairs),
+        "--out",
+        str(tmp_path / "mirrored"),
+    ]
     pairs.write_text("left,right\n")
     assert main(mirrored) == 0
     pairs.write_text("up,down\n")
