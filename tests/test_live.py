@@ -153,8 +153,26 @@ def test_a_file_has_a_url_too(tmp_path):
     assert come(open_source(path.as_uri()))[0] == list(range(5))
 
 
+def test_a_playlist_whose_clock_begins_again_is_read_once(tmp_path):
+    parts = [write_video(tmp_path / f"{n}.ts", 10 * (n + 3), gop=10).read_bytes() for n in range(3)]
+    entries = "#EXT-X-DISCONTINUITY\n".join(f"#EXTINF:{0.4 * (n + 3)},\n{n}.ts\n" for n in range(3))
+    playlist = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n{entries}#EXT-X-ENDLIST\n".encode()
+    asked = []
+
+    def answer(request, _):
+        asked.append(name := request.path.strip("/"))
+        data = playlist if name.endswith("m3u8") else parts[int(name[0])]
+        send(request, data, len(data))
+
+    with http_server(answer) as url:
+        shown, times = come(open_source(f"{url}/a.m3u8"))
+    assert shown == [*range(30), *range(40), *range(50)]
+    assert times == pytest.approx([i / 25 for i in range(120)], abs=1e-3)
+    assert asked.count("a.m3u8") == 1
+
+
 def test_a_clock_never_runs_backwards():
-    clock = live._Clock()
+    clock = live._Clock(live.LEAP)
     theirs = [3.0, 3.04, 3.0, None, 3.1, 90000.0, 90000.04, 0.0]
     times = [clock.at(at, 0.04) for at in theirs]
     assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28])
@@ -162,11 +180,22 @@ def test_a_clock_never_runs_backwards():
     assert clock.at(7.0, 0.04) == pytest.approx(60.28)
 
 
+GAPS = [0, 1, 2, 3, 10, 11, 12, 13, 30, 31, 32, 33, 350, 351, 1300, 1301]
+
+
 @pytest.mark.parametrize(
-    ("name", "codec"), [("a.avi", "mpeg4"), ("a.avi", "libx264"), ("a.asf", "msmpeg4"), ("a.mp4", "mpeg4")]
+    ("name", "codec", "at"),
+    [
+        ("a.avi", "mpeg4", GAPS),
+        ("a.avi", "libx264", GAPS),
+        ("a.asf", "msmpeg4", GAPS),
+        ("a.mp4", "mpeg4", GAPS),
+        ("a.mkv", "libx264", GAPS),
+        ("a.mp4", "libx264", range(0, 4000, 500)),
+        ("a.avi", "libx264", range(0, 4000, 500)),
+    ],
 )
-def test_gaps_are_those_of_the_file(tmp_path, name, codec):
-    at = [0, 1, 2, 3, 10, 11, 12, 13, 30, 31, 32, 33]
+def test_gaps_are_those_of_the_file(tmp_path, name, codec, at):
     options = dict(codec=codec, times=at, b_frames=0)
     path = write_video(tmp_path / name, container_options=FASTSTART if name == "a.mp4" else {}, **options)
     data = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import math
 import re
 import sys
 import threading
@@ -31,7 +32,7 @@ TIMEOUT = 10.0  # seconds without an answer, or without a packet
 RECONNECTS = 5  # in a row
 BACKOFF = 0.5  # seconds before the first of them; twice as many before each further one
 STEADY = 60.0  # seconds after which a connection counts as made, and all its tries are free again
-LEAP = 10.0  # seconds; a longer step of a clock is a jump
+LEAP = 10.0  # seconds; a longer step of a clock that may jump is a jump
 WAITING = 8  # frames, while the model works on one
 PATIENCE = 0.1  # seconds
 MAX_FPS = 1000
@@ -108,7 +109,7 @@ def open_camera(index: int) -> Source:
             "Check that it is plugged in, free and yours to read, or pass a video file."
         ) from error
     stream = container.streams.video[0]
-    clock, fps = _Clock(), _rate(stream)
+    clock, fps = _Clock(LEAP), _rate(stream, LEAP)
 
     def frames() -> Generator[Timed, None, None]:
         upright = None
@@ -169,13 +170,13 @@ class _Connection:
         except BaseException:
             self.container.close()
             raise
-        self.fps = _rate(self.stream)
+        self.fps = _rate(self.stream, self.leap)
         self.kind = self.container.format.name
         self.stamps: deque[int | None] = deque()  # of NO_PTS, of packets whose frames are to come
         self.opening: bytes | None = None
         self.broken: Exception | None = None
         self.read = 0  # bytes
-        self.times: list[float] = []  # of the first frame and the last
+        self.clock, self.span = _Clock(self.leap), 0.0  # seconds of film
 
     def _film(self, tracks: list["VideoStream"]) -> "VideoStream":
         """The track to show: by their lengths where all say them, or by the packets that come first."""
@@ -199,6 +200,15 @@ class _Connection:
         return self.length > 0 or self.size > 0
 
     @property
+    def leap(self) -> float:
+        """The longest step that the source's clock takes without a jump: as in a file, any but in a broadcast."""
+        from av.format import Flags
+
+        # a live clock may be set anew while it is read
+        broadcast = bool(self.container.format.flags & Flags.ts_discont.value)
+        return LEAP if broadcast or not self.ends else math.inf
+
+    @property
     def ended(self) -> bool:
         """Whether a stream without a length ended in good order, as far as can be told."""
         # FFmpeg's word where a server that promised no length closes the connection
@@ -209,7 +219,7 @@ class _Connection:
         """Whether as much of it came as it says, give or take a second and what no picture needs."""
         if self.size and self.read > 0.9 * self.size:
             return True
-        return bool(self.times) and self.times[-1] - self.times[0] > 0.95 * self.length - 1
+        return self.span > 0.95 * self.length - 1
 
     def frames(self) -> Iterator[tuple["VideoFrame", float | None]]:
         """The frames as the decoder shows them, each with its time by the source's clock, where it has one.
@@ -217,8 +227,7 @@ class _Connection:
         How the connection broke, if it did, is told by `broken` in the end.
         """
         for frame in decode(self._packets(), self.stream):
-            if (at := _time(frame, self.stream)) is not None:
-                self.times[1:] = [at]
+            at = _time(frame, self.stream)
             if self.kind in NO_PTS:  # the n-th frame is shown at the n-th time of decoding
                 dts, base = self.stamps.popleft() if self.stamps else None, self.stream.time_base
                 at = float(dts * base) if dts is not None and base else None
@@ -237,8 +246,8 @@ class _Connection:
                 if self.opening is None:
                     self.opening = bytes(packet)
                 self.read = max(self.read, (packet.pos or 0) + packet.size)
-                if self.kind in NO_PTS and packet.size:
-                    self.stamps.append(packet.dts)
+                if packet.size:
+                    self._came(packet)
                 held.append(packet)
                 if not self.ends or len(held) > 1:
                     yield held.pop(0)
@@ -248,9 +257,16 @@ class _Connection:
             if not self.ends:
                 yield None
 
+    def _came(self, packet: "Packet[VideoStream]") -> None:
+        base = self.stream.time_base or 0
+        at = None if packet.dts is None else float(packet.dts * base)
+        self.span = self.clock.at(at, 1 / self.fps) + float((packet.duration or 0) * base)
+        if self.kind in NO_PTS:
+            self.stamps.append(packet.dts)
+
 
 def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, None]:
-    clock, opening = _Clock(), None
+    clock, opening = _Clock(connection.leap), None
     upright: Upright | None = None
     delivered, tries, left, ended = 0, 0, 0.0, False
     while True:
@@ -307,15 +323,17 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _rate(stream: "VideoStream") -> float:
+def _rate(stream: "VideoStream", leap: float) -> float:
     rate = float(stream.average_rate or stream.guessed_rate or FPS)
-    return rate if 1 <= rate <= MAX_FPS else FPS  # some say 90000, the ticks of their clock
+    # some say 90000, the ticks of their clock; one frame in more than a leap is a clock that jumped
+    return rate if 1 / leap <= rate <= MAX_FPS else FPS
 
 
 class _Clock:
     """Seconds from the first frame, never backwards, whatever the source's own clock does."""
 
-    def __init__(self) -> None:
+    def __init__(self, leap: float) -> None:
+        self.leap = leap
         self.now: float | None = None
         self.theirs: float | None = None
         self.gap = 0.0
@@ -323,7 +341,7 @@ class _Clock:
     def at(self, theirs: float | None, step: float) -> float:
         """The time of the next frame, after one `step` where the source's clock jumps or is silent."""
         passed = self.gap or step
-        if theirs is not None and self.theirs is not None and 0 <= theirs - self.theirs <= LEAP:
+        if theirs is not None and self.theirs is not None and 0 <= theirs - self.theirs <= self.leap:
             passed = theirs - self.theirs
         self.now = 0.0 if self.now is None else self.now + passed
         self.theirs, self.gap = theirs, 0.0
