@@ -2,7 +2,10 @@
 
 import io
 import itertools
+import socket
+import struct
 import time
+from fractions import Fraction
 
 import av
 import pytest
@@ -15,7 +18,7 @@ from tsm_triton.video.decoding import play
 
 from .servers import http_server, rtsp_server, send
 from .test_decoding import OF_SEVERAL_TRACKS, write_tracks
-from .video_files import barcode, numbers, write_video
+from .video_files import HEIGHT, WIDTH, barcode, numbers, write_video
 
 FASTSTART = {"movflags": "faststart"}
 
@@ -32,6 +35,19 @@ def come(source):
     times = [at for _, at in items]
     assert times == sorted(times)
     return numbers(torch.stack([frame for frame, _ in items])) if items else [], times
+
+
+def stills(path, shown, **options):
+    """What shows these numbers, 25 a second, as bytes; none depends on those that come after."""
+    with av.open(path, "w", options=options) as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"g": "10", "bf": "0", "b": "2000000"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for time_, number in enumerate(shown):
+            frame = av.VideoFrame.from_ndarray(barcode(number))
+            frame.pts, frame.time_base = time_, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv", "a.avi"])
@@ -98,6 +114,65 @@ def test_a_live_stream_that_breaks_off_goes_on_with_what_it_shows_by_then(tmp_pa
         shown, times = come(open_source(f"{url}/live"))
     assert shown == [*range(20), *range(30)]
     assert max(b - a for a, b in itertools.pairwise(times)) < 5
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("still", [3, 20])
+def test_a_live_stream_that_begins_again_with_the_same_pictures_goes_on(tmp_path, still, reset):
+    """Its clock begins again, too, so that nothing tells the connections apart but what comes later."""
+    parts = [
+        stills(tmp_path / "a.ts", [0] * still + [*range(1, 20)]),
+        stills(tmp_path / "b.ts", [0] * still + [*range(101, 130)]),
+    ]
+
+    def answer(request, number):
+        if number > 1:
+            return request.send_error(404)
+        send(request, parts[number])
+        request.wfile.flush()
+        if reset and number == 0:
+            time.sleep(0.2)
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.connection.close()
+        return None
+
+    with http_server(answer) as url:
+        shown, _ = come(open_source(f"{url}/live"))
+    assert shown == [0] * still + [*range(1, 20)] + [0] * still + [*range(101, 130)]
+
+
+def test_a_still_scene_whose_clock_goes_on_behind_a_break_is_no_recording(tmp_path):
+    parts = [stills(tmp_path / f"{n}.ts", [0] * 20, output_ts_offset=str(9 * n)) for n in range(2)]
+
+    def answer(request, number):
+        return request.send_error(404) if number > 1 else send(request, parts[number])
+
+    with http_server(answer) as url:
+        assert len(come(open_source(f"{url}/live"))[0]) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "part", "requests"),
+    [("a.ts", "libx264", 1, 2), ("a.ts", "libx264", 0.6, 3), ("a.m2v", "mpeg2video", 0.7, 3)],
+)
+def test_a_recording_without_a_length_goes_on_after_the_last_frame(
+    tmp_path, monkeypatch, name, codec, part, requests
+):
+    monkeypatch.setattr(live, "OPENING", 50)
+    data = write_video(tmp_path / name, 60, codec=codec, gop=6).read_bytes()
+    asked = []
+
+    def answer(request, number):
+        asked.append(number)
+        send(request, data if number else data[: int(len(data) * part)])
+
+    with http_server(answer) as url:
+        shown = come(open_source(f"{url}/live"))[0]
+    assert len(shown) == 60
+    assert (
+        sum(number == place for place, number in enumerate(shown)) > 55
+    )  # the last one before the break came half
+    assert len(asked) == requests
 
 
 def test_a_stream_without_a_length_that_begins_again_has_ended(tmp_path):

@@ -36,6 +36,10 @@ LEAP = 10.0  # seconds; a longer step of a clock that may jump is a jump
 WAITING = 8  # frames, while the model works on one
 PATIENCE = 0.1  # seconds
 MAX_FPS = 1000
+OPENING = (
+    250  # packets, and bytes, by which a recording that begins again is known; fewer where it had no more
+)
+OPENING_BYTES = 1 << 26
 AHEAD = 50  # packets of one track, by which the others are judged where none says how long it is
 # A playlist's size is none of the video's, and a session has none.
 SIZELESS = ("dash", "hls", "rtp", "rtsp", "sap", "sdp")
@@ -160,7 +164,7 @@ class _Connection:
                 f"expected a video at {name!r}, got nothing that FFmpeg can read ({_reason(error)}): check the "
                 "address, and that the server is up and lets you in"
             ) from error
-        self.ahead: list[Any] = []  # read before there was a stream to show
+        self.ahead: list[Any] = []  # read before they are shown
         try:
             tracks = tracks_of(self.container, name)
             self.stream = tracks[0] if len(tracks) == 1 else self._film(tracks)
@@ -173,8 +177,10 @@ class _Connection:
         self.fps = _rate(self.stream, self.leap)
         self.kind = self.container.format.name
         self.stamps: deque[int | None] = deque()  # of NO_PTS, of packets whose frames are to come
-        self.opening: bytes | None = None
+        self.opening: list[tuple[int, int | None]] = []  # the first packets: their bytes' hash, and when
+        self.came = 0.0  # when the first of them came
         self.broken: Exception | None = None
+        self.arriving, self.ahead = self._arriving(self.ahead), []
         self.read = 0  # bytes
         self.clock, self.span = _Clock(self.leap), 0.0  # seconds of film
 
@@ -234,30 +240,55 @@ class _Connection:
             # FFmpeg takes each picture of a camera that sends single ones for 1/25 s
             yield frame, time.monotonic() if self.kind == SINGLE_PICTURES else at
 
+    def repeats(self, known: list[tuple[int, int | None]]) -> bool:
+        """Whether it begins as an earlier connection did: a recording, from its start.
+
+        A live stream may begin anew with the same picture, so what says no length must agree in all packets that are
+        `known`, also in their times; until one differs they wait. Where none does it is taken for a recording: a scene
+        that was still all the while loses nothing to see, but a recording would be shown again and again.
+        """
+        if not known or self.kind == SINGLE_PICTURES:  # pictures of a camera are alike where nothing moves
+            return False
+        whole = known if len(known) == OPENING else known[:-1] or known  # of the last, half may be missing
+        for number, packet in enumerate(whole[:1] if self.ends else whole):
+            while len(self.opening) <= number + 1:
+                if (more := next(self.arriving, None)) is None:
+                    return number > 0 or self.opening == known
+                self.ahead.append(more)
+            if self.opening[number] != packet:
+                return False
+        return True
+
     def _packets(self) -> Iterator["Packet[VideoStream] | None"]:
         """As they come; of a recording that breaks off not the last, of which half may be missing."""
+        held = list["Packet[VideoStream]"]()
+        for packet in itertools.chain(self.ahead, self.arriving):
+            held.append(packet)
+            if not self.ends or len(held) > 1:
+                yield held.pop(0)
+        if self.broken is None:
+            yield from held
+        elif not self.ends:
+            yield None
+
+    def _arriving(self, ahead: list["Packet[VideoStream]"]) -> Iterator["Packet[VideoStream]"]:
         from av.error import FFmpegError
 
-        held = list["Packet[VideoStream]"]()
+        ahead = [packet for packet in ahead if packet.stream_index == self.stream.index]
         try:
-            ahead = [packet for packet in self.ahead if packet.stream_index == self.stream.index]
-            self.ahead.clear()
             for packet in itertools.chain(ahead, self.container.demux(self.stream)):
-                if self.opening is None:
-                    self.opening = bytes(packet)
-                self.read = max(self.read, (packet.pos or 0) + packet.size)
                 if packet.size:
-                    self._came(packet)
-                held.append(packet)
-                if not self.ends or len(held) > 1:
-                    yield held.pop(0)
-            yield from held
+                    self._note(packet)
+                yield packet
         except (FFmpegError, IndexError) as error:  # IndexError: PyAV of a stream that came half
             self.broken = error
-            if not self.ends:
-                yield None
 
-    def _came(self, packet: "Packet[VideoStream]") -> None:
+    def _note(self, packet: "Packet[VideoStream]") -> None:
+        self.came = self.came or time.monotonic()
+        self.read = max(self.read, (packet.pos or 0) + packet.size)
+        if not self.opening or (not self.ends and len(self.opening) < OPENING and self.read < OPENING_BYTES):
+            # a recording that says how long it is may have other times where it came half
+            self.opening.append((hash(bytes(packet)), None if self.ends else packet.dts))
         base = self.stream.time_base or 0
         at = None if packet.dts is None else float(packet.dts * base)
         self.span = self.clock.at(at, 1 / self.fps) + float((packet.duration or 0) * base)
@@ -266,28 +297,31 @@ class _Connection:
 
 
 def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, None]:
-    clock, opening = _Clock(connection.leap), None
+    clock, known = _Clock(connection.leap), connection.opening
     upright: Upright | None = None
-    delivered, tries, left, ended = 0, 0, 0.0, False
+    delivered, since, tries, left, ended = 0, 0, 0, 0.0, False  # since: the source began as is known
     while True:
-        began, skip = time.monotonic(), 0
+        began, before = time.monotonic(), delivered
         with connection.container:
+            again = delivered > 0 and connection.repeats(known)
+            if again and ended and len(known) >= OPENING:
+                return
+            skip = since if again else 0
             for number, (frame, at) in enumerate(connection.frames()):
-                if number == 0 and opening is None:
-                    opening = connection.opening
-                elif number == 0 and connection.opening == opening and connection.kind != SINGLE_PICTURES:
-                    # a recording, from its start; pictures of a camera are alike where nothing moves
-                    if ended:
-                        return
-                    skip = delivered
-                elif number == 0:
-                    clock.resume(time.monotonic() - left)
+                if number == 0 and not again:
+                    known, since = connection.opening, 0
+                    if delivered:
+                        clock.resume(connection.came - left)
                 upright = upright or Upright.of(frame)
                 if number >= skip:
                     yield upright.picture(frame), clock.at(at, 1 / connection.fps)
-                    delivered, left = delivered + 1, time.monotonic()
+                    delivered, since, left = delivered + 1, since + 1, time.monotonic()
         if connection.ends and connection.broken is None and connection.complete:
             return
+        if again and ended and connection.ended and delivered == before:
+            return
+        if again:
+            known = max(known, connection.opening, key=len)
         ended = connection.ended
         reason = "it ended" if connection.broken is None else _reason(connection.broken)
         tries = 0 if time.monotonic() - began > STEADY else tries
