@@ -59,6 +59,56 @@ def test_a_recording_is_read_to_its_end(tmp_path, name):
     assert times == pytest.approx([i / 25 for i in range(30)], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "b_frames"),
+    [
+        ("a.mp4", "libx264", 2),
+        ("a.mkv", "libx264", 2),
+        ("a.avi", "mpeg4", 0),
+        ("a.flv", "flv", 0),
+        ("a.asf", "msmpeg4", 0),
+    ],
+)
+def test_a_recording_whose_size_no_server_says_is_read_to_its_end(tmp_path, name, codec, b_frames):
+    options = FASTSTART if name == "a.mp4" else {}
+    data = write_video(
+        tmp_path / name, 30, codec=codec, b_frames=b_frames, container_options=options
+    ).read_bytes()
+    asked = []
+
+    def answer(request, number):
+        asked.append(number)
+        send(request, data)
+
+    with http_server(answer) as url:
+        shown, times = come(open_source(f"{url}/{name}"))
+    assert shown == list(range(30))
+    assert times == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.flv"])
+@pytest.mark.parametrize("part", [1 / 3, 0.9])
+def test_a_recording_whose_size_no_server_says_goes_on_after_the_last_frame(tmp_path, name, part):
+    options = FASTSTART if name == "a.mp4" else {}
+    data = write_video(tmp_path / name, 60, gop=6, crf="1", container_options=options).read_bytes()
+
+    def answer(request, number):
+        send(request, data if number else data[: int(len(data) * part)])
+
+    with http_server(answer) as url:
+        assert come(open_source(f"{url}/{name}"))[0] == list(range(60))
+
+
+def test_a_recording_whose_size_no_server_says_may_be_shorter_than_it_says(tmp_path):
+    """By half a second of sound, say; a second look tells that no more is to come."""
+    data = write_video(tmp_path / "a.flv", 50, codec="flv", b_frames=0).read_bytes()
+    place = data.index(b"duration") + len(b"duration") + 1
+    data = data[:place] + struct.pack(">d", 2.5) + data[place + 8 :]
+    with http_server(lambda request, _: send(request, data)) as url:
+        assert come(open_source(f"{url}/a.flv"))[0] == list(range(50))
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("tracks", OF_SEVERAL_TRACKS)
 def test_of_several_tracks_the_film_comes(tmp_path, suffix, tracks):

@@ -179,6 +179,7 @@ class _Connection:
         self.stamps: deque[int | None] = deque()  # of NO_PTS, of packets whose frames are to come
         self.opening: list[tuple[int, int | None]] = []  # the first packets: their bytes' hash, and when
         self.came = 0.0  # when the first of them came
+        self.second = False  # a look at what ended once before
         self.broken: Exception | None = None
         self.arriving, self.ahead = self._arriving(self.ahead), []
         self.read = 0  # bytes
@@ -216,9 +217,19 @@ class _Connection:
 
     @property
     def ended(self) -> bool:
-        """Whether a stream without a length ended in good order, as far as can be told."""
-        # FFmpeg's word where a server that promised no length closes the connection
-        return not self.ends and (self.broken is None or getattr(self.broken, "errno", None) == errno.EIO)
+        """Whether it ended in good order, as far as can be told, and with as much as it says."""
+        # EIO is FFmpeg's word where a server that promised no length closes the connection
+        closed = self.size == 0 and getattr(self.broken, "errno", None) == errno.EIO
+        if not self.ends:
+            return self.broken is None or closed
+        return self.complete and (self.broken is None or (closed and self.kind not in SIZELESS))
+
+    @property
+    def sure(self) -> bool:
+        """Whether no second look is needed to tell that it ended: a closed connection may have lost what is short."""
+        # ASF and FLV count up to two frames more than there are
+        short = self.length - self.span > 2.5 / self.fps
+        return self.ends and self.ended and (self.broken is None or not short)
 
     @property
     def complete(self) -> bool:
@@ -261,22 +272,25 @@ class _Connection:
 
     def _packets(self) -> Iterator["Packet[VideoStream] | None"]:
         """As they come; of a recording that breaks off not the last, of which half may be missing."""
-        held = list["Packet[VideoStream]"]()
-        for packet in itertools.chain(self.ahead, self.arriving):
+        held, ahead = list["Packet[VideoStream]"](), iter(self.ahead)
+        self.ahead = []
+        for packet in itertools.chain(ahead, self.arriving):
             held.append(packet)
             if not self.ends or len(held) > 1:
                 yield held.pop(0)
-        if self.broken is None:
+        whole = self.sure or (self.second and self.ended)
+        if self.broken is None or whole:
             yield from held
-        elif not self.ends:
+        if self.broken is not None and (not self.ends or whole):
             yield None
 
     def _arriving(self, ahead: list["Packet[VideoStream]"]) -> Iterator["Packet[VideoStream]"]:
         from av.error import FFmpegError
 
-        ahead = [packet for packet in ahead if packet.stream_index == self.stream.index]
+        ours = (packet for packet in ahead if packet.stream_index == self.stream.index)
+        del ahead
         try:
-            for packet in itertools.chain(ahead, self.container.demux(self.stream)):
+            for packet in itertools.chain(ours, self.container.demux(self.stream)):
                 if packet.size:
                     self._note(packet)
                 yield packet
@@ -286,12 +300,14 @@ class _Connection:
     def _note(self, packet: "Packet[VideoStream]") -> None:
         self.came = self.came or time.monotonic()
         self.read = max(self.read, (packet.pos or 0) + packet.size)
-        if not self.opening or (not self.ends and len(self.opening) < OPENING and self.read < OPENING_BYTES):
+        enough = OPENING if not self.ends and self.read < OPENING_BYTES else 2
+        if len(self.opening) < enough:
             # a recording that says how long it is may have other times where it came half
             self.opening.append((hash(bytes(packet)), None if self.ends else packet.dts))
         base = self.stream.time_base or 0
         at = None if packet.dts is None else float(packet.dts * base)
-        self.span = self.clock.at(at, 1 / self.fps) + float((packet.duration or 0) * base)
+        if not packet.is_corrupt:  # half of the last one
+            self.span = self.clock.at(at, 1 / self.fps) + float((packet.duration or 0) * base)
         if self.kind in NO_PTS:
             self.stamps.append(packet.dts)
 
@@ -304,7 +320,8 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
         began, before = time.monotonic(), delivered
         with connection.container:
             again = delivered > 0 and connection.repeats(known)
-            if again and ended and len(known) >= OPENING:
+            connection.second = again and ended
+            if connection.second and len(known) >= OPENING:
                 return
             skip = since if again else 0
             for number, (frame, at) in enumerate(connection.frames()):
@@ -316,9 +333,7 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
                 if number >= skip:
                     yield upright.picture(frame), clock.at(at, 1 / connection.fps)
                     delivered, since, left = delivered + 1, since + 1, time.monotonic()
-        if connection.ends and connection.broken is None and connection.complete:
-            return
-        if again and ended and connection.ended and delivered == before:
+        if connection.sure or (connection.second and connection.ended and delivered == before):
             return
         if again:
             known = max(known, connection.opening, key=len)
@@ -327,7 +342,7 @@ def _reconnecting(connection: _Connection, url: str) -> Generator[Timed, None, N
         tries = 0 if time.monotonic() - began > STEADY else tries
         while True:
             if tries == RECONNECTS:
-                if ended and delivered:  # as a live stream ends
+                if ended and delivered and not connection.ends:  # as a live stream ends
                     return
                 raise ConnectionLostError(
                     f"expected more of {without_login(url)!r}, got {delivered} frames before the connection broke "
