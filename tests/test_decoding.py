@@ -204,15 +204,16 @@ def test_a_stream_that_was_cut_begins_with_its_first_keyframe(tmp_path):
 
 
 def write_tracks(path, *tracks):
-    """A film of several tracks, each of so many frames from a number on, of a size."""
+    """A film of several tracks, each of so many frames from a number on, of a size; one in 1/25 s, or in so many."""
     with av.open(path, "w") as container:
         streams = [container.add_stream("libx264", rate=25) for _ in tracks]
-        for stream, (_, _, size) in zip(streams, tracks, strict=True):
+        for stream, (_, _, size, *_) in zip(streams, tracks, strict=True):
+            stream.codec_context.time_base = Fraction(1, 25)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for stream, (count, first, size) in zip(streams, tracks, strict=True):
+        for stream, (count, first, size, *every) in zip(streams, tracks, strict=True):
             for number in range(count):
                 frame = av.VideoFrame.from_ndarray(barcode(first + number)).reformat(*size)
-                frame.pts, frame.time_base = number, Fraction(1, 25)
+                frame.pts, frame.time_base = number * (every or [1])[0], Fraction(1, 25)
                 container.mux(stream.encode(frame))
             if count:
                 container.mux(stream.encode(None))
@@ -230,6 +231,7 @@ OF_SEVERAL_TRACKS = {
     "small first": ((30, 500, (WIDTH // 2, HEIGHT // 2)), FILM),
     "another view": (FILM, (31, 500, SIZE)),
     "still last": (FILM, (1, 500, SIZE)),
+    "slow and large": ((30, 0, (2 * WIDTH, 2 * HEIGHT), 5), (150, 500, SIZE)),
 }
 
 
@@ -257,13 +259,15 @@ def test_a_file_that_grows_while_it_plays_keeps_its_clock(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["avif", "gif", "png"])
-def test_animations_are_read_whole(tmp_path, suffix):
-    first, *others = [Image.fromarray(barcode(number)) for number in range(8)]
+@pytest.mark.parametrize("pictures", [2, 8])
+def test_animations_are_read_whole(tmp_path, suffix, pictures):
+    first, *others = [Image.fromarray(barcode(number)) for number in range(pictures)]
     try:
         first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others, duration=40)
     except (KeyError, ValueError) as error:  # Pillow comes without the encoder
         pytest.skip(str(error))
-    assert numbers(read_frames(tmp_path / f"a.{suffix}", range(8))) == list(range(8))
+    assert numbers(read_frames(tmp_path / f"a.{suffix}", range(pictures))) == list(range(pictures))
+    assert probe(tmp_path / f"a.{suffix}").num_frames == pictures
     assert probe(tmp_path / f"a.{suffix}").fps == pytest.approx(25)
 
 

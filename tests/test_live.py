@@ -118,6 +118,17 @@ def test_of_several_tracks_the_film_comes(tmp_path, suffix, tracks):
         assert come(open_source(f"{url}/{name}"))[0] == list(range(30))
 
 
+def test_beside_a_still_picture_the_animation_comes(tmp_path):
+    first, *others = [Image.fromarray(barcode(number)) for number in range(3)]
+    try:
+        first.save(tmp_path / "a.avif", save_all=True, append_images=others, duration=40)
+    except (KeyError, ValueError) as error:  # Pillow comes without the encoder
+        pytest.skip(str(error))
+    data = (tmp_path / "a.avif").read_bytes()
+    with http_server(lambda request, _: send(request, data, len(data))) as url:
+        assert come(open_source(f"{url}/a.avif"))[0] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
 def test_a_recording_that_breaks_off_goes_on_after_the_last_frame(tmp_path, name):
     data = write_video(tmp_path / name, 60, gop=6, crf="1", container_options=FASTSTART).read_bytes()

@@ -1,9 +1,10 @@
 """Video files as PyAV opens them: their video stream, its packets and frames, and which way up these are."""
 
+import math
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,13 +18,18 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 __all__ = [
+    "LEAP",
     "MAX_PIXELS",
+    "MOMENT",
     "Orientation",
     "Upright",
     "check_joined",
     "check_pages",
     "decode",
     "demux",
+    "film_among",
+    "film_of",
+    "leap_of",
     "open_video",
     "prepare",
     "scaled",
@@ -33,6 +39,8 @@ __all__ = [
 # 8192 x 8192: twice 8K television, 192 MiB a frame in RGB. More is a broken or a hostile file.
 MAX_PIXELS = 8192 * 8192
 MAX_THREADS = 8
+LEAP = 10.0  # seconds
+MOMENT = 1e-9  # seconds that a track of one picture lasts, whatever it says: an AVIF's says a second
 # of the formats that FFmpeg reads to the end of the first file joined byte by byte: how long their signature is, which
 # no frame holds
 HEADS = {"asf": 16, "flv": 13, "ivf": 12, "nut": 25, "yuv4mpegpipe": 10}
@@ -63,7 +71,7 @@ def open_video(
             prepare(stream, path, threads)
             yield container, stream
             return
-        track = _film(container, tracks)
+        track = film_among(tracks, container.demux(*tracks), leap_of(container)).index
     with open_video(path, track, threads=threads) as opened:
         yield opened
 
@@ -115,18 +123,41 @@ def tracks_of(container: "InputContainer", path: str) -> list["VideoStream"]:
     return tracks
 
 
-def _film(container: "InputContainer", tracks: list["VideoStream"]) -> int:
-    """The track that `film_of` takes by the frames that are there."""
+def leap_of(container: "InputContainer") -> float:
+    """Seconds; a longer step of the container's clock is a jump. Only a broadcast's clock jumps."""
+    from av.format import Flags
+
+    return LEAP if container.format.flags & Flags.ts_discont.value else math.inf
+
+
+def film_among(tracks: list["VideoStream"], packets: "Iterable[Packet[Any]]", leap: float) -> "VideoStream":
+    """The track that `film_of` takes by the times of packets, or by how many there are where times say nothing."""
     from av.error import FFmpegError
 
-    frames = Counter[int]()
+    counts, spans, before = Counter[int](), Counter[int](), dict[int, int | None]()
+    longest = {track.index: leap / track.time_base if track.time_base else 0 for track in tracks}
     with suppress(FFmpegError, IndexError):  # as in `demux`
-        frames.update(packet.stream_index for packet in container.demux(*tracks) if packet.size)
-    return film_of(tracks, [frames[track.index] for track in tracks]).index
+        for packet in packets:
+            if not packet.size:
+                continue
+            index, at = packet.stream_index, packet.pts if packet.dts is None else packet.dts
+            counts[index] += 1
+            if at is not None and (last := before.get(index)) is not None and 0 < at - last <= longest[index]:
+                spans[index] += at - last
+            before[index] = at
+
+    numbers = [counts[track.index] for track in tracks]
+    lengths = [
+        float(spans[track.index] * (track.time_base or 0)) * number / max(1, number - 1)
+        for track, number in zip(tracks, numbers, strict=True)
+    ]
+    if any(number > 1 and not length for number, length in zip(numbers, lengths, strict=True)):
+        lengths = numbers
+    return film_of(tracks, [MOMENT if number == 1 else n for number, n in zip(numbers, lengths, strict=True)])
 
 
 def film_of(tracks: list["VideoStream"], lengths: Sequence[float]) -> "VideoStream":
-    """Of the tracks that are at least half as long as the longest the largest, the default, the first.
+    """Of the tracks that last at least half as long as the longest the largest, the default, the first.
 
     So it is no preview, no empty track, and not the still picture beside an animated one.
     """

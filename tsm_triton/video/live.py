@@ -2,13 +2,12 @@
 
 import errno
 import itertools
-import math
 import re
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from ..extras import requirements
-from .containers import Upright, decode, demux, film_of, prepare, tracks_of
+from .containers import LEAP, MOMENT, Upright, decode, demux, film_among, film_of, leap_of, prepare, tracks_of
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -32,7 +31,6 @@ TIMEOUT = 10.0  # seconds without an answer, or without a packet
 RECONNECTS = 5  # in a row
 BACKOFF = 0.5  # seconds before the first of them; twice as many before each further one
 STEADY = 60.0  # seconds after which a connection counts as made, and all its tries are free again
-LEAP = 10.0  # seconds; a longer step of a clock that may jump is a jump
 WAITING = 8  # frames, while the model works on one
 PATIENCE = 0.1  # seconds
 MAX_FPS = 1000
@@ -187,19 +185,20 @@ class _Connection:
 
     def _film(self, tracks: list["VideoStream"]) -> "VideoStream":
         """The track to show: by their lengths where all say them, or by the packets that come first."""
-        from av.error import FFmpegError
+        lengths = [MOMENT if track.frames == 1 else _length(track) for track in tracks]
+        if all(lengths):
+            return film_of(tracks, lengths)
 
-        lengths: Sequence[float] = [_length(track) for track in tracks]
-        if not all(lengths):
+        def ahead() -> Iterator["Packet[Any]"]:  # where it breaks, reading on tells why
             counts = Counter[int]()
-            with suppress(FFmpegError, IndexError):  # reading on tells why
-                for packet in self.container.demux(*tracks):
-                    self.ahead.append(packet)
-                    counts[packet.stream_index] += packet.size > 0
-                    if counts[packet.stream_index] == AHEAD:
-                        break
-            lengths = [counts[track.index] for track in tracks]
-        return film_of(tracks, lengths)
+            for packet in self.container.demux(*tracks):
+                self.ahead.append(packet)
+                yield packet
+                counts[packet.stream_index] += packet.size > 0
+                if counts[packet.stream_index] == AHEAD:
+                    return
+
+        return film_among(tracks, ahead(), leap_of(self.container))
 
     @property
     def ends(self) -> bool:
@@ -209,11 +208,7 @@ class _Connection:
     @property
     def leap(self) -> float:
         """The longest step that the source's clock takes without a jump: as in a file, any but in a broadcast."""
-        from av.format import Flags
-
-        # a live clock may be set anew while it is read
-        broadcast = bool(self.container.format.flags & Flags.ts_discont.value)
-        return LEAP if broadcast or not self.ends else math.inf
+        return leap_of(self.container) if self.ends else LEAP  # a live clock may be set anew while it is read
 
     @property
     def ended(self) -> bool:
