@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tsm_triton.video import VideoInfo, containers, decoding, probe, read_clip, read_frames
 
-from .video_files import HEIGHT, WIDTH, barcode, numbers, write_sound, write_video
+from .video_files import HEIGHT, WIDTH, barcode, numbers, write_fields, write_sound, write_video
 
 WANTED = [40, 3, 59, 3, 0, 41]
 # Of each container: with a frame count and without, seeking by pts and by dts, and with no timestamps at all.
@@ -119,6 +119,33 @@ def test_two_frames_packed_into_one_packet_are_two(tmp_path):
             write.mux(packet)
     assert any(is_b)
     assert numbers(read_frames(tmp_path / "packed.avi", range(61))) == list(range(61))
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("kinds", ["F" * 26, "PPFFPFFFPPFFF" * 2])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "flv", "mpg", "avi"])
+def test_two_fields_make_a_frame(tmp_path, decoded, suffix, kinds, ahead):
+    path = write_fields(tmp_path / f"a.{suffix}", kinds, ahead)
+    info, played = decoding.play(path)
+    assert (info.num_frames, info.fps, info.duration) == (26, pytest.approx(25), pytest.approx(1.04))
+    frames, times = zip(*played, strict=True)
+    assert numbers(torch.stack(frames)) == numbers(read_frames(path, range(26))) == list(range(26))
+    if (suffix, kinds[0], ahead) != ("avi", "P", 1):  # where AVI's times are those of decoding
+        assert times == pytest.approx([i / 25 for i in range(26)], abs=1e-3)
+    assert numbers(read_frames(path, [25, 14, 2])) == [25, 14, 2]
+    decoded.clear()
+    assert numbers(read_frames(path, [15])) == [15]
+    assert len(decoded) - 26 < (17 if suffix == "avi" else 13)  # after those that were counted
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+@pytest.mark.parametrize("options", [{}, {"profile": "main"}, {"cqm": "jvt", "profile": "high444"}])
+def test_only_h264_that_may_hold_fields_is_decoded_to_be_counted(tmp_path, decoded, options, suffix):
+    for may_hold, params in ((False, "ref=1"), (True, "fake-interlaced=1")):
+        path = write_video(tmp_path / f"a.{suffix}", 5, **options, **{"x264-params": params})
+        decoded.clear()
+        assert probe(path).num_frames == 5
+        assert len(decoded) == (5 if may_hold else 1)
 
 
 def joined(folder, name, counts=(40, 30), offsets=("0", "0"), **options):
@@ -269,6 +296,16 @@ def test_animations_are_read_whole(tmp_path, suffix, pictures):
     assert numbers(read_frames(tmp_path / f"a.{suffix}", range(pictures))) == list(range(pictures))
     assert probe(tmp_path / f"a.{suffix}").num_frames == pictures
     assert probe(tmp_path / f"a.{suffix}").fps == pytest.approx(25)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_the_last_picture_of_an_animation_is_held_as_long_as_it_says(tmp_path, suffix):
+    first, *others = [Image.fromarray(barcode(number)) for number in range(4)]
+    path = tmp_path / f"a.{suffix}"
+    first.save(path, save_all=True, append_images=others, duration=[100, 200, 100, 3000])
+    info, played = decoding.play(path)
+    assert (info.duration, info.fps) == (pytest.approx(3.4), pytest.approx(4 / 3.4))
+    assert [time for _, time in played] == pytest.approx([0, 0.1, 0.3, 0.4])
 
 
 @pytest.mark.parametrize("suffix", ["webp", "tiff"])

@@ -7,9 +7,11 @@ pts, never by counting after a seek. What a seek does not deliver is read again 
 Timestamps must prove themselves. AVI, ASF and MXF keep none, and what FFmpeg makes up for them may follow the
 order of decoding; the clock of a joined transport stream starts again. Where that can be, the whole file is
 decoded once, and unless its frames come in the order of their timestamps these are dropped: frames are counted.
+So is H.264 that may hold fields, of which two packets make a frame.
 """
 
 import os
+import re
 import warnings
 from bisect import bisect_right
 from collections import deque
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain, count, pairwise
+from itertools import accumulate, chain, count, islice, pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
@@ -199,6 +201,7 @@ class _Index:
     upright: Upright
     packets: list[_Packet]  # in display order
     times: list[float]  # of the frames, in seconds from the first on; none where the file does not tell
+    split: bool = False  # there are more packets than frames: a packet may hold a field
 
     @cached_property
     def keys(self) -> list[int]:
@@ -222,6 +225,7 @@ def _index(path: AnyPath) -> _Index:
 
         check_joined(path, container)
         track, shown = stream.index, list(_shown(demux(container, stream), stream))
+        num_packets = len(shown)
         time_base = stream.time_base
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         keeps_pts = container.format.name.partition(",")[0] in KEEP_PTS
@@ -242,7 +246,7 @@ def _index(path: AnyPath) -> _Index:
         if not packets or _doubtful(stream, first, shown, packets, keeps_pts):
             order = [first.pts, *(frame.pts for frame in frames)]
             if order != [packet.pts for packet in packets]:
-                packets = []
+                shown, packets = _beginning(order, shown, keeps_pts)
             num_frames = len(order)
         else:
             num_frames = len(packets)
@@ -252,7 +256,7 @@ def _index(path: AnyPath) -> _Index:
     fps = fps or stated
     duration = duration or (num_frames / fps if fps else 0.0)
     info = VideoInfo(num_frames, fps, *upright.size, duration, upright.orientation.rotation)
-    return _Index(path, track, info, upright, packets, times)
+    return _Index(path, track, info, upright, packets, times, num_frames < num_packets)
 
 
 def _times(
@@ -264,7 +268,10 @@ def _times(
     broadcast: bool,
 ) -> tuple[list[float], float, float]:
     """When each frame is shown, how long all last, and the rate; no times and no duration unless each has its own."""
-    stamps, last = [packet.dts for packet in shown if packet and packet.dts is not None], 0
+    timed = [(packet.dts, packet.duration) for packet in shown if packet and packet.dts is not None]
+    # GIF and APNG tell how long each is held; where others' durations are made up, they seldom fit all steps
+    held = all(b - a == duration for (a, duration), (b, _) in pairwise(timed))
+    stamps, last = [dts for dts, _ in timed], timed[-1][1] if timed and held else 0
     if packets and (keeps_pts or len(stamps) < len(shown)):
         stamps, last = [packet.pts for packet in packets], packets[-1].duration
     if not time_base or len(stamps) != (len(packets) or len(shown)):
@@ -300,6 +307,23 @@ def _in_display_order(shown: list[_Packet | None], first: "VideoFrame | None") -
     return sorted(packet for packet in packets if start is None or packet.pts >= start)
 
 
+def _beginning(
+    order: list[int | None], shown: list[_Packet | None], keeps_pts: bool
+) -> tuple[list[_Packet | None], list[_Packet]]:
+    """The packets that decoded frames begin with, as of two fields the first, where their pts tell; all if not.
+
+    Also by pts, where the frames come so.
+    """
+    pts = set(order)
+    # a field lasts half as long as its frame
+    found = [packet._replace(duration=0) for packet in shown if packet and packet.pts in pts]
+    if len(found) != len(order):
+        return shown, []
+    packets = sorted(found, key=lambda packet: packet.pts)
+    proven = keeps_pts and len(pts) == len(order) and order == [packet.pts for packet in packets]
+    return [*found], packets if proven else []
+
+
 def _doubtful(
     stream: "VideoStream",
     first: "VideoFrame",
@@ -320,8 +344,46 @@ def _doubtful(
         not keeps_pts
         or codec.name == "mpeg4"  # two frames may be packed into one packet
         or bool(first.interlaced_frame)  # a packet may hold a field
+        or (codec.name == "h264" and _may_hold_fields(codec.extradata or b""))
         or (bool(codec.has_b_frames) and pts == sorted(pts))
     )
+
+
+def _may_hold_fields(extradata: bytes) -> bool:
+    """Whether H.264's first sequence parameter set allows fields, also behind frames (ITU-T H.264, 7.3.2.1.1)."""
+    # in Annex B, or as MP4 and Matroska keep it
+    found = re.search(rb"(?:\A\x01.{7}|\x00\x00\x01)[\x27\x47\x67](.+)", extradata, re.DOTALL)
+    if not found:
+        return True
+    bits = iter("".join(f"{byte:08b}" for byte in found[1].replace(b"\0\0\3", b"\0\0")))
+
+    def u(count: int) -> int:
+        return int("0" + "".join(islice(bits, count)), 2)
+
+    def ue() -> int:
+        zeros = sum(1 for _ in takewhile("0".__eq__, bits))
+        return (1 << zeros) - 1 + u(zeros)
+
+    profile, _ = u(24) >> 16, ue()
+    if profile not in (66, 77, 88):  # Baseline, Main and Extended have no matrices of scales
+        chroma = ue()
+        _ = u(chroma == 3), ue(), ue(), u(1)
+        for size in ([16] * 6 + [64] * (6 if chroma == 3 else 2)) * u(1):
+            scale = step = 8
+            for _ in range(size * u(1)):
+                if step:  # by a signed number: 0, 1, -1, 2, -2, ...
+                    code = ue()
+                    step = (scale + (code + 1 >> 1) * (1 if code % 2 else -1)) % 256
+                scale = step or scale
+    _, order = ue(), ue()
+    if order == 0:
+        ue()
+    elif order == 1:
+        _ = u(1), ue(), ue()
+        for _ in range(min(255, ue())):
+            ue()
+    _ = ue(), u(1), ue(), ue()
+    return not u(1)
 
 
 def _timed(
@@ -454,7 +516,9 @@ def _walk(index: _Index, wanted: list[int], *, fast: bool, sound: bool) -> Itera
     fast = fast and bool(index.packets)
     pending, here, sought, last = deque(wanted), -1, -1, -1
     with open_video(index.path, index.track, threads=fast) as (container, stream):
-        wanted_pts = {index.packets[number].pts for number in wanted} if fast else None
+        # a field that no other needs may be half of a wanted frame
+        thin = fast and not index.split
+        wanted_pts = {index.packets[number].pts for number in wanted} if thin else None
         frames = decode(_thinned(demux(container, stream), stream, wanted_pts), stream)
         for counted in count():
             if not pending:
