@@ -129,12 +129,13 @@ def test_two_fields_make_a_frame(tmp_path, decoded, suffix, kinds, ahead):
     info, played = decoding.play(path)
     assert (info.num_frames, info.fps, info.duration) == (26, pytest.approx(25), pytest.approx(1.04))
     frames, times = zip(*played, strict=True)
-    assert numbers(torch.stack(frames)) == numbers(read_frames(path, range(26))) == list(range(26))
+    whole = read_frames(path, range(26))
+    assert numbers(torch.stack(frames)) == numbers(whole) == list(range(26))
     if (suffix, kinds[0], ahead) != ("avi", "P", 1):  # where AVI's times are those of decoding
         assert times == pytest.approx([i / 25 for i in range(26)], abs=1e-3)
-    assert numbers(read_frames(path, [25, 14, 2])) == [25, 14, 2]
+    assert torch.equal(read_frames(path, [25, 16, 2]), whole[[25, 16, 2]])
     decoded.clear()
-    assert numbers(read_frames(path, [15])) == [15]
+    assert torch.equal(read_frames(path, [14])[0], whole[14])
     assert len(decoded) - 26 < (17 if suffix == "avi" else 13)  # after those that were counted
 
 

@@ -60,7 +60,7 @@ class _Bits(list[str]):
     """What H.264's syntax (ITU-T H.264, 7.3) is made of."""
 
     def u(self, count: int, value: int) -> "_Bits":
-        self.append(f"{value:0{count}b}")
+        self.append(f"{value:0{count}b}"[:count])
         return self
 
     def ue(self, *values: int) -> "_Bits":
@@ -83,7 +83,7 @@ class _Bits(list[str]):
 def write_fields(path: Path, kinds: str, ahead: int = 0, gop: int = 13) -> Path:
     """H.264 of uncompressed barcodes, 25 a second: P a progressive frame, F two fields, in a packet each.
 
-    Of each `ahead` + 1 pictures behind a keyframe the last comes first, as before B-frames.
+    Of each `ahead` + 1 pictures behind a keyframe the last comes first, and the others are needed by none.
     """
     head = _Bits().u(24, 77 << 16 | 30).ue(0, 6, 0, 6, 2).u(1, 0).ue(BITS - 1, 0).u(5, 0b00100)
     # 50 fields a second, and how many pictures are reordered
@@ -93,18 +93,21 @@ def write_fields(path: Path, kinds: str, ahead: int = 0, gop: int = 13) -> Path:
     for number in range(len(kinds)):
         within = number % gop
         shown = number + (within and (ahead if (within - 1) % (ahead + 1) == 0 else -1))
-        fields = kinds[shown] == "F"
+        fields, needed = kinds[shown] == "F", shown >= number
+        begun = within and 1 - (1 - within) // (ahead + 1)  # of the pictures that others may need
         for field in range(1 + fields):
             key = within == field == 0
-            picture = _Bits().ue(0, 7, 0).u(10, within).u(1, fields)
+            picture = _Bits().ue(0, 7, 0).u(10, begun).u(1, fields)
             if fields:
                 picture.u(1, field)
             if key:
                 picture.ue(number // gop % 2)
-            picture.u(10, 2 * (shown - number + within) + field).u(2 if key else 1, 0).ue(0, 1)
+            picture.u(10, 2 * (shown - number + within) + field).u((2 if key else 1) * needed, 0).ue(0, 1)
             for bit in [*range(BITS)] * (2 - fields):
-                picture.ue(25).raw(bytes([235 if shown >> bit & 1 else 16]) * 256 + b"\x80" * 128)
-            data = picture.unit(0x65 if key else 0x61)
+                picture.ue(25).raw(
+                    bytes([(235 if shown >> bit & 1 else 16) ^ 32 * field]) * 256 + b"\x80" * 128
+                )
+            data = picture.unit(0x65 if key else 0x61 if needed else 1)
             packets.append((b"\0\0\0\1\t\xf0" + sets * key + data, 2 * shown + field))
     raw = io.BytesIO(b"".join(data for data, _ in packets))
     with av.open(raw, format="h264") as read, av.open(path, "w") as write:

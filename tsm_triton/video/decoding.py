@@ -201,7 +201,7 @@ class _Index:
     upright: Upright
     packets: list[_Packet]  # in display order
     times: list[float]  # of the frames, in seconds from the first on; none where the file does not tell
-    split: bool = False  # there are more packets than frames: a packet may hold a field
+    split: bool = False  # other packets than these may hold the second field of a frame
 
     @cached_property
     def keys(self) -> list[int]:
@@ -225,7 +225,6 @@ def _index(path: AnyPath) -> _Index:
 
         check_joined(path, container)
         track, shown = stream.index, list(_shown(demux(container, stream), stream))
-        num_packets = len(shown)
         time_base = stream.time_base
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         keeps_pts = container.format.name.partition(",")[0] in KEEP_PTS
@@ -242,11 +241,11 @@ def _index(path: AnyPath) -> _Index:
                 f"expected a video that can be decoded, got no frame from {path!r}: is it damaged? "
                 "Copy or encode it again."
             )
-        packets = _in_display_order(shown, first if broadcast else None)
+        packets, split = _in_display_order(shown, first if broadcast else None), False
         if not packets or _doubtful(stream, first, shown, packets, keeps_pts):
             order = [first.pts, *(frame.pts for frame in frames)]
             if order != [packet.pts for packet in packets]:
-                shown, packets = _beginning(order, shown, keeps_pts)
+                (shown, packets), split = _beginning(order, shown, keeps_pts), True
             num_frames = len(order)
         else:
             num_frames = len(packets)
@@ -256,7 +255,7 @@ def _index(path: AnyPath) -> _Index:
     fps = fps or stated
     duration = duration or (num_frames / fps if fps else 0.0)
     info = VideoInfo(num_frames, fps, *upright.size, duration, upright.orientation.rotation)
-    return _Index(path, track, info, upright, packets, times, num_frames < num_packets)
+    return _Index(path, track, info, upright, packets, times, split)
 
 
 def _times(
