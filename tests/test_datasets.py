@@ -361,6 +361,26 @@ def test_nothing_is_no_data_set(tmp_path, nothing):
         read_listing(tmp_path / nothing)
 
 
+@pytest.mark.parametrize("suffix", ["avif", "gif"])
+@pytest.mark.parametrize("folder", ["left/v1", "left", "."])
+def test_numbered_pictures_in_formats_of_videos_are_no_videos(tmp_path, suffix, folder):
+    touch(tmp_path, "right/a.mp4") if folder != "." else None
+    try:
+        write_frames(tmp_path / folder, 3, f"{{:05d}}.{suffix}")
+    except KeyError as error:  # Pillow comes without the encoder
+        pytest.skip(str(error))
+    with pytest.raises(
+        ValueError, match="expected videos, got 3 single pictures .*: save them as JPEG or PNG"
+    ):
+        read_listing(tmp_path)
+    moving = [Image.fromarray(barcode(number)) for number in range(2)]
+    moving[0].save(tmp_path / folder / f"00003.{suffix}", save_all=True, append_images=moving[1:])
+    assert len(read_listing(tmp_path).samples) == (3 if folder == "." else 4)
+    moving[0].save(tmp_path / folder / f"00003.{suffix}")
+    (tmp_path / folder / f"00003.{suffix}").rename(tmp_path / folder / f"run.{suffix}")
+    assert len(read_listing(tmp_path).samples) == (3 if folder == "." else 4)
+
+
 def test_frames_in_a_folder_come_in_natural_order_as_those_of_a_file(tmp_path, film):
     folder = write_frames(tmp_path / "frames", 24, "{}.jpg", first=0)
     for strategy in ("uniform", "dense", "twice", "authors"):

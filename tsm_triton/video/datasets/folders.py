@@ -1,13 +1,18 @@
 """What the folders of a data set are: splits, classes, or videos."""
 
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from PIL import Image
 
 from .finding import VIDEOS, is_frame_folder, others_below, subfolders, videos_below
 from .lists import SPLITS
 
 __all__ = [
+    "check_no_frames",
     "check_no_split",
     "class_folders",
     "holds_videos",
@@ -16,6 +21,10 @@ __all__ = [
     "split_folder",
     "split_folders",
 ]
+
+
+# of videos, and of single pictures
+EITHER = (".avif", ".gif")
 
 
 def split_folder(folder: str, split: str) -> str | None:
@@ -83,6 +92,29 @@ def class_folders(folder: str) -> list[str]:
             f"video {videos[0]!r}. Leave videos only in folders of their class."
         )
     return [] if videos else others
+
+
+def check_no_frames(paths: Iterable[str]) -> None:
+    """Raise where videos are single pictures named by their number: as `.jpg` they were the frames of one."""
+    beside = defaultdict[str, list[str]](list)
+    for path in paths:
+        if path.lower().endswith(EITHER):
+            beside[os.path.dirname(path)].append(path)
+    for folder, inside in beside.items():
+        numbered = {re.sub(r"[0-9]+(?=\.[^.]*$)", "#", os.path.basename(path)) for path in inside}
+        if len(inside) > 1 and len(numbered) == 1 and "#" in numbered.pop() and all(map(_is_still, inside)):
+            raise ValueError(
+                f"expected videos, got {len(inside)} single pictures in {folder!r}, named by their numbers as the "
+                "frames of one video: save them as JPEG or PNG, or rename them if each is a video"
+            )
+
+
+def _is_still(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return not getattr(image, "is_animated", False)
+    except Exception:  # each of Pillow's formats fails in its own ways
+        return False
 
 
 def report_left_out(folder: str, empty: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from .finding import VIDEOS, Finder, is_frame_folder, videos_below
 from .folders import (
+    check_no_frames,
     check_no_split,
     class_folders,
     holds_videos,
@@ -35,7 +36,8 @@ def read_listing(
     classes: Sequence[str] | None = None,
     missing: Missing = "raise",
 ) -> Listing:
-    """The videos of a data set and their classes; no video is opened.
+    """The videos of a data set and their classes; no video is opened but `.avif` and `.gif` named by their
+    numbers, to see whether they are the frames of one.
 
     Args:
         data: one of
@@ -150,10 +152,12 @@ def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:
     report_left_out(folder, [name for name in inside if name not in set(folders)])
     if not folders:
         paths = list(videos_below(folder))
+        check_no_frames(paths)
         samples = tuple(Sample(path) for path in paths)
         if samples:
             return Listing(samples, tuple(classes or ()))
     found = [(path, name) for name in folders for path in videos_below(os.path.join(folder, name))]
+    check_no_frames(path for path, _ in found)
     if not found:
         raise ValueError(
             f"expected videos ({' '.join(VIDEOS)}) or folders of frames in {folder!r}, got none: check the path"
