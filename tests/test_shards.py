@@ -103,6 +103,16 @@ def test_labels_stand_beside_their_video(tmp_path, film, member, classes, label)
     assert [label for _, label in read_shards(tmp_path / "a.tar", 2, classes=classes)] == [label]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_label_is_that_of_its_video_where_names_have_dots(tmp_path, film, training):
+    data = film.read_bytes()
+    members = [("x.y.mp4", data), ("x.y.cls", b"3"), ("v.1/z.0.mp4", data), ("v.1/z.cls", b"4")]
+    members += [("w.mp4", data), ("w.cls", b"5"), ("w.z.cls", b"6")]
+    write_shard(tmp_path / "a.tar", *members)
+    shards = read_shards(tmp_path / "a.tar", 2, training=training, shuffle=1)
+    assert [label for _, label in shards] == [3, 4, 5]
+
+
 def test_what_cannot_be_read_is_fatal_or_left_out_and_counted(tmp_path, film):
     data = film.read_bytes()
     write_shard(tmp_path / "0.tar", ("a.mp4", data[:1000]), ("b.cls", b"1"), ("c.mp4", data))

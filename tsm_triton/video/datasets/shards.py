@@ -110,8 +110,11 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
     def _item(self, video: dict[str, Any], epoch: int) -> Any:
         name = f"{video['__url__']}/{video['__key__']}"
         fields = {field: data for field, data in video.items() if not field.startswith("__")}
-        label = self._label(fields, name)
         film = [field for field in fields if f".{field}".endswith(VIDEOS)]
+        # of x.y.mp4 the label is x.y.cls
+        behind = film[0].rpartition(".")[0] + "." if film else "."
+        own = {field.removeprefix(behind): data for field, data in fields.items() if field.startswith(behind)}
+        label = self._label({**fields, **own}, name)
         with seeded(seed_of(self.seed, epoch, os.path.basename(video["__url__"]), video["__key__"])):
             try:
                 if len(film) != 1:
