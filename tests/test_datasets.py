@@ -348,6 +348,35 @@ def test_a_name_that_two_videos_have_is_refused(tmp_path, folder):
         read_listing(tmp_path / "list.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "found"),
+    [
+        ("v.mp4", ["a/v.mp4", "b/c/v.mp4"], None),
+        ("v", ["a/v.mp4", "b/c/v.mp4"], None),
+        ("./v.mp4", ["a/v.mp4", "b/w.mp4"], "a/v.mp4"),
+        ("v", ["a/v/1.jpg", "a/v/2.jpg", "b/v.mp4"], None),
+        ("v", ["a/v/1.jpg", "a/v/2.jpg", "v.mp4"], None),
+        ("v", ["a/v/1.jpg", "a/v/2.jpg", "b/w.mp4"], "a/v"),
+        ("v", ["a/v/w.mp4", "b/v.mp4"], "b/v.mp4"),
+        ("c/v", ["a/c/v.mp4", "b/c/v.avi"], None),
+        ("c/v", ["a/c/v.mp4", "b/v.mp4"], "a/c/v.mp4"),
+        ("v.mp4", ["v.mp4", "b/v.mp4"], "v.mp4"),
+    ],
+)
+def test_a_name_is_that_of_one_video_wherever_others_lie(tmp_path, name, files, found):
+    touch(tmp_path, *files)
+    (tmp_path / "list.csv").write_text(f"path,label\n{name},0\n")
+    if found is None:
+        with pytest.raises(ValueError, match="expected one video .*: write the whole path"):
+            read_listing(tmp_path / "list.csv")
+        return
+    assert listed(read_listing(tmp_path / "list.csv"), tmp_path) == [(found, 0)]
+    if os.path.isfile(tmp_path / found):
+        (tmp_path / "links" / "deep").mkdir(parents=True)
+        (tmp_path / "links" / "deep" / os.path.basename(found)).symlink_to(tmp_path / found)
+        assert listed(read_listing(tmp_path / "list.csv"), tmp_path) == [(found, 0)]
+
+
 def test_links_in_a_circle_end(tmp_path):
     touch(tmp_path, "run/a.mp4")
     (tmp_path / "run/again").symlink_to(tmp_path)

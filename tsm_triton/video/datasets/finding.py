@@ -30,6 +30,7 @@ class Finder:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self._stems: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> str | None:
         """The path; None if there is no such video.
@@ -40,20 +41,37 @@ class Finder:
         path = os.path.join(self.root, name)
         if os.path.exists(path):
             return path
-        found = [path for base in self.bases if os.path.exists(path := os.path.join(base, name))]
-        if not found:
-            wanted = f"{os.sep}{os.path.normpath(name)}"
-            found = [
+        name = os.path.normpath(name)
+        found = list(self._near(name))
+        # folders of frames may be too many to look for others
+        if not found or any(map(os.path.isfile, found)):
+            wanted = f"{os.sep}{name}"
+            found += [
                 path
                 for path in self.by_stem.get(_stem(os.path.basename(wanted)), ())
                 if path.endswith(wanted) or _stem(path).endswith(wanted)
             ]
+        if len(found) > 1:  # where several are links, they may be one
+            found = [*{os.path.realpath(path): path for path in reversed(found)}.values()][::-1]
+        if len(found) > 1:
+            found = [path for path in found if os.path.isfile(path) or is_frame_folder(path)] or found
         if len(found) > 1:
             raise ValueError(
                 f"expected one video {name!r} below {self.root!r}, got {', '.join(map(repr, found[:3]))}: write the "
                 "whole path into the list"
             )
         return found[0] if found else None
+
+    def _near(self, name: str) -> Iterator[str]:
+        """Those of this name in the root and in the folders in it."""
+        above, last = os.path.split(name)
+        for base in (self.root, *self.bases):
+            folder = os.path.join(base, above)
+            if os.path.exists(path := os.path.join(folder, last)):
+                yield path
+            if folder not in self._stems:
+                self._stems[folder] = _by_stem(folder)
+            yield from self._stems[folder].get(last, ())
 
     @cached_property
     def bases(self) -> list[str]:
@@ -67,6 +85,16 @@ class Finder:
         for path in videos_below(self.root):
             found[_stem(os.path.basename(path))].append(path)
         return found
+
+
+def _by_stem(folder: str) -> dict[str, list[str]]:
+    """The video files in a folder by their names without the suffix."""
+    found = defaultdict(list)
+    if os.path.isdir(folder):
+        for name in os.listdir(folder):
+            if name[0] != "." and (stem := _stem(name)) != name:
+                found[stem].append(os.path.join(folder, name))
+    return found
 
 
 def videos_below(folder: str, _seen: frozenset[str] = frozenset()) -> Iterator[str]:
