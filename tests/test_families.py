@@ -104,6 +104,37 @@ def test_windows_are_shifted_as_whole_frames():
     assert torch.equal(shifted, tsm_triton.temporal_shift(windows, T, channel_dim=-1))
 
 
+def test_windows_of_frames_that_the_model_was_not_called_with_are_refused():
+    model, frames = small("swinv2_tiny_window8_256")
+    patch(model, T, example_input=frames)
+    attention, windows, outputs = model.layers[0].blocks[0].attn, [], []
+    handles = [
+        attention.register_forward_pre_hook(lambda _, args: windows.append(args[0]), prepend=True),
+        attention.register_forward_hook(lambda _, args, output: outputs.append(output)),
+    ]
+    with torch.no_grad():
+        model(frames)
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(attention(windows[0]), outputs[0])
+        model(frames[:T])
+        with pytest.raises(RuntimeError, match="windows of the 4 frames that the model was last called with"):
+            attention(windows[0])
+
+
+def test_a_shift_of_windows_that_is_compiled_alone_counts_the_frames_of_its_call():
+    model, frames = small("swinv2_tiny_window8_256")
+    patch(model, T, example_input=frames)
+    with torch.no_grad():
+        whole, half = model(frames), model(frames[:T])
+        torch.compile(model, backend="eager")(frames[:T])
+        for layer in model.layers:
+            for block in layer.blocks:
+                block.attn.compile(backend="eager")
+        torch.testing.assert_close(model(frames), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(frames[:T]), half, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "vit_tiny_patch16_224"])
 def test_compiles_and_exports_with_a_dynamic_number_of_clips(name):
     model, frames = small(name)

@@ -16,7 +16,16 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from tsm_triton import ShiftSite, find_sites, is_patched, patch, save_checkpoint, shift_disabled, unpatch
+from tsm_triton import (
+    ShiftSite,
+    VideoClassifier,
+    find_sites,
+    is_patched,
+    patch,
+    save_checkpoint,
+    shift_disabled,
+    unpatch,
+)
 from tsm_triton.patching.hooks import shift_hooks
 from tsm_triton.patching.keeping import PatchRecord
 
@@ -379,3 +388,50 @@ def test_a_part_whose_site_copies_itself_stays_shifted(copied, wrap):
         assert torch.equal(copied(model)(torch.ones(T, 3, 32, 32)), model(torch.ones(T, 3, 32, 32)))
         with shift_disabled(model):
             assert not torch.equal(block(x), expected)
+
+
+def delete_first(parent: nn.Module, new: nn.Module) -> None:
+    del parent.conv1
+    parent.conv1 = new
+
+
+def write_the_dictionary(parent: nn.Module, new: nn.Module) -> None:
+    parent._modules["conv1"] = new
+
+
+CALLS = {
+    "called": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "in one graph": lambda model: torch.compile(model, backend="eager", fullgraph=True),
+    "in a compiled function": lambda model: torch.compile(lambda x: model(x), backend="eager", fullgraph=True),
+    "in a compiled classifier": lambda model: torch.compile(
+        VideoClassifier(model, T, consensus="identity"), backend="eager"
+    ),
+    "exported": lambda model: lambda x: torch.export.export(model, (x,)),
+    "exported strictly": lambda model: lambda x: torch.export.export(model, (x,), strict=True),
+}
+
+
+@pytest.mark.parametrize("lose", [delete_first, write_the_dictionary])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_shift_that_is_lost_unseen_is_missed_by_calls_and_graphs(call, lose):
+    torch.compiler.reset()
+    model, x = patch(built(), T), frames(32)
+    run = CALLS[call](model)
+    copied = CALLS[call](copy.deepcopy(model))
+    with torch.no_grad():
+        run(x)
+        lose(model.layer1[0], nn.Conv2d(32, 32, 3, padding=1, bias=False))
+        for each in (run, CALLS[call](model)):
+            with pytest.raises(RuntimeError, match="what stood at 'layer1.0.conv1' is gone"):
+                each(x)
+        copied(x)
+
+
+def test_a_class_that_is_taken_back_is_copied_as_itself():
+    model = built()
+    nn.utils.parametrizations.spectral_norm(model.layer1[0].conv1)
+    patch(model, T)
+    nn.utils.parametrize.remove_parametrizations(model.layer1[0].conv1, "weight")
+    with torch.no_grad():
+        torch.testing.assert_close(copy.deepcopy(model)(frames(32).fill_(1)), model(frames(32).fill_(1)))

@@ -205,6 +205,21 @@ def test_the_functional_step_is_the_stream_and_writes_nothing(small):
         state = new
 
 
+def test_steps_are_not_run_again_by_a_backward_as_clips():
+    model = causal(timm.create_model("test_resnet", num_classes=5))
+    step, frames = StreamStep(model), frames_of(4, 2)
+    model.set_grad_checkpointing()
+    state = step.init_state(frames[:, 0])
+    with torch.enable_grad():
+        first, state = step(frames[:, 0], state)
+        second, state = step(frames[:, 1], state)
+        with pytest.raises(RuntimeError, match="no frame of a stream again, got 4 rows"):
+            (first + second).sum().backward()
+        # clips of other numbers of frames are, and copies of the model
+        model(frames.flatten(0, 1)).sum().backward()
+        copy.deepcopy(model)(frames[:, 0]).sum().backward()
+
+
 def test_gradients_flow_through_the_state():
     model = causal(timm.create_model("test_resnet", num_classes=5))
     step = StreamStep(model)
@@ -364,3 +379,14 @@ def test_batch_norms_of_the_batch_are_refused(small):
     with pytest.raises(RuntimeError, match="that has none, which mixes"):
         Streaming(small)(frames)
     assert Streaming(small)(frames[:1]).isfinite().all()
+
+
+def test_a_batch_norm_that_is_replaced_in_a_stream_is_refused_too(small):
+    stream, frames = Streaming(small), frames_of(2, 1)[:, 0]
+    stream(frames)
+    kept = small.layer1[0].bn1
+    small.layer1[0].bn1 = type(kept)(kept.num_features)
+    with pytest.raises(RuntimeError, match="in training mode, which mixes"):
+        stream(frames)
+    small.layer1[0].bn1 = kept
+    stream(frames)

@@ -359,6 +359,23 @@ def test_a_compiled_module_shows():
     assert not torch_private.is_compiled(not_compiled)
 
 
+def test_a_function_is_traced_into_graphs_alone(compiled_or_not):
+    seen = []
+
+    def hook(module, args):
+        return None if torch.compiler.is_dynamo_compiling() else seen.append(module)
+
+    torch_private.run_uncompiled(hook)
+    model = nn.Linear(1, 1)
+    model.register_forward_pre_hook(hook)
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):  # a compiled frame of the hook itself would see no call
+        compiled(torch.ones(1, 1))
+    assert seen == [model, model]
+    torch.compile(lambda x: model(x), backend="eager", fullgraph=True)(torch.ones(1, 1))
+    assert len(seen) == 2
+
+
 def test_hooks_can_be_guarded(compiled_or_not):
     config = torch_private.dynamo_config
     assert sys.modules[torch_private.DYNAMO_CONFIG] is config

@@ -26,6 +26,9 @@ from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
 from torch._C import _len_torch_function_stack as count_function_modes
 
 # Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
+# Dynamo compiles the hooks of a compiled module each as a frame of its own, whose graph would be run ever after
+# (test_a_function_is_traced_into_graphs_alone).
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
 # What a graph's nodes call (test_what_a_node_calls_is_told_from_a_region).
@@ -277,6 +280,13 @@ def skip_hook_guards(config: Any, skip: bool) -> bool:
     before = config.skip_nnmodule_hook_guards
     config.skip_nnmodule_hook_guards = skip
     return before
+
+
+def run_uncompiled(function: Callable[..., Any]) -> None:
+    """Have Dynamo compile no frame of a function, nor those below it; into a larger graph it is traced as before
+    (test_a_function_is_traced_into_graphs_alone)."""
+    skip = _FrameAction.SKIP
+    set_code_exec_strategy(function.__code__, _FrameExecStrategy(skip, skip))
 
 
 # The names in `vars(module)` of two dictionaries that may be replaced as a whole (test_a_module_is_dictionaries).

@@ -57,8 +57,11 @@ def _hooks_of(module: nn.Module) -> list[PatchHook]:
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    new = type(module).__deepcopy__(module, memo)  # type: ignore[attr-defined]
-    memo[id(module)] = new
+    own: Any = getattr(type(module), _COPY, None)
+    if own is None:  # it is of another class again: a parametrisation was taken off
+        forget_copies(module)
+        return copy.deepcopy(module, memo)
+    new = memo[id(module)] = own(module, memo)
     return _with_hooks(new, [copy.deepcopy(hook, memo) for hook in _hooks_of(module)])
 
 

@@ -31,25 +31,42 @@ class FrameCounter(PatchHook):
         # rows of a map -> frames, 0 where they were several numbers of frames, and how many backwards were before
         self._frames_of_rows: dict[int, tuple[int, int]] = {}
         self._backwards, self._last_backward = 0, -1
-        self._traced = 1  # a graph knows its own number, and cannot hold what belongs to a thread
+        # a graph knows its own number, and cannot hold what belongs to a thread; None where it was counted outside of it
+        self._traced: int | None = None
+        self._rows = OfThread()  # of the maps since the last count, by whose they are
 
     @property
     def frames(self) -> int:
         if torch.compiler.is_compiling():
+            if self._traced is None:
+                raise RuntimeError(
+                    "expected to compile a shift of windows together with what counts the model's frames, got the shift "
+                    "alone. Call torch.compile on the whole model, or on its blocks."
+                )
             return self._traced
-        return self._latest if self._eager.value is None else self._eager.value
+        if self._eager.value is not None:
+            return self._eager.value
+        return self._latest if self._traced is None else self._traced
 
-    def frames_of(self, rows: int) -> int:
-        """The frames in a map of so many rows.
+    def frames_of(self, rows: int, site: object) -> int:
+        """The frames in a map of so many rows, at a site.
 
         Raises:
-            RuntimeError: a backward runs a forward again, and maps of as many rows had several numbers of frames.
+            RuntimeError: a part of the model was called by itself, with windows of other frames than the model was
+                last called with; or a backward runs a forward again, and maps of as many rows had several numbers of
+                frames.
         """
         if torch.compiler.is_compiling():
-            return self._traced
+            return self.frames
         backward = backward_number()
         if backward == -1 or self._counted_in.value == backward:
             frames = self.frames
+            first = rows if self._rows.value is None else self._rows.value.setdefault(site, rows)
+            if first != rows:
+                raise RuntimeError(
+                    f"expected windows of the {frames} frames that the model was last called with, {first} rows, got "
+                    f"{rows} rows. Call the model, or unpatch it before a part is called by itself."
+                )
             noted, since = self._frames_of_rows.get(rows, (frames, -1))
             is_clear = noted == frames or since != self._backwards
             self._frames_of_rows[rows] = (frames if is_clear else 0, self._backwards)
@@ -75,3 +92,4 @@ class FrameCounter(PatchHook):
         else:
             self._eager.value = self._latest = x.shape[0]
             self._counted_in.value = backward_number()
+            self._traced, self._rows.value = None, {}

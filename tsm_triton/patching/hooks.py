@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ..arguments import as_count
 from ..functional import clip_boundaries
 from ..modules.clip_layer import ClipLayer, CutsClips
 from ..torch_private import pre_hooks
+from .keeping import records
 from .shift_hook import ShiftHook
 from .traced_shift import TracedShift, untraced_name
 
@@ -75,7 +76,24 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
     for module in model.modules():
         if isinstance(module, CutsClips):
             module.num_segments = num_segments
+    _tell_sharers(model)
     return model
+
+
+def _tell_sharers(model: nn.Module) -> None:
+    """Let models refuse to run that share some shifts with this one, and others not, where these differ now."""
+    told = set(_iter_hooks(model))
+    for record in records():
+        other = record.model
+        if other is None or told.isdisjoint(_iter_hooks(other)):
+            continue
+        if other is not model and any(module is model for module in other.modules()):
+            continue  # a part of it, which may be told what it likes
+        mixed = len({holder.num_segments * pooled for holder, pooled in _clip_holders(other)}) > 1
+        if record.mixed != mixed:
+            record.tell_mixed(mixed)
+
+
 
 
 def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook | ClipLayer, int]]:
@@ -146,14 +164,8 @@ def shift_disabled(model: nn.Module) -> Iterator[None]:
         ...     model(images).shape  # any number of images
         torch.Size([3, 1000])
     """
-    before = [(hook, hook.enabled) for hook in shift_hooks(model)]
-    try:
-        for hook, _ in before:
-            hook.enabled = False
+    with _told(model, "enabled", False):
         yield
-    finally:
-        for hook, enabled in before:
-            hook.enabled = enabled
 
 
 @contextmanager
@@ -190,14 +202,25 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
             f"expected no other thread inside packed_clips of this {type(model).__name__}, got one: pack one "
             "thread's clips at a time, or give each thread a copy.deepcopy of the model"
         )
-    before = [(hook, hook.boundaries) for hook in hooks]
+    with _told(model, "boundaries", boundaries):
+        yield
+
+
+@contextmanager
+def _told(model: nn.Module, attribute: str, value: Any) -> Iterator[None]:
+    """Have the hooks of a model hold a value, and in the end what they held before, or what they took over holds."""
+    before = {hook: getattr(hook, attribute) for hook in shift_hooks(model)}
     try:
-        for hook in hooks:
-            hook.boundaries = boundaries
+        for hook in before:
+            setattr(hook, attribute, value)
         yield
     finally:
-        for hook, earlier in before:
-            hook.boundaries = earlier
+        for hook in {**before, **dict.fromkeys(_iter_hooks(model))}:
+            known: ShiftHook | None = hook
+            while known is not None and known not in before:
+                known = known.stands_for
+            if known is not None:
+                setattr(hook, attribute, before[known])
 
 
 def _clip_holders(model: nn.Module) -> Iterator[tuple[ShiftHook | ClipLayer, int]]:
@@ -224,7 +247,7 @@ def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
 
 def _hooks_of(module: nn.Module) -> Iterator[ShiftHook]:
     for hook in pre_hooks(module).values():
-        if isinstance(hook, ShiftHook):
+        if isinstance(hook, ShiftHook) and not hook.removed:
             yield hook
     if isinstance(module, TracedShift) and module.hook is not None:
         yield module.hook

@@ -3,17 +3,21 @@
 A site is a place: what the module of that name receives is shifted, whichever module stands there.
 `convert_sync_batchnorm`, PEFT's adapters and their merging, quantisation and plain assignments put new modules into
 old places, and the hooks of the old ones would go with them, or stay behind inside of a wrapper that reads its input
-first. torch tells of each registration; what goes around it (`_modules[name] = ...`, `del`) the next call finds.
+first. torch tells of each registration; what goes around it (`_modules[name] = ...`, `del`) the next call finds, or the
+next compilation.
 """
 
+import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from operator import is_
 from typing import Any
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import nn
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import assume_constant_result, is_dynamo_compiling
 
 from ..torch_private import (
     MODULES,
@@ -22,6 +26,7 @@ from ..torch_private import (
     modules_of,
     pre_hooks,
     register_module_module_registration_hook,
+    run_uncompiled,
     take_pre_hook,
 )
 from .copying import forget_copies, keep_in_copies
@@ -31,10 +36,13 @@ from .hook_calls import PatchHook
 from .shift_hook import ShiftHook
 from .traced_shift import TracedShift, forget_trace
 
-__all__ = ["PatchRecord", "check_whole", "remove_hooks"]
+__all__ = ["Links", "PatchRecord", "check_whole", "records", "remove_hooks"]
+
+_numbers = itertools.count()
+_records: WeakValueDictionary[int, "PatchRecord"] = WeakValueDictionary()
 
 
-class _Links:
+class Links:
     """What each dictionary held at a key when it was looked up."""
 
     def __init__(self, holders: Sequence[Any], keys: Sequence[Any], held: Sequence[Any]) -> None:
@@ -43,49 +51,81 @@ class _Links:
         are_plain = all(type(holder) in (dict, OrderedDict) for holder in holders)
         self.get = dict.get if are_plain else lambda holder, key: holder.get(key)
 
+    def hold(self) -> bool:
+        """Whether it is all there still."""
+        return all(map(is_, map(self.get, self.holders, self.keys), self.held))
+
 
 class PatchRecord(PatchHook):
     """The forward pre-hook of a patched model that refuses to run without one of its shifts.
 
-    A call of eager costs a dictionary look-up for each module on the way to a site; graphs hold what was there
-    when they were made.
+    A call of eager costs a dictionary look-up for each module on the way to a site; a graph is asked when it is made.
 
     Attributes:
         hooks: the shifts and frame counters by the names of the modules that they were put at.
+        mixed: whether another model, which shares some of the shifts, was told another clip length.
     """
 
-    def __init__(self, hooks: list[tuple[str, ShiftHook | FrameCounter]]) -> None:
+    def __init__(self, model: nn.Module | None, hooks: list[tuple[str, ShiftHook | FrameCounter]]) -> None:
         self.hooks = hooks
-        self._links: _Links | None = None
+        self.mixed = False
+        self._begin(model)
+
+    def _begin(self, model: nn.Module | None) -> None:
+        self._links: Links | None = None
+        self._model = None if model is None else ref(model)
+        self._number = next(_numbers)
+        _records[self._number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"hooks": self.hooks, "_links": None}
+        return {"hooks": self.hooks, "mixed": self.mixed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.hooks, self.mixed = state["hooks"], state.get("mixed", False)
+        self._begin(None)  # it is told by the first call
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PatchRecord":
+        new = memo[id(self)] = PatchRecord(memo.get(id(self.model)), [])
+        new.hooks, new.mixed = copy.deepcopy(self.hooks, memo), self.mixed
+        return new
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The patched model, None where it is gone, or was not called since it came out of a file."""
+        return None if self._model is None else self._model()
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
         if is_dynamo_compiling():
+            _find_by_number(self._number)
             return
         links = self._links
         # no loop of Python: half of its time
         intact = links and all(map(is_, map(links.get, links.holders, links.keys), links.held))
         # a replica of DataParallel has modules of its own, one call long
-        if not intact and not torch.compiler.is_compiling() and REPLICA not in vars(module):
+        if not intact and REPLICA not in vars(module):
             self.find(module)
 
     def find(self, model: nn.Module) -> None:
-        """Look the hooks up, wherever they stand by now."""
+        """Look the hooks up, wherever they stand by now; raise `RuntimeError` where one is missed."""
+        self._model = ref(model)
+        if self.mixed:
+            raise RuntimeError(
+                f"expected shifts of one clip length in {type(model).__name__}, got another for some, which it shares "
+                "with a model that was told otherwise. Call tsm_triton.set_num_segments(model, T) for each in turn, or "
+                "give each its own by copy.deepcopy."
+            )
         paths = {
             id(hook): (name, module, key)
             for name, module in model.named_modules()
             for key, hook in pre_hooks(module).items()
         }
-        kept = [(name, hook) for name, hook in self.hooks if not hook.removed]
         # its own, or one like it that came with what took the place
-        there = [hook if id(hook) in paths else _like(model, name, hook) for name, hook in kept]
-        lost = [name for (name, _), hook in zip(kept, there, strict=True) if hook is None]
+        there = [hook if id(hook) in paths else _like(model, name, hook) for name, hook in self.hooks]
+        lost = [name for (name, _), hook in zip(self.hooks, there, strict=True) if hook is None]
         if lost:
-            raise _gone(model, f"its {len(kept)} shifts", "a model that was changed", lost)
+            raise _gone(model, f"its {len(self.hooks)} shifts", "a model that was changed", lost)
         links: dict[tuple[int, Any], tuple[dict[Any, Any], Any, Any]] = {}
         for hook in there:
             name, module, key = paths[id(hook)]
@@ -100,7 +140,38 @@ class PatchRecord(PatchHook):
                 outer = inner
             links[id(module), key] = (pre_hooks(module), key, hook)
             links[id(module), PRE_HOOKS] = (vars(module), PRE_HOOKS, pre_hooks(module))
-        self._links = _Links(*zip(*links.values(), strict=True)) if links else _Links((), (), ())
+        self._links = Links(*zip(*links.values(), strict=True)) if links else Links((), (), ())
+
+    def tell_mixed(self, mixed: bool) -> None:
+        """Note whether the shifts are of one clip length, for the next call."""
+        self.mixed = mixed
+        self._links = None
+
+    def forget(self, part: nn.Module) -> None:
+        """Miss no shift of a part of the model that was unpatched on purpose, nor of a model that has none left."""
+        model = self.model
+        if model is None or not any(True for *_, hook in _hooks_in(model) if isinstance(hook, ShiftHook)):
+            self.hooks = [(name, hook) for name, hook in self.hooks if not hook.removed]
+            return
+        for path, module in model.named_modules(remove_duplicate=False):
+            if module is part:
+                self.hooks = [each for each in self.hooks if not f"{each[0]}.".startswith(f"{path}.")]
+        self._links = None
+
+
+@assume_constant_result
+def _find_by_number(number: int) -> bool:
+    """Have a record look its hooks up while a graph is made: Dynamo runs this as it stands."""
+    record = _records.get(number)
+    model = None if record is None else record.model
+    if record is not None and model is not None:
+        record.find(model)
+    return True
+
+
+def records() -> list[PatchRecord]:
+    """Those of all patched models that there are."""
+    return list(_records.values())
 
 
 class LostShift(PatchHook):
@@ -141,7 +212,9 @@ def remove_hooks(model: nn.Module) -> None:
         take_pre_hook(module, key)
         hook = hook.hook if isinstance(hook, LostShift) else hook
         if not isinstance(hook, PatchRecord):
-            hook.removed = True  # on purpose: a record further up need not miss it
+            hook.removed = True  # what was taken out of the model, and is put back, shifts no more
+    for record in records():
+        record.forget(model)
 
 
 def _carry(parent: nn.Module, name: str, new: Any) -> None:
@@ -152,9 +225,12 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
     old = modules.get(name) if isinstance(modules, dict) else None  # a scripted module's are no dict
     if old is None or not isinstance(new, nn.Module) or new is old:
         return
-    moving = list(_hooks_in(old))
+    moving = [each for each in _hooks_in(old) if not getattr(each[3], "removed", False)]
     if not moving or any(isinstance(hook, PatchRecord) for *_, hook in moving):
         return  # a whole model takes the place of another: the patch is that one's own
+    # a graph holds the sites of a model in modules of its own; what holds a stage of one for a while is no model
+    if all(path for path, *_ in moving) and not _is_in_their_model(parent, [hook for *_, hook in moving]):
+        return
     places = dict(new.named_modules())
     inside = {id(module) for module in places.values()}
     # what stays where it is: a wrapper around a block holds its sites
@@ -175,6 +251,14 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
         keep_in_copies(place)
 
 
+def _is_in_their_model(parent: nn.Module, hooks: list[Any]) -> bool:
+    """Whether a module is a part of what the hooks were put into."""
+    models = [record.model for record in records() if any(hook in hooks for _, hook in record.hooks)]
+    return not models or any(
+        model is None or any(module is parent for module in model.modules()) for model in models
+    )
+
+
 def _takes_over(place: nn.Module, hook: ShiftHook) -> bool:
     """Whether a place has a shift already, which is a copy of this one.
 
@@ -190,6 +274,7 @@ def _takes_over(place: nn.Module, hook: ShiftHook) -> bool:
         describe(place, hook)
         return False
     there.counter = hook.counter  # a copy brought one along that stands nowhere
+    there.take_over(hook)
     return True
 
 
@@ -197,7 +282,9 @@ def _check_alike(moving: list[tuple[str, nn.Module, int, Any]], places: dict[str
     """Raise where what takes a shifted place is shifted in another way."""
     for path, _, _, hook in moving:
         there = _shift_of(places[path]) if path in places else None
-        if there is not None and isinstance(hook, ShiftHook) and repr(there) != repr(hook):
+        if there is None or not isinstance(hook, ShiftHook):
+            continue
+        if (there.moves, there.num_segments) != (hook.moves, hook.num_segments):
             raise RuntimeError(
                 f"expected a module that is shifted as the one whose place it takes, {hook}, got {there}: call "
                 "tsm_triton.unpatch on it first"
@@ -221,7 +308,8 @@ def _gone(holder: nn.Module, expected: str, got: str, places: list[str]) -> Runt
 
 
 def _shift_of(module: nn.Module) -> ShiftHook | None:
-    return next((hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook)), None)
+    hooks = (hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook))
+    return next((hook for hook in hooks if not hook.removed), None)
 
 
 def _like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> ShiftHook | None:
@@ -232,3 +320,4 @@ def _like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> ShiftH
 
 
 register_module_module_registration_hook(_carry)
+run_uncompiled(PatchRecord.__call__)

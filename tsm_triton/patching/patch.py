@@ -113,6 +113,7 @@ def patch(
             "expected either sites, or stages and filter_fn to choose among them, got both: pass one"
         )
     chosen = _wide_enough(chosen, shift_div, direction, may_skip)
+    remove_hooks(model)  # what stood elsewhere when the shift was taken off
     try:
         _add_hooks(model, chosen, num_segments, shift_div, direction, fold_order, place)
         difference = _difference(backbones, chosen, place) if verify else None
@@ -231,7 +232,7 @@ def _add_hooks(
         describe(site.module, hook)
         keep_in_copies(site.module)
         hooks[site.name] = hook
-    record = PatchRecord([*counters.items(), *hooks.items()])
+    record = PatchRecord(model, [*counters.items(), *hooks.items()])
     model.register_forward_pre_hook(record, with_kwargs=True)
 
 

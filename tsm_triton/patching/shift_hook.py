@@ -51,8 +51,12 @@ class ShiftHook(PatchHook):
 
     # the frames of a clip in the call that is being traced, a symbol
     length: int | None = None
-    # whether `unpatch` took it off a part of a model whose record still knows it
+    # whether `unpatch` took it off: what it still stands at, outside of the model, is shifted no more
     removed = False
+    # how many rows the frames of streams had that autograd recorded, which no backward can run again
+    stepped_rows: frozenset[int] = frozenset()
+    # whose place it took inside of `shift_disabled` or `packed_clips`, which end for it too
+    stands_for: "ShiftHook | None" = None
     # whether a thread ever gave it a step or a length of its own: without, no call looks for one
     told_by_threads = False
     # the first parameter of the site's forward, for calls by keywords in another order
@@ -158,15 +162,21 @@ class ShiftHook(PatchHook):
         """Whether another thread is inside `packed_clips`."""
         return self._is_packed and self._packed_by != threading.get_ident()
 
+    def take_over(self, hook: "ShiftHook") -> None:
+        """Be as another is, whose place this one takes, until the contexts end that it is in."""
+        if not hook.enabled or hook.boundaries is not None:
+            self.enabled, self.boundaries, self.stands_for = hook.enabled, hook.boundaries, hook
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             key: value
             for key, value in vars(self).items()
-            if key not in ("length", "_key", "_packed_by", "_plans")
+            if key not in ("length", "enabled", "stands_for", "stepped_rows", "_key", "_packed_by", "_plans")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.enabled = True
         self._number_itself()
         self.leave_at(self._num_segments)
 
@@ -184,7 +194,7 @@ class ShiftHook(PatchHook):
             plan = self._plans.get((x.shape, x.stride(), x.storage_offset()))
             if plan is not None:
                 return (copied(x, plan), *args[1:]), kwargs
-        if not self.enabled:
+        if not self.enabled or self.removed:
             return None
         if kwargs is None:
             # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
@@ -204,6 +214,8 @@ class ShiftHook(PatchHook):
     def _shift_for(self, module: nn.Module, x: Any) -> Tensor:
         if isinstance(x, Proxy):
             return put_into_graph(module, x, None if self.counter is None else self.counter.frames)
+        if self.stepped_rows and not torch.compiler.is_compiling():
+            self._check_no_stream(x)
         if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
         if next(reversed(pre_hooks(module).values()), None) is not self:
@@ -212,6 +224,15 @@ class ShiftHook(PatchHook):
         shifted = shift(x)
         remember_unshifted(module, x, shifted, shift)
         return shifted
+
+    def _check_no_stream(self, x: Tensor) -> None:
+        """Raise where a backward runs a frame of streams again, whose caches are no longer here."""
+        if self.step is None and x.shape[0] in self.stepped_rows and in_backward():
+            raise RuntimeError(
+                f"expected a backward that runs no frame of a stream again, got {x.shape[0]} rows, as streams had: a "
+                "step's caches are gone by then. Call model.set_grad_checkpointing(False) to go backwards through "
+                "steps, and train on clips with another copy.deepcopy of the model."
+            )
 
     def shift(self, x: Tensor) -> Tensor:
         if is_plain(x):
@@ -222,7 +243,7 @@ class ShiftHook(PatchHook):
                 )
                 if len(plans) >= _LAYOUTS:  # threads may have been here side by side
                     plans.clear()
-                if self.enabled:
+                if self.enabled and not self.removed:
                     plans[x.shape, x.stride(), x.storage_offset()] = plan
                 return copied(x, plan)
         if self.step is not None:
@@ -247,7 +268,7 @@ class ShiftHook(PatchHook):
     def _as_of_now(self, x: Tensor, frames: int | None = None) -> Callable[[Tensor], Tensor]:
         """The shift itself, of values: a backward may shift again when the hook has been told others."""
         if frames is None and self.counter is not None:
-            frames = self.counter.frames_of(x.shape[0])
+            frames = self.counter.frames_of(x.shape[0], self)
         shift_div, direction, fold_order = self.shift_div, self.direction, self.fold_order
         channel_dim, boundaries = self.channel_dim, self.boundaries
         length = self._length_now() if boundaries is None else None

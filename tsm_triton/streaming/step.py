@@ -10,9 +10,9 @@ from .. import ops
 from ..arguments import check_frames
 from ..functional import fold_counts
 from ..patching.hooks import check_no_clip_layers, shift_hooks, shifts_in
-from ..patching.keeping import check_whole
+from ..patching.keeping import Links, check_whole
 from ..patching.shift_hook import ShiftHook
-from ..torch_private import COMPILED, BatchNorm
+from ..torch_private import COMPILED, BatchNorm, modules_of
 from .state import check_caches
 
 __all__ = ["StreamStep"]
@@ -77,7 +77,7 @@ class StreamStep(nn.Module):
         self.model = model
         self.training = model.training  # torch.onnx.export puts its module back in the mode that this says
         self.features = features
-        self.norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+        self._find_norms()
         self.names: list[str] = []
         self.hooks: list[ShiftHook] = []
         for name, hook in shifts_in(model):
@@ -91,6 +91,14 @@ class StreamStep(nn.Module):
                     "It reads the next frame, which a stream has not seen yet, and its weights rely on it: "
                     "unpatch the model, patch it with direction='causal', and train it so."
                 )
+
+    def _find_norms(self) -> None:
+        """Note the batch-norms, and where all modules are: one that is replaced may bring others along."""
+        found = [
+            (modules_of(module), name, child) for module in self.model.modules() for name, child in module.named_children()
+        ]
+        self.links = Links(*zip(*found, strict=True)) if found else Links((), (), ())
+        self.norms = [module for module in self.model.modules() if isinstance(module, BatchNorm)]
 
     @property
     def device(self) -> torch.device:
@@ -198,6 +206,8 @@ class StreamStep(nn.Module):
                 "expected a model in evaluation mode, got one in training mode, whose batch statistics mix "
                 "the streams. Call model.eval(); train on clips, with the patched model itself."
             )
+        if not torch.compiler.is_compiling() and not self.links.hold():
+            self._find_norms()
         for norm in self.norms:
             if norm.training or (norm.running_mean is None and frame.shape[0] > 1):
                 raise RuntimeError(
@@ -237,6 +247,8 @@ class _Exchange:
 
     def __init__(self, name: str, hook: ShiftHook, cache: Tensor, into: Tensor | None) -> None:
         self.name = name
+        self.hook = hook
+        self.is_recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         self.channel_dim = hook.channel_dim
         self.shift_div = hook.shift_div
         self.cache = cache
@@ -249,6 +261,8 @@ class _Exchange:
                 f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache "
                 "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
             )
+        if self.is_recorded and x.shape[0] not in self.hook.stepped_rows:
+            self.hook.stepped_rows |= {x.shape[0]}
         held, channels = self.cache.shape[self.channel_dim], x.shape[self.channel_dim]
         fold, *_ = fold_counts(channels, self.shift_div, "causal")
         if held != fold:
