@@ -403,7 +403,9 @@ CALLS = {
     "called": lambda model: model,
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "in one graph": lambda model: torch.compile(model, backend="eager", fullgraph=True),
-    "in a compiled function": lambda model: torch.compile(lambda x: model(x), backend="eager", fullgraph=True),
+    "in a compiled function": lambda model: torch.compile(
+        lambda x: model(x), backend="eager", fullgraph=True
+    ),
     "in a compiled classifier": lambda model: torch.compile(
         VideoClassifier(model, T, consensus="identity"), backend="eager"
     ),

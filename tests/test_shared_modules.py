@@ -30,7 +30,9 @@ def patched(plain: nn.Module, num_segments: int = T) -> nn.Module:
 
 
 @torch.no_grad()
-def are_equal(model: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], frames: Tensor) -> bool:
+def are_equal(
+    model: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], frames: Tensor
+) -> bool:
     return torch.allclose(model(frames), expected(frames), rtol=1e-4, atol=1e-5)
 
 

@@ -360,20 +360,34 @@ def test_a_compiled_module_shows():
 
 
 def test_a_function_is_traced_into_graphs_alone(compiled_or_not):
-    seen = []
+    called, traced = [], []
+
+    class Plain(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    @torch_private.constant_in_graphs
+    def note(number: int) -> bool:
+        traced.append(number)
+        return True
 
     def hook(module, args):
-        return None if torch.compiler.is_dynamo_compiling() else seen.append(module)
+        if torch.compiler.is_dynamo_compiling():
+            note(7)
+        else:
+            called.append(module)
 
     torch_private.run_uncompiled(hook)
-    model = nn.Linear(1, 1)
+    model = Plain()
     model.register_forward_pre_hook(hook)
     compiled = torch.compile(model, backend="eager")
     for _ in range(2):  # a compiled frame of the hook itself would see no call
         compiled(torch.ones(1, 1))
-    assert seen == [model, model]
-    torch.compile(lambda x: model(x), backend="eager", fullgraph=True)(torch.ones(1, 1))
-    assert len(seen) == 2
+    assert (called, traced) == ([model, model], [])
+    inlined = torch.compile(lambda x: model(x), backend="eager", fullgraph=True)
+    for _ in range(2):
+        inlined(torch.ones(1, 1))
+    assert (len(called), traced) == (2, [7])
 
 
 def test_hooks_can_be_guarded(compiled_or_not):

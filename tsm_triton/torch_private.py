@@ -114,6 +114,7 @@ __all__ = [
     "buffers_of",
     "checkpointed_regions",
     "compile_fx",
+    "constant_in_graphs",
     "convert_to_symint",
     "count_dispatch_modes",
     "count_function_modes",
@@ -148,6 +149,7 @@ __all__ = [
     "put_forward_hook",
     "quantised_per_tensor",
     "register_module_module_registration_hook",
+    "run_uncompiled",
     "schema_of",
     "select_decomp_table",
     "sequence_number",
@@ -280,6 +282,12 @@ def skip_hook_guards(config: Any, skip: bool) -> bool:
     before = config.skip_nnmodule_hook_guards
     config.skip_nnmodule_hook_guards = skip
     return before
+
+
+def constant_in_graphs(function: Any) -> Any:
+    """`torch.compiler.assume_constant_result`, which imports Dynamo (test_a_function_is_traced_into_graphs_alone)."""
+    function._dynamo_marked_constant = True
+    return function
 
 
 def run_uncompiled(function: Callable[..., Any]) -> None:

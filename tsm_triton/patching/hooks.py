@@ -94,8 +94,6 @@ def _tell_sharers(model: nn.Module) -> None:
             record.tell_mixed(mixed)
 
 
-
-
 def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook | ClipLayer, int]]:
     """Each shift and clip layer of a model with the frames that a clip of `num_segments` has where it stands.
 

@@ -17,12 +17,13 @@ from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import nn
-from torch.compiler import assume_constant_result, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 
 from ..torch_private import (
     MODULES,
     PRE_HOOKS,
     REPLICA,
+    constant_in_graphs,
     modules_of,
     pre_hooks,
     register_module_module_registration_hook,
@@ -159,7 +160,7 @@ class PatchRecord(PatchHook):
         self._links = None
 
 
-@assume_constant_result
+@constant_in_graphs
 def _find_by_number(number: int) -> bool:
     """Have a record look its hooks up while a graph is made: Dynamo runs this as it stands."""
     record = _records.get(number)

@@ -95,7 +95,9 @@ class StreamStep(nn.Module):
     def _find_norms(self) -> None:
         """Note the batch-norms, and where all modules are: one that is replaced may bring others along."""
         found = [
-            (modules_of(module), name, child) for module in self.model.modules() for name, child in module.named_children()
+            (modules_of(module), name, child)
+            for module in self.model.modules()
+            for name, child in module.named_children()
         ]
         self.links = Links(*zip(*found, strict=True)) if found else Links((), (), ())
         self.norms = [module for module in self.model.modules() if isinstance(module, BatchNorm)]

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from timm.data import Mixup  # pyright: ignore[reportPrivateImportUsage]
-from timm.optim import (  # pyright: ignore[reportPrivateImportUsage]
-    create_optimizer_v2,
-    list_optimizers,
-    param_groups_weight_decay,
+from timm.optim import (
+    create_optimizer_v2,  # pyright: ignore[reportPrivateImportUsage]
+    list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
+    param_groups_weight_decay,  # pyright: ignore[reportPrivateImportUsage]
 )
 from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ def _not_decayed(model: nn.Module, prefix: str = "") -> Iterator[str]:
     """The names of what models of timm do not decay beside biases and norms, in whatever wrapper."""
     named: Any = getattr(model, "no_weight_decay", None)
     if callable(named):  # of timm's models the outermost speaks for its parts, as for timm itself
-        yield from (f"{prefix}{name}" for name in named())
+        names: Any = named()
+        yield from (f"{prefix}{name}" for name in names)
         return
     for name, child in model.named_children():
         yield from _not_decayed(child, f"{prefix}{name}.")
