@@ -8,15 +8,15 @@ import sys
 import pytest
 import timm
 import torch
-import torchvision
 from networks import T, visible
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from tsm_triton import patch, set_num_segments, shift_disabled, unpatch
 
 MODELS = {
     "cnn": lambda: timm.create_model("test_resnet", num_classes=5),
-    "transformer": lambda: timm.create_model("test_vit", num_classes=5, img_size=64),
+    "transformer": lambda: timm.create_model("test_vit", num_classes=5, img_size=64, depth=2),
 }
 BACKENDS = ["eager", "inductor", "tsm_triton"]
 
@@ -120,12 +120,13 @@ def test_a_function_over_two_models_runs_each_with_its_shifts(model, frames):
 @pytest.mark.parametrize("imported", ["first", "after the compiler", "by a pickle"])
 def test_the_order_of_imports_does_not_matter(tmp_path, imported):
     torch.manual_seed(0)
-    model = visible(torchvision.models.resnet18(num_classes=5))
+    model = visible(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5))
     torch.save((model, patch(copy.deepcopy(model), T)), tmp_path / "models.pt")
     script = f"""
-import torch, torchvision
+import torch
+from torchvision.models.resnet import BasicBlock, ResNet
 {"import tsm_triton" if imported == "first" else ""}
-unpatched = torchvision.models.resnet18(num_classes=5).eval()
+unpatched = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5).eval()
 x = torch.randn({T}, 3, 64, 64)
 with torch.no_grad():
     torch.compile(unpatched, backend="eager")(x)

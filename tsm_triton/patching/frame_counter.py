@@ -31,7 +31,7 @@ class FrameCounter(PatchHook):
         # rows of a map -> frames, 0 where they were several numbers of frames, and how many backwards were before
         self._frames_of_rows: dict[int, tuple[int, int]] = {}
         self._backwards, self._last_backward = 0, -1
-        # a graph knows its own number, and cannot hold what belongs to a thread; None where it was counted outside of it
+        # a graph knows its own number, and cannot hold what belongs to a thread; None where an eager call counted
         self._traced: int | None = None
         self._rows = OfThread()  # of the maps since the last count, by whose they are
 
@@ -40,8 +40,8 @@ class FrameCounter(PatchHook):
         if torch.compiler.is_compiling():
             if self._traced is None:
                 raise RuntimeError(
-                    "expected to compile a shift of windows together with what counts the model's frames, got the shift "
-                    "alone. Call torch.compile on the whole model, or on its blocks."
+                    "expected to compile a shift of windows together with what counts the model's frames, got the "
+                    "shift alone. Call torch.compile on the whole model, or on its blocks."
                 )
             return self._traced
         if self._eager.value is not None:

@@ -57,7 +57,7 @@ def patch(
 
     Keys of `state_dict` stay as they were. Compile after patching. A site is a place: a module that takes the place
     of another (`convert_sync_batchnorm`, adapters of PEFT) takes its shift, too, and where a place is gone the
-    next call raises.
+    next call of the model raises, and so does compiling or exporting it.
 
     Args:
         model: a timm or torchvision model, or a module that holds one.
@@ -132,6 +132,9 @@ def patch(
 
 def unpatch(model: Model) -> Model:
     """Take the shift off again: the model computes, and holds, exactly what it did before `patch`.
+
+    Gradient checkpointing runs blocks again in the backward, without the shift by then: take it off after the backward
+    only. A model that shares some of the shifted modules, and keeps other shifts, refuses to run.
 
     Raises:
         RuntimeError: the model is not patched.
