@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tsm_triton import is_patched, packed_clips, patch, set_num_segments, shift_disabled, unpatch
+from tsm_triton import ShiftSite, is_patched, packed_clips, patch, set_num_segments, shift_disabled, unpatch
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +61,64 @@ def test_a_part_that_is_unpatched_on_purpose_is_not_missed(plain, frames):
     assert are_equal(copy.deepcopy(whole), expected, frames)
 
 
-def test_clip_lengths_that_a_model_did_not_ask_for_are_refused(plain, frames):
+def test_a_model_whose_clip_lengths_another_changed_is_named(plain, frames):
     one, other = patched(plain), patched(plain)
     other.layer1[0] = one.layer1[0]
-    set_num_segments(other, 2)
+    with pytest.warns(
+        UserWarning, match="got a ResNet, whose clips are now of 2, 4 frames: call set_num_segments"
+    ):
+        set_num_segments(other, 2)
     assert are_equal(other, patched(plain, 2), frames)
-    for model in (one, torch.compile(one, backend="eager")):
-        with pytest.raises(RuntimeError, match="expected shifts of one clip length in ResNet"):
-            model(frames)
-    set_num_segments(one, T)
+    with pytest.warns(UserWarning, match="whose clips are now of 2, 4 frames"):
+        set_num_segments(one, T)
     assert are_equal(one, patched(plain), frames)
-    with pytest.raises(RuntimeError, match="expected shifts of one clip length"):
-        other(frames)
     set_num_segments(other, T)
     assert are_equal(one, other, frames)
+
+
+def test_a_module_that_was_in_a_model_for_a_while_takes_no_shift_along(plain, frames):
+    model, other = patched(plain), copy.deepcopy(plain)
+    old = model.layer1[0]
+    model.layer1[0] = other.layer1[0]
+    model.layer1[0] = old
+    assert not is_patched(other)
+    assert are_equal(other, plain, frames)
+    patch(other, 2)
+    assert are_equal(model, patched(plain), frames)
+    unpatch(other)
+    assert are_equal(model, patched(plain), frames)
+    # by way of what has no place for the shift
+    model.layer1[0] = nn.Sequential(nn.Conv2d(32, 32, 1))
+    left, model.layer1[0] = model.layer1[0], old
+    other.layer1.append(left)
+    other(frames)
+    unpatch(patch(other, T, verify=False))
+    assert are_equal(model, patched(plain), frames)
+
+
+def test_what_took_a_shared_place_hands_the_shift_on(plain, frames):
+    one, other = patched(plain), patched(plain)
+    other.layer1 = one.layer1
+    other.layer1 = copy.deepcopy(plain.layer1)
+    assert are_equal(other, patched(plain), frames)
+    assert are_equal(one, patched(plain), frames)
+
+
+def test_a_module_that_stands_in_two_places_keeps_the_shift_in_the_other(frames):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return self.first(x) + self.second(x)
+
+    model = Twice()
+    site = ShiftSite("first", model.first, 3, 1)
+    patch(model, T, shift_div=3, sites=[site], verify=False)
+    expected = copy.deepcopy(model)
+    model.first = copy.deepcopy(model.first)
+    assert are_equal(model, expected, frames)
 
 
 def test_a_part_may_be_told_another_length(plain, frames):
@@ -153,6 +197,13 @@ def test_what_takes_a_place_inside_of_a_context_is_in_it_and_leaves_it(change, p
         with shift_disabled(model):
             change(model) if change is with_a_copied_stage else None
         assert are_equal(model, plain, frames)
+    assert are_equal(model, patched(plain), frames)
+    with shift_disabled(model):
+        old, model.layer1[0] = model.layer1[0], nn.Identity()
+        model.layer1[0] = old
+        with shift_disabled(model):
+            model.layer1[0] = copy.deepcopy(old)
+            model.layer1[0] = old
     assert are_equal(model, patched(plain), frames)
     with packed_clips(model, [2] * T):
         with_a_copied_stage(model)

@@ -25,10 +25,11 @@ from torch._C import _is_tracing as is_tracing
 from torch._C import _len_torch_dispatch_stack as count_dispatch_modes
 from torch._C import _len_torch_function_stack as count_function_modes
 
-# Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 # Dynamo compiles the hooks of a compiled module each as a frame of its own, whose graph would be run ever after
 # (test_a_function_is_traced_into_graphs_alone).
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+
+# Which of torch.func's transforms is innermost, None outside of them (test_the_innermost_transform_is_known).
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
 # What a graph's nodes call (test_what_a_node_calls_is_told_from_a_region).

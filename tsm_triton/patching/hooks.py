@@ -1,6 +1,7 @@
 """What acts on the hooks of a patched model."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -76,22 +77,26 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
     for module in model.modules():
         if isinstance(module, CutsClips):
             module.num_segments = num_segments
-    _tell_sharers(model)
+    _warn_of_sharers(model)
     return model
 
 
-def _tell_sharers(model: nn.Module) -> None:
-    """Let models refuse to run that share some shifts with this one, and others not, where these differ now."""
+def _warn_of_sharers(model: nn.Module) -> None:
+    """Say where another model, which shares some of the shifts, has shifts of two clip lengths now."""
     told = set(_iter_hooks(model))
     for record in records():
         other = record.model
-        if other is None or told.isdisjoint(_iter_hooks(other)):
+        if other is None or told.issuperset(hooks := list(_iter_hooks(other))) or told.isdisjoint(hooks):
             continue
-        if other is not model and any(module is model for module in other.modules()):
+        if any(module is model for module in other.modules()):
             continue  # a part of it, which may be told what it likes
-        mixed = len({holder.num_segments * pooled for holder, pooled in _clip_holders(other)}) > 1
-        if record.mixed != mixed:
-            record.tell_mixed(mixed)
+        if len(lengths := {holder.num_segments * pooled for holder, pooled in _clip_holders(other)}) > 1:
+            warnings.warn(
+                f"expected no other model to share shifted modules with {type(model).__name__}, got a "
+                f"{type(other).__name__}, whose clips are now of {', '.join(map(str, sorted(lengths)))} frames: call "
+                "set_num_segments on it before it runs, or give each its own modules by copy.deepcopy",
+                stacklevel=3,
+            )
 
 
 def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook | ClipLayer, int]]:
@@ -214,11 +219,14 @@ def _told(model: nn.Module, attribute: str, value: Any) -> Iterator[None]:
         yield
     finally:
         for hook in {**before, **dict.fromkeys(_iter_hooks(model))}:
-            known: ShiftHook | None = hook
-            while known is not None and known not in before:
+            known, seen = hook, set[ShiftHook]()
+            while known not in before and known not in seen and known.stands_for is not None:
+                seen.add(known)
                 known = known.stands_for
-            if known is not None:
+            if known in before:
                 setattr(hook, attribute, before[known])
+            if hook.enabled and hook.boundaries is None:
+                hook.stands_for = None
 
 
 def _clip_holders(model: nn.Module) -> Iterator[tuple[ShiftHook | ClipLayer, int]]:
@@ -245,7 +253,7 @@ def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
 
 def _hooks_of(module: nn.Module) -> Iterator[ShiftHook]:
     for hook in pre_hooks(module).values():
-        if isinstance(hook, ShiftHook) and not hook.removed:
+        if isinstance(hook, ShiftHook):
             yield hook
     if isinstance(module, TracedShift) and module.hook is not None:
         yield module.hook

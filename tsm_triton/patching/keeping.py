@@ -64,12 +64,10 @@ class PatchRecord(PatchHook):
 
     Attributes:
         hooks: the shifts and frame counters by the names of the modules that they were put at.
-        mixed: whether another model, which shares some of the shifts, was told another clip length.
     """
 
     def __init__(self, model: nn.Module | None, hooks: list[tuple[str, ShiftHook | FrameCounter]]) -> None:
         self.hooks = hooks
-        self.mixed = False
         self._begin(model)
 
     def _begin(self, model: nn.Module | None) -> None:
@@ -79,15 +77,15 @@ class PatchRecord(PatchHook):
         _records[self._number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"hooks": self.hooks, "mixed": self.mixed}
+        return {"hooks": self.hooks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.hooks, self.mixed = state["hooks"], state.get("mixed", False)
+        self.hooks = state["hooks"]
         self._begin(None)  # it is told by the first call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PatchRecord":
         new = memo[id(self)] = PatchRecord(memo.get(id(self.model)), [])
-        new.hooks, new.mixed = copy.deepcopy(self.hooks, memo), self.mixed
+        new.hooks = copy.deepcopy(self.hooks, memo)
         return new
 
     @property
@@ -110,13 +108,8 @@ class PatchRecord(PatchHook):
 
     def find(self, model: nn.Module) -> None:
         """Look the hooks up, wherever they stand by now; raise `RuntimeError` where one is missed."""
-        self._model = ref(model)
-        if self.mixed:
-            raise RuntimeError(
-                f"expected shifts of one clip length in {type(model).__name__}, got another for some, which it shares "
-                "with a model that was told otherwise. Call tsm_triton.set_num_segments(model, T) for each in turn, or "
-                "give each its own by copy.deepcopy."
-            )
+        if self.model is None:
+            self._model = ref(model)
         paths = {
             id(hook): (name, module, key)
             for name, module in model.named_modules()
@@ -143,15 +136,10 @@ class PatchRecord(PatchHook):
             links[id(module), PRE_HOOKS] = (vars(module), PRE_HOOKS, pre_hooks(module))
         self._links = Links(*zip(*links.values(), strict=True)) if links else Links((), (), ())
 
-    def tell_mixed(self, mixed: bool) -> None:
-        """Note whether the shifts are of one clip length, for the next call."""
-        self.mixed = mixed
-        self._links = None
-
     def forget(self, part: nn.Module) -> None:
-        """Miss no shift of a part of the model that was unpatched on purpose, nor of a model that has none left."""
+        """Miss no shift of a part of the model that was unpatched on purpose, and none where all were."""
         model = self.model
-        if model is None or not any(True for *_, hook in _hooks_in(model) if isinstance(hook, ShiftHook)):
+        if model is None or not any(isinstance(hook, ShiftHook) for *_, hook in _hooks_in(model)):
             self.hooks = [(name, hook) for name, hook in self.hooks if not hook.removed]
             return
         for path, module in model.named_modules(remove_duplicate=False):
@@ -172,7 +160,8 @@ def _find_by_number(number: int) -> bool:
 
 def records() -> list[PatchRecord]:
     """Those of all patched models that there are."""
-    return list(_records.values())
+    # values() is a loop of Python, in which another thread may patch
+    return [record for each in _records.valuerefs() if (record := each()) is not None]
 
 
 class LostShift(PatchHook):
@@ -213,7 +202,7 @@ def remove_hooks(model: nn.Module) -> None:
         take_pre_hook(module, key)
         hook = hook.hook if isinstance(hook, LostShift) else hook
         if not isinstance(hook, PatchRecord):
-            hook.removed = True  # what was taken out of the model, and is put back, shifts no more
+            hook.removed = True
     for record in records():
         record.forget(model)
 
@@ -226,18 +215,27 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
     old = modules.get(name) if isinstance(modules, dict) else None  # a scripted module's are no dict
     if old is None or not isinstance(new, nn.Module) or new is old:
         return
-    moving = [each for each in _hooks_in(old) if not getattr(each[3], "removed", False)]
+    moving = list(_hooks_in(old))
     if not moving or any(isinstance(hook, PatchRecord) for *_, hook in moving):
         return  # a whole model takes the place of another: the patch is that one's own
-    # a graph holds the sites of a model in modules of its own; what holds a stage of one for a while is no model
-    if all(path for path, *_ in moving) and not _is_in_their_model(parent, [hook for *_, hook in moving]):
-        return
+    models = _models_with([hook for *_, hook in moving])
+    is_part = not models or any(module is parent for model in models for module in model.modules())
+    is_site = any(not path for path, *_ in moving)
+    if not is_part and not is_site:
+        return  # what holds a stage for a while; but a graph holds sites in modules of its own
     places = dict(new.named_modules())
     inside = {id(module) for module in places.values()}
     # what stays where it is: a wrapper around a block holds its sites
     moving = [each for each in moving if not (each[0] and id(each[1]) in inside)]
     _check_alike(moving, places)
-    for path, _, _, hook in moving:
+    kept = {id(module) for model in models for module in _without(model, parent, name)}
+    for path, module, key, hook in moving:
+        # what leaves the model leaves its shift, and may come back; it stays where the module stands in other places,
+        # or nobody knows
+        if models and id(module) not in kept:
+            pre_hooks(module).pop(key, None)
+            forget_description(module)
+            forget_copies(module)
         if isinstance(hook, LostShift):
             path, hook = ".".join(filter(None, (path, hook.path))), hook.hook
         place = places.get(path)
@@ -247,17 +245,25 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
                 keep_in_copies(new)
             continue
         if not isinstance(hook, ShiftHook) or not _takes_over(place, hook):
-            # it stays on an old module that is not inside, too, which may stand in other places
             place.register_forward_pre_hook(hook, with_kwargs=True)
         keep_in_copies(place)
 
 
-def _is_in_their_model(parent: nn.Module, hooks: list[Any]) -> bool:
-    """Whether a module is a part of what the hooks were put into."""
-    models = [record.model for record in records() if any(hook in hooks for _, hook in record.hooks)]
-    return not models or any(
-        model is None or any(module is parent for module in model.modules()) for model in models
-    )
+def _models_with(hooks: list[Any]) -> list[nn.Module]:
+    """The patched models that hold one of these hooks by now."""
+    models = [model for record in records() if (model := record.model) is not None]
+    return [model for model in models if any(hook in hooks for *_, hook in _hooks_in(model))]
+
+
+def _without(model: nn.Module, parent: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The modules of a model but those that it has by one name of one of them alone."""
+    seen, found = {id(model)}, [model]
+    for module in found:
+        yield module
+        for key, child in modules_of(module).items():
+            if child is not None and id(child) not in seen and not (module is parent and key == name):
+                seen.add(id(child))
+                found.append(child)
 
 
 def _takes_over(place: nn.Module, hook: ShiftHook) -> bool:
@@ -309,8 +315,7 @@ def _gone(holder: nn.Module, expected: str, got: str, places: list[str]) -> Runt
 
 
 def _shift_of(module: nn.Module) -> ShiftHook | None:
-    hooks = (hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook))
-    return next((hook for hook in hooks if not hook.removed), None)
+    return next((hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook)), None)
 
 
 def _like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> ShiftHook | None:

@@ -51,7 +51,7 @@ class ShiftHook(PatchHook):
 
     # the frames of a clip in the call that is being traced, a symbol
     length: int | None = None
-    # whether `unpatch` took it off: what it still stands at, outside of the model, is shifted no more
+    # whether `unpatch` took it off a part of a model whose record still knows it
     removed = False
     # how many rows the frames of streams had that autograd recorded, which no backward can run again
     stepped_rows: frozenset[int] = frozenset()
@@ -164,7 +164,7 @@ class ShiftHook(PatchHook):
 
     def take_over(self, hook: "ShiftHook") -> None:
         """Be as another is, whose place this one takes, until the contexts end that it is in."""
-        if not hook.enabled or hook.boundaries is not None:
+        if hook is not self and (not hook.enabled or hook.boundaries is not None):
             self.enabled, self.boundaries, self.stands_for = hook.enabled, hook.boundaries, hook
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class ShiftHook(PatchHook):
             plan = self._plans.get((x.shape, x.stride(), x.storage_offset()))
             if plan is not None:
                 return (copied(x, plan), *args[1:]), kwargs
-        if not self.enabled or self.removed:
+        if not self.enabled:
             return None
         if kwargs is None:
             # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
@@ -214,7 +214,7 @@ class ShiftHook(PatchHook):
     def _shift_for(self, module: nn.Module, x: Any) -> Tensor:
         if isinstance(x, Proxy):
             return put_into_graph(module, x, None if self.counter is None else self.counter.frames)
-        if self.stepped_rows and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.stepped_rows:  # which Dynamo would guard
             self._check_no_stream(x)
         if torch.compiler.is_compiling() or not keeps_unshifted(x) or self.step is not None:
             return self.shift(x)
@@ -243,7 +243,7 @@ class ShiftHook(PatchHook):
                 )
                 if len(plans) >= _LAYOUTS:  # threads may have been here side by side
                     plans.clear()
-                if self.enabled and not self.removed:
+                if self.enabled:
                     plans[x.shape, x.stride(), x.storage_offset()] = plan
                 return copied(x, plan)
         if self.step is not None:

@@ -95,9 +95,10 @@ class StreamStep(nn.Module):
     def _find_norms(self) -> None:
         """Note the batch-norms, and where all modules are: one that is replaced may bring others along."""
         found = [
-            (modules_of(module), name, child)
+            (children, name, child)
             for module in self.model.modules()
-            for name, child in module.named_children()
+            for children in (modules_of(module),)
+            for name, child in children.items()
         ]
         self.links = Links(*zip(*found, strict=True)) if found else Links((), (), ())
         self.norms = [module for module in self.model.modules() if isinstance(module, BatchNorm)]
@@ -263,8 +264,9 @@ class _Exchange:
                 f"expected each shifted module to run once a frame, got {self.name!r} twice: one cache "
                 "cannot serve both. Leave the site out with patch(..., filter_fn=...)."
             )
-        if self.is_recorded and x.shape[0] not in self.hook.stepped_rows:
-            self.hook.stepped_rows |= {x.shape[0]}
+        rows: Any = x.shape[0]  # of a trace no number
+        if self.is_recorded and type(rows) is int and rows not in self.hook.stepped_rows:
+            self.hook.stepped_rows |= {rows}
         held, channels = self.cache.shape[self.channel_dim], x.shape[self.channel_dim]
         fold, *_ = fold_counts(channels, self.shift_div, "causal")
         if held != fold:
