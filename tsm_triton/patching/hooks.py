@@ -253,7 +253,7 @@ def _iter_hooks(model: nn.Module) -> Iterator[ShiftHook]:
 
 def _hooks_of(module: nn.Module) -> Iterator[ShiftHook]:
     for hook in pre_hooks(module).values():
-        if isinstance(hook, ShiftHook):
+        if isinstance(hook, ShiftHook) and not hook.removed:
             yield hook
     if isinstance(module, TracedShift) and module.hook is not None:
         yield module.hook

@@ -116,7 +116,10 @@ class PatchRecord(PatchHook):
             for key, hook in pre_hooks(module).items()
         }
         # its own, or one like it that came with what took the place
-        there = [hook if id(hook) in paths else _like(model, name, hook) for name, hook in self.hooks]
+        there = [
+            hook if id(hook) in paths and not hook.removed else _like(model, name, hook)
+            for name, hook in self.hooks
+        ]
         lost = [name for (name, _), hook in zip(self.hooks, there, strict=True) if hook is None]
         if lost:
             raise _gone(model, f"its {len(self.hooks)} shifts", "a model that was changed", lost)
@@ -198,10 +201,20 @@ def remove_hooks(model: nn.Module) -> None:
         forget_trace(module)
         if isinstance(module, TracedShift):
             module.take_off()
-    for _, module, key, hook in list(_hooks_in(model)):
+    taken = list(_hooks_in(model))
+    inside = {id(module) for module in model.modules()}
+    beside = [
+        other
+        for other in _models()
+        if id(other) not in inside and all(m is not model for m in other.modules())
+    ]
+    for _, module, key, _ in taken:
         take_pre_hook(module, key)
+    standing = {id(hook) for other in beside for *_, hook in _hooks_in(other)}
+    for *_, hook in taken:
         hook = hook.hook if isinstance(hook, LostShift) else hook
-        if not isinstance(hook, PatchRecord):
+        # what left the model before, and is put back, shifts no more; what another model holds is that one's
+        if not isinstance(hook, PatchRecord) and id(hook) not in standing:
             hook.removed = True
     for record in records():
         record.forget(model)
@@ -215,7 +228,7 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
     old = modules.get(name) if isinstance(modules, dict) else None  # a scripted module's are no dict
     if old is None or not isinstance(new, nn.Module) or new is old:
         return
-    moving = list(_hooks_in(old))
+    moving = [each for each in _hooks_in(old) if not getattr(each[3], "removed", False)]
     if not moving or any(isinstance(hook, PatchRecord) for *_, hook in moving):
         return  # a whole model takes the place of another: the patch is that one's own
     models = _models_with([hook for *_, hook in moving])
@@ -228,14 +241,7 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
     # what stays where it is: a wrapper around a block holds its sites
     moving = [each for each in moving if not (each[0] and id(each[1]) in inside)]
     _check_alike(moving, places)
-    kept = {id(module) for model in models for module in _without(model, parent, name)}
     for path, module, key, hook in moving:
-        # what leaves the model leaves its shift, and may come back; it stays where the module stands in other places,
-        # or nobody knows
-        if models and id(module) not in kept:
-            pre_hooks(module).pop(key, None)
-            forget_description(module)
-            forget_copies(module)
         if isinstance(hook, LostShift):
             path, hook = ".".join(filter(None, (path, hook.path))), hook.hook
         place = places.get(path)
@@ -244,26 +250,25 @@ def _carry(parent: nn.Module, name: str, new: Any) -> None:
                 new.register_forward_pre_hook(LostShift(path, hook), with_kwargs=True)
                 keep_in_copies(new)
             continue
-        if not isinstance(hook, ShiftHook) or not _takes_over(place, hook):
+        if any(
+            there is hook for there in pre_hooks(place).values()
+        ):  # it comes back: what stood there goes without
+            take_pre_hook(module, key)
+            forget_description(module)
+        elif not isinstance(hook, ShiftHook) or not _takes_over(place, hook):
+            # it stays on an old module that is not inside, too, which may stand in other places
             place.register_forward_pre_hook(hook, with_kwargs=True)
         keep_in_copies(place)
 
 
+def _models() -> list[nn.Module]:
+    """The patched models, as far as their records know them."""
+    return [model for record in records() if (model := record.model) is not None]
+
+
 def _models_with(hooks: list[Any]) -> list[nn.Module]:
     """The patched models that hold one of these hooks by now."""
-    models = [model for record in records() if (model := record.model) is not None]
-    return [model for model in models if any(hook in hooks for *_, hook in _hooks_in(model))]
-
-
-def _without(model: nn.Module, parent: nn.Module, name: str) -> Iterator[nn.Module]:
-    """The modules of a model but those that it has by one name of one of them alone."""
-    seen, found = {id(model)}, [model]
-    for module in found:
-        yield module
-        for key, child in modules_of(module).items():
-            if child is not None and id(child) not in seen and not (module is parent and key == name):
-                seen.add(id(child))
-                found.append(child)
+    return [model for model in _models() if any(hook in hooks for *_, hook in _hooks_in(model))]
 
 
 def _takes_over(place: nn.Module, hook: ShiftHook) -> bool:
@@ -315,7 +320,8 @@ def _gone(holder: nn.Module, expected: str, got: str, places: list[str]) -> Runt
 
 
 def _shift_of(module: nn.Module) -> ShiftHook | None:
-    return next((hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook)), None)
+    hooks = (hook for hook in pre_hooks(module).values() if isinstance(hook, ShiftHook))
+    return next((hook for hook in hooks if not hook.removed), None)
 
 
 def _like(model: nn.Module, name: str, hook: ShiftHook | FrameCounter) -> ShiftHook | None:

@@ -51,7 +51,7 @@ class ShiftHook(PatchHook):
 
     # the frames of a clip in the call that is being traced, a symbol
     length: int | None = None
-    # whether `unpatch` took it off a part of a model whose record still knows it
+    # whether `unpatch` took it off: what it still stands at, outside of the model, is shifted no more
     removed = False
     # how many rows the frames of streams had that autograd recorded, which no backward can run again
     stepped_rows: frozenset[int] = frozenset()
@@ -194,7 +194,7 @@ class ShiftHook(PatchHook):
             plan = self._plans.get((x.shape, x.stride(), x.storage_offset()))
             if plan is not None:
                 return (copied(x, plan), *args[1:]), kwargs
-        if not self.enabled:
+        if not self.enabled or self.removed:
             return None
         if kwargs is None:
             # torch.ao's fused module, which took the hook of the first of its parts along but not that it takes
@@ -243,7 +243,7 @@ class ShiftHook(PatchHook):
                 )
                 if len(plans) >= _LAYOUTS:  # threads may have been here side by side
                     plans.clear()
-                if self.enabled:
+                if self.enabled and not self.removed:
                     plans[x.shape, x.stride(), x.storage_offset()] = plan
                 return copied(x, plan)
         if self.step is not None:
