@@ -4,6 +4,9 @@ BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 NEXT := .venv-next/bin
 
+# Images often forbid bytecode: each process of the suite would compile torch and timm anew, for 14 s of a slow core.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow test-release test-oldest test-next mutations lint bench sweep kernel-hub clean
 
 demo: .venv/installed

@@ -80,11 +80,10 @@ def _read_nvidia(asm: dict[str, Any]) -> Code:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(asm["cubin"])
-        sass = _run("cuobjdump", "-sass", str(cubin))
-        usage = _run("cuobjdump", "-res-usage", str(cubin))
-    registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
-    local = int(re.search(r"LOCAL:(\d+)", usage)[1])  # type: ignore[index]
-    stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
+        sass = _run("cuobjdump", "-sass", "-res-usage", str(cubin))
+    registers = int(re.search(r"REG:(\d+)", sass)[1])  # type: ignore[index]
+    local = int(re.search(r"LOCAL:(\d+)", sass)[1])  # type: ignore[index]
+    stack = int(re.search(r"STACK:(\d+)", sass)[1])  # type: ignore[index]
     # LDGSTS copies to shared memory through no register
     opcodes = frozenset(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?(\w+)", sass, re.MULTILINE))
     return Code(_widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), registers, local + stack, opcodes)

@@ -47,10 +47,9 @@ def shift_arguments(
 @pytest.mark.parametrize("pointer", VECTORS)
 @pytest.mark.parametrize("single_row", [True, False], ids=["single_row", "rows"])
 @pytest.mark.parametrize("folds_aligned", [True, False], ids=["aligned", "straddling"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_the_shift_moves_128_bits_an_access_and_spills_nothing(
-    target, pointer, single_row, folds_aligned, reverse
-):
+def test_the_shift_moves_128_bits_an_access_and_spills_nothing(target, pointer, single_row, folds_aligned):
+    # each way with half of the rest: a compilation and its disassembly take a second
+    reverse = single_row ^ folds_aligned ^ (pointer in ("*i8", "*i32"))
     arguments = shift_arguments(pointer, VECTORS[pointer], single_row, folds_aligned, reverse)
     code = compile_kernel(kernel._temporal_shift_kernel, target, arguments, kernel.NUM_WARPS)
     assert set(code.loads) == set(code.stores) == {128}

@@ -37,12 +37,13 @@ assert second_copy.is_patched(model) and not tsm_triton.is_patched(model)
 """
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """A folder in which the package lies as `second_copy`."""
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A folder in which the package lies as `second_copy`, with the bytecode that the first process writes."""
+    folder = tmp_path_factory.mktemp("copied")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tsm_triton", tmp_path / "second_copy", ignore=ignored)
-    return tmp_path
+    shutil.copytree(ROOT / "tsm_triton", folder / "second_copy", ignore=ignored)
+    return folder
 
 
 def run(code: str, *paths: Path) -> None:
