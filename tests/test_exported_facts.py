@@ -24,14 +24,14 @@ pytestmark = [
 ]
 
 
-def small(name="test_resnet", **options) -> nn.Module:
-    model = with_statistics(timm.create_model(name, num_classes=5)).eval().requires_grad_(False)
+def small(**options) -> nn.Module:
+    model = with_statistics(timm.create_model("test_resnet", num_classes=5)).eval().requires_grad_(False)
     return tsm_triton.patch(model, T, **options)
 
 
 def pooled() -> nn.Module:
     """A pool in front of the shifts, whose clips have half the frames."""
-    model = small("resnet18", stages=("layer3", "layer4"))
+    model = small(stages=("layer3", "layer4"))
     model.layer2 = nn.Sequential(TemporalPool(T), model.layer2)
     return tsm_triton.set_num_segments(model.eval(), T)
 
@@ -84,8 +84,8 @@ def test_clips_behind_a_pool_have_one_length(to, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product"])
 def test_attention_over_clips_goes_to_onnx(mode, tmp_path):
-    model, path = small("resnet18"), tmp_path / "model.onnx"
-    block = NonLocal(128, T, mode)
+    model, path = small(), tmp_path / "model.onnx"
+    block = NonLocal(48, T, mode)
     nn.init.constant_(block.norm.weight, 0.5)
     model.layer2 = nn.Sequential(model.layer2, block).eval()
     tsm_triton.export(model, "onnx", path, torch.zeros(T, 3, 32, 32))
