@@ -191,17 +191,16 @@ CONTAINERS = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_weights_are_found_behind_any_wrapper(wrapper, model, tmp_path):
     state = WRAPPERS[wrapper](model).state_dict()
+    zeroed = network(direction="causal")
+    nn.init.zeros_(zeroed.fc.weight)
     for container in CONTAINERS.values():
-        other = network(direction="causal")
-        nn.init.zeros_(other.fc.weight)
+        other = copy.deepcopy(zeroed)
         assert load_checkpoint(other, container(state)) is other
         assert same(other, model)
     torch.save(CONTAINERS["timm"](state), tmp_path / "a.pt")
     save_file({key: value.clone() for key, value in state.items()}, tmp_path / "a.safetensors")
     for name in ("a.pt", "a.safetensors"):
-        other = network(direction="causal")
-        nn.init.zeros_(other.fc.weight)
-        assert same(load_checkpoint(other, tmp_path / name), model)
+        assert same(load_checkpoint(copy.deepcopy(zeroed), tmp_path / name), model)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,13 @@ from torch import nn
 
 from tsm_triton import ShiftSite, find_sites, is_patched, patch, skipped_sites
 from tsm_triton.dataflow.branches import analyse
+from tsm_triton.dataflow.meta import run_on_meta, tensors_in
 from tsm_triton.dataflow.tracing import BATCH, input_shape, trace
 from tsm_triton.patching.hooks import shift_hooks
 from tsm_triton.patching.shift_hook import ShiftHook
+from tsm_triton.torch_private import storage_key
+
+aten = torch.ops.aten
 
 # "module.BlockClass" -> ["attribute [its class] axis"]: reviewed, see the any_model.md
 ORACLE = json.loads((Path(__file__).parent / "timm_sites.json").read_text())
@@ -338,6 +342,35 @@ def test_the_trace_knows_what_in_place_ops_write():
         seen.add(value.op)
         pending.extend(value.parents)
     assert {"mul", "add", "clone", "input"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        (aten.native_batch_norm, lambda x: (x, None, None, None, None, True, 0.1, 1e-5)),
+        (aten.native_layer_norm, lambda x: (x, [4], None, None, 1e-5)),
+        (aten.hardtanh_, lambda x: (x, 0, 6)),
+        (aten.add_.Tensor, lambda x: (x, torch.empty(4, device="meta"))),
+        (aten.transpose_, lambda x: (x, 1, 2)),
+        (aten.squeeze_, lambda x: (x,)),
+        (aten.split_with_sizes, lambda x: (x, [1, 2], 2)),
+        (aten.max.dim, lambda x: (x, 1)),
+        (aten.clone, lambda x: (x,)),
+        (aten.detach, lambda x: (x,)),
+    ],
+)
+def test_what_is_remembered_of_an_op_is_what_it_does(op, arguments):
+    op = getattr(op, "default", op)
+
+    def said(run):
+        x = torch.empty(2, 1, 3, 4, device="meta")
+        outputs = list(tensors_in(run(op, arguments(x), {})))
+        memories = [storage_key(tensor) for tensor in (x, *outputs)]
+        shared = [memories.index(memory) for memory in memories]
+        return shared, [(y is x, y.shape, y.stride(), y.dtype) for y in (x, *outputs)]
+
+    for _ in range(3):
+        assert said(run_on_meta) == said(lambda op, args, kwargs: op(*args, **kwargs))
 
 
 def test_the_first_convolution_says_how_many_channels_the_input_has():

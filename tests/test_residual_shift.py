@@ -190,9 +190,7 @@ def test_opcheck(device, layout, activation):
         torch.library.opcheck(ops.residual_shift_backward, (*grads, *saved, *shift))
 
 
-@pytest.mark.parametrize(
-    ("layout", "activation"), [("contiguous", "none"), ("channels_last", "relu"), ("contiguous", "silu")]
-)
+@pytest.mark.parametrize(("layout", "activation"), [("channels_last", "relu"), ("contiguous", "silu")])
 def test_inductor_trains_through_it_at_every_batch_size(layout, activation):
     torch.compiler.reset()
     scale, bias = torch.randn(8, requires_grad=True), torch.randn(8)
