@@ -641,3 +641,9 @@ def test_a_keyframe_in_the_words_of_the_container_alone_is_not_begun_at(tmp_path
     expected = read_frames(path, range(80))
     for wanted in ([30], [39, 70], [5, 60, 61]):
         assert torch.equal(read_frames(path, wanted, strict=True), expected[wanted])
+
+
+def test_a_picture_is_converted_by_one_thread():
+    # a DataLoader has a worker for each core; without the word PyAV starts a thread a core for each picture
+    knows = "threads" in av.video.reformatter.VideoReformatter.reformat.__doc__
+    assert containers._one_thread() == ({"threads": 1} if knows else {})

@@ -1,5 +1,6 @@
 """Video files as PyAV opens them: their video stream, its packets and frames, and which way up these are."""
 
+import functools
 import math
 import mmap
 import os
@@ -336,5 +337,14 @@ class Upright(NamedTuple):
 
     def picture(self, frame: "VideoFrame") -> Tensor:
         """uint8 `[3, H, W]`; converted and scaled in one pass of FFmpeg's, bilinear with antialiasing."""
-        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, interpolation="BILINEAR")
+        how = {"format": "rgb24", "interpolation": "BILINEAR", **_one_thread()}
+        rgb = frame.to_ndarray(width=self.width, height=self.height, **how)
         return self.orientation.apply(torch.from_numpy(rgb).permute(2, 0, 1))
+
+
+@functools.cache
+def _one_thread() -> dict[str, Any]:
+    """What PyAV 17 needs to be told, which else starts a thread a core for each picture: ten times a small one's time."""
+    import av
+
+    return {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
