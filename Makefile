@@ -13,11 +13,11 @@ demo: .venv/installed
 	$(BIN)/tsm-triton demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Whole models under the compile backend, and what else takes long.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # The distributions: built, compared with the tree, installed into empty environments and tried outside of the checkout.
 test-release: .venv/installed
@@ -25,7 +25,7 @@ test-release: .venv/installed
 
 # The oldest torch we support, with the triton it brings: the suite, or some files of it, TESTS="tests/test_ops.py ...".
 test-oldest: .venv-oldest/installed
-	$(OLDEST)/python -m pytest -n 2 $(TESTS)
+	$(OLDEST)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 # What the next torch and Triton break: pre-releases, where PyPI has any, else the newest. Looked up anew each time.
 test-next:
@@ -33,7 +33,7 @@ test-next:
 	$(NEXT)/python -m pip install --quiet uv
 	$(NEXT)/uv pip install --quiet --upgrade --prerelease allow --python $(NEXT)/python --editable '.[test]'
 	$(NEXT)/python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
-	$(NEXT)/python -m pytest -n 2
+	$(NEXT)/python -m pytest -n 2 --dist worksteal
 
 # Break the kernels and the patching on purpose: the check of tsm-triton verify that each names must find it within a
 # minute on two idle cores; and without one all checks hold.

@@ -8,13 +8,15 @@ import torchvision
 from torch import nn
 
 import tsm_triton
-from tsm_triton import VideoClassifier
+from tsm_triton import Streaming, VideoClassifier
+from tsm_triton.checkpoints.patches import patch_of
 from tsm_triton.exporting import load_exported
 from tsm_triton.exporting.interface import interface_of
 from tsm_triton.modules import NonLocal, TemporalPool
 from tsm_triton.preparation import Preparation, preparation_of, sampling_of, set_preparation
 
-from .networks import with_statistics
+from .networks import Block, with_statistics
+from .streams import causal
 
 T = 4
 pytestmark = [
@@ -162,3 +164,102 @@ def test_the_clip_length_of_a_file_that_takes_any_is_the_models(tmp_path):
     assert interface_of(model, torch.zeros(1, 2, 3, 32, 32), False).inputs["video"].shape[1] == 2
     pools = VideoClassifier(pooled(), 8)  # in whose file it is fixed
     assert interface_of(pools, torch.zeros(1, T, 3, 32, 32), False).num_segments == T
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_packages_stream_is_the_stream_whatever_the_layout_of_its_caches(fused, tmp_path):
+    # an AOTInductor package takes inputs for laid out as those that it was made with, and does not look
+    model = causal(nn.Sequential(nn.Conv2d(3, 16, 3), Block(1))).float().to(memory_format=torch.channels_last)
+    stream, path, frames = (
+        Streaming(model, fused=fused),
+        tmp_path / "stream.pt2",
+        torch.randn(3, 2, 3, 16, 16),
+    )
+    tsm_triton.export(stream, "aoti", path, torch.zeros(1, 3, 16, 16))
+    exported = Streaming(load_exported(path))
+    for frame in frames:
+        close(exported(frame), stream(frame))
+    for cache in exported.state:  # and of any layout that a caller gives them
+        cache.copy_(torch.randn_like(cache))
+    again = load_exported(path)
+    laid_out = [cache.to(memory_format=torch.channels_last) for cache in exported.state]
+    close(again(frames[0], laid_out)[0], again(frames[0], list(exported.state))[0])
+
+
+@torch.no_grad()
+def test_a_fused_model_inside_another_refuses_clips_of_other_lengths(tmp_path):
+    fused = tsm_triton.fuse(small(), example_input=torch.zeros(T, 3, 32, 32))
+    classifier = VideoClassifier(nn.Sequential(fused, nn.Softmax(-1)), T).eval()
+    video = torch.randn(4, T, 3, 32, 32)
+    close(classifier(video), fused(video.flatten(0, 1)).softmax(-1).unflatten(0, (4, T)).mean(1))
+    for call in (
+        lambda: classifier(video.view(8, 2, 3, 32, 32)),
+        lambda: classifier(video.view(2, 8, 3, 32, 32)),
+        lambda: classifier(video.flatten(0, 1), clip_lengths=[8, 4, 4]),
+        lambda: torch.compile(classifier, backend="eager")(video.view(2, 8, 3, 32, 32)),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=f"clips of {T} frames"):
+            call()
+    said = tsm_triton.export(classifier, "pt2", tmp_path / "a.pt2", torch.zeros(1, T, 3, 32, 32))
+    assert said["inputs"] == {"video": ["clips", T, 3, 32, 32]}
+
+
+@torch.no_grad()
+def test_pixels_as_decoded_and_no_clips_are_refused(tmp_path):
+    tsm_triton.export(VideoClassifier(small(), T), "pt2", tmp_path / "a.pt2", torch.zeros(1, T, 3, 32, 32))
+    tsm_triton.export(
+        Streaming(small(direction="causal")), "onnx", tmp_path / "s.onnx", torch.zeros(1, 3, 32, 32)
+    )
+    clips, stream = load_exported(tmp_path / "a.pt2"), Streaming(load_exported(tmp_path / "s.onnx"))
+    for call in (
+        lambda: clips(torch.zeros(1, T, 3, 32, 32, dtype=torch.uint8)),
+        lambda: stream(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)),
+    ):
+        with pytest.raises(TypeError, match="must hold normalised floats, got torch.uint8"):
+            call()
+    with pytest.raises(ValueError, match="video must have shape"):
+        clips(torch.zeros(0, T, 3, 32, 32))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_maps_of_frames_keep_their_axes(to, tmp_path):
+    class Maps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = small()
+
+        def forward(self, x):
+            return self.model.forward_features(x)
+
+    maps, video = Maps().eval(), torch.randn(2, T, 3, 64, 64, requires_grad=True)
+    expected = VideoClassifier(maps, T)(video)
+    assert expected.dim() == 4
+    for model, example in ((VideoClassifier(maps, T), video[:1]), (maps, video[0])):
+        tsm_triton.export(model, to, tmp_path / f"a.{to}", torch.zeros_like(example))
+        close(load_exported(tmp_path / f"a.{to}")(video), expected)
+
+
+def test_a_file_says_the_length_that_its_model_was_told(tmp_path):
+    model = small()  # patched for T, in a classifier whose default is 8
+    classifier = VideoClassifier(model)
+    model.train()
+    classifier(torch.zeros(1, 2, 3, 32, 32))  # leaves it at 2
+    model.eval()
+    said = tsm_triton.export(classifier.eval(), "pt2", tmp_path / "a.pt2", torch.zeros(1, 2, 3, 32, 32))
+    assert said["num_segments"] == T == patch_of(model)["num_segments"]
+
+
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_mean_and_deviation_are_the_files_where_pictures_are_not_square(dynamic_size, tmp_path):
+    model, path = small(), tmp_path / "a.pt2"
+    set_preparation(model, Preparation(64, 64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    example = torch.zeros(T, 3, 64, 96)
+    tsm_triton.export(model, "pt2", path, example, dynamic_size=dynamic_size)
+    exported = load_exported(path)
+    if not dynamic_size:
+        with pytest.raises(ValueError, match=r"square RGB pictures .* got input_size \(3, 64, 96\)"):
+            preparation_of(exported)
+    found = preparation_of(exported, size=64)
+    assert found == preparation_of(model, size=64)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tsm_triton
 from tsm_triton import Streaming, ops, patch, shift_disabled, unpatch
+from tsm_triton.streaming.averaging import mean_of_last
 from tsm_triton.streaming.step import StreamStep
 from tsm_triton.testing import assert_same_bits
 
@@ -392,3 +393,11 @@ def test_a_batch_norm_that_is_replaced_in_a_stream_is_refused_too(small):
         stream(frames)
     small.layer1[0].bn1 = kept
     stream(frames)
+
+
+def test_the_mean_of_large_half_logits_is_no_infinity():
+    logits = torch.full((2, 3), 900.0, dtype=torch.float16)
+    window: list[Tensor] = []
+    for _ in range(80):
+        mean, window = mean_of_last(logits, 80, window, None, num_streams=2)
+    assert torch.equal(mean, logits)

@@ -60,7 +60,8 @@ def described(
     frames: dict[str, Any] = dict.fromkeys(FRAMES)
     with suppress(ValueError):  # models inside that want other frames
         frames = asdict(preparation_of(inner, size=min(height, width)))
-    frames["size"] = height if height == width else None
+    free = any(isinstance(axes[-1], str) for axes in interface.axes.values())
+    frames["size"] = min(height, width) if height == width or free else None
     labels = labels_of(inner)
     return {
         "inputs": {name: list(axes) for name, axes in interface.axes.items()},

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..fusion.fuse import MOST_ROWS, FusedModel
-from ..modules.clip_layer import ClipLayer
+from ..modules.clip_layer import ClipLayer, fixed_length_in
 from ..patching.hooks import clip_length_of, clip_lengths_in, is_patched
 from ..preparation import frame_shape
 from ..streaming.step import StreamStep
 from ..streaming.stream import Streaming
 from ..video.classifier import VideoClassifier
+from ..video.clips import fixed_length
 
 __all__ = ["Interface", "interface_of"]
 
@@ -56,7 +57,7 @@ def interface_of(model: Any, example_input: Tensor | None, dynamic_size: bool) -
 
 
 def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool) -> Interface:
-    fixed = None if is_patched(model.model) else getattr(model.model, "num_segments", None)
+    fixed = fixed_length(model.model)
     _check_rank(example, 5, "video [N, T, C, H, W]")
     if fixed and example is not None and example.shape[1] != fixed:
         raise ValueError(
@@ -75,13 +76,13 @@ def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool
         shapes[1] = torch.export.Dim("frames", min=1, max=MOST_ROWS)
     named = ("clips", fixed or "frames", *axes)
     return Interface(
-        model, {"video": video}, (shapes,), {"video": named}, ("logits",), fixed or model.num_segments
+        model, {"video": video}, (shapes,), {"video": named}, ("logits",), fixed or _told_length(model)
     )
 
 
 def _of_frames(model: nn.Module, example: Tensor | None, dynamic_size: bool) -> Interface:
     _check_rank(example, 4, "frames [N*T, C, H, W]")
-    num_segments = model.num_segments if isinstance(model, FusedModel) else clip_length_of(model)
+    num_segments = fixed_length_in(model) or clip_length_of(model)
     if example is not None and len(example) not in (0, 1) and len(example) % num_segments:
         again = "fuse it again" if isinstance(model, FusedModel) else "call export again"
         raise ValueError(
@@ -98,6 +99,11 @@ def _of_frames(model: nn.Module, example: Tensor | None, dynamic_size: bool) -> 
     return Interface(model, {"frames": frames}, (shapes,), {"frames": (rows, *axes)}, None, num_segments)
 
 
+def _told_length(model: VideoClassifier) -> int:
+    """T that `save_checkpoint` writes, where there is one."""
+    return clip_length_of(model.model, told=True) if is_patched(model.model) else model.num_segments
+
+
 class _FlatStep(nn.Module):
     """A step whose caches are arguments and results of their own; sites that never run have none."""
 
@@ -111,7 +117,7 @@ class _FlatStep(nn.Module):
         state = [next(given) if held else frame.new_zeros(0) for held in self.held]
         output, new = self.step(frame, state)
         outputs = output if self.step.features else (output,)
-        return (*outputs, *(cache for cache, held in zip(new, self.held, strict=True) if held))
+        return (*outputs, *(cache.contiguous() for cache, held in zip(new, self.held, strict=True) if held))
 
 
 def _of_a_step(step: StreamStep, example: Tensor | None, dynamic_size: bool) -> Interface:
@@ -122,7 +128,8 @@ def _of_a_step(step: StreamStep, example: Tensor | None, dynamic_size: bool) -> 
         )
     _check_rank(example, 4, "a frame of each stream [B, C, H, W]")
     frame = _zeros(step.model, 2, *_frame_size(step.model, example))
-    state = step.init_state(frame)
+    # an AOTInductor package takes every input for laid out as its example was, and does not look
+    state = [cache.contiguous() for cache in step.init_state(frame)]
     names = [name for name, cache in zip(step.names, state, strict=True) if cache.numel()]
     caches = [cache for cache in state if cache.numel()]
     streams = torch.export.Dim("streams", min=1, max=MOST_ROWS)

@@ -56,9 +56,14 @@ class _Exported(nn.Module):
         self.eval()
         self.runtime, self.said = runtime, runtime.said
         self.dtypes = [getattr(torch, runtime.said["dtypes"][name]) for name in runtime.said["inputs"]]
-        if all(self.said[key] is not None for key in FRAMES):
-            preparation: Any = {key: self.said[key] for key in FRAMES}
-            set_preparation(self, Preparation(**preparation), self.said.get("sampling"))
+        shape = [self.said["size"] or axis for axis in next(iter(self.said["inputs"].values()))[-2:]]
+        if all(self.said[key] is not None for key in ("short_side", "mean", "std")) and str not in map(
+            type, shape
+        ):
+            how = {key: self.said[key] for key in FRAMES} | {"size": min(shape)}
+            set_preparation(self, Preparation(**how), self.said.get("sampling"))
+            # pictures that are not square are refused, where no size is passed
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (3, *shape)}
 
     def on(self, device: str | torch.device | None) -> Any:
         """The same on a device; None for where it is."""
@@ -67,6 +72,11 @@ class _Exported(nn.Module):
         return load_exported(self.runtime.path, device)
 
     def _check_frames(self, frames: Tensor, name: str) -> None:
+        if not frames.is_floating_point():
+            raise TypeError(
+                f"{name} must hold normalised floats, got {frames.dtype}: pass what "
+                "tsm_triton.video.transforms.transform_for(model) makes of decoded frames"
+            )
         wanted = self.said["inputs"][name][-3:]
         for size, axis in zip(frames.shape[-3:], wanted, strict=True):
             multiple = int(axis.partition("*")[0]) if isinstance(axis, str) else None
@@ -123,7 +133,11 @@ class ExportedClips(_Exported):
 
     def _scores(self, video: Tensor) -> Tensor:
         (name,) = self.said["inputs"]
-        if video.dim() != 5 or video.shape[1] != (self.fixed_segments or max(1, video.shape[1])):
+        if (
+            video.dim() != 5
+            or not len(video)
+            or video.shape[1] != (self.fixed_segments or max(1, video.shape[1]))
+        ):
             raise ValueError(
                 f"video must have shape [N, T, 3, H, W] with T = {self.fixed_segments or 'any'} for "
                 f"{str(self.runtime.path)!r}, got {tuple(video.shape)}: export a VideoClassifier for any T"
@@ -131,9 +145,12 @@ class ExportedClips(_Exported):
         self._check_frames(video, name)
         (dtype,) = self.dtypes
         given = (video if name == "video" else video.flatten(0, 1)).to(dtype).contiguous()
-        logits = self.runtime.run([given])[0].unflatten(0, (len(video), -1))
-        rows = logits.flatten(1, -2)  # of the frames, or one of the clip
-        return rows.mean(1) if self.consensus == "avg" else rows
+        (logits,) = self.runtime.run([given])
+        if name == "frames":
+            logits = logits.unflatten(0, (len(video), -1))
+        elif self.said["consensus"] != "identity":
+            return logits  # of the clip
+        return logits.mean(1) if self.consensus == "avg" else logits
 
 
 class ExportedStep(_Exported, StreamStep):
@@ -165,7 +182,8 @@ class ExportedStep(_Exported, StreamStep):
     def run(
         self, frame: Tensor, caches: Sequence[Tensor], into: Sequence[Tensor] | None = None
     ) -> tuple[Any, list[Tensor]]:
-        outputs = self.runtime.run([frame.to(self.dtypes[0]).contiguous(), *caches])
+        given = [frame.to(self.dtypes[0]), *caches]
+        outputs = self.runtime.run([x.contiguous() for x in given])
         count = len(outputs) - len(self.names)
         if into is not None:
             overwrite(into, outputs[count:])

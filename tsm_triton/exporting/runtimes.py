@@ -73,7 +73,7 @@ class _Onnx(Runtime):
             )
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        given = {name: x.numpy() for name, x in zip(self.said["inputs"], inputs, strict=True)}
+        given = {name: x.detach().numpy() for name, x in zip(self.said["inputs"], inputs, strict=True)}
         return [torch.from_numpy(y) for y in self.session.run(self.said["outputs"], given)]
 
 

@@ -15,6 +15,7 @@ from torch.fx.graph import CodeGen
 
 from .. import ops
 from ..dataflow.tracing import copied, meta_twin
+from ..modules.clip_layer import FixedClips
 from ..patching.finding import check_model
 from ..patching.hooks import check_no_clip_layers, shift_hooks
 from ..patching.keeping import check_whole
@@ -52,7 +53,7 @@ _OF_STRIDES = {
 CAPTURING = threading.Lock()
 
 
-class FusedModel(nn.Module):
+class FusedModel(FixedClips, nn.Module):
     """What `fuse` returns: a model of frames, for inference, in channels_last.
 
     It holds no hooks, its clip length is fixed, and autograd does not reach its parameters. The graph

@@ -6,13 +6,30 @@ from torch import Tensor, nn
 from ..arguments import as_count
 from ..threads import OfThread
 
-__all__ = ["ClipLayer", "CutsClips"]
+__all__ = ["ClipLayer", "CutsClips", "FixedClips", "fixed_length_in"]
 
 
 class CutsClips:
     """A module that cuts folded frames into clips by a `num_segments` of its own: `set_num_segments` sets it, too."""
 
     num_segments: int
+
+
+class FixedClips:
+    """A module that was made for clips of `num_segments` frames and takes no others."""
+
+    num_segments: int
+
+
+def fixed_length_in(model: nn.Module) -> int | None:
+    """T of the clips that enter a model which holds one that was made for its own; None where none is inside."""
+    pooled = 1
+    for module in model.modules():
+        if isinstance(module, FixedClips):
+            return module.num_segments * pooled
+        if isinstance(module, ClipLayer):
+            pooled *= module.pools
+    return None
 
 
 class ClipLayer(nn.Module):

@@ -119,14 +119,17 @@ def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook
     return found
 
 
-def clip_length_of(model: nn.Module) -> int:
+def clip_length_of(model: nn.Module, *, told: bool = False) -> int:
     """The frames that a clip has where it enters a patched model, by what its shifts and clip layers are set to: their
-    least common multiple where they differ.
+    least common multiple where they differ. With `told`, what the shifts were told, whatever a call left them at.
 
     Raises:
         RuntimeError: neither a shift nor a clip layer is there.
     """
-    lengths = [holder.num_segments * pooled for holder, pooled in _clip_holders(model)]
+    lengths = [
+        (holder.told if told and isinstance(holder, ShiftHook) else holder.num_segments) * pooled
+        for holder, pooled in _clip_holders(model)
+    ]
     if not lengths:
         shift_hooks(model)  # says to patch
     return math.lcm(*lengths)

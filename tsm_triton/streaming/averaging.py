@@ -36,5 +36,7 @@ def mean_of_last(
     kept[streams, seen[streams] % length] = logits
     seen[streams] += 1
     count = seen[streams].clamp(max=length)
-    mean = kept[streams].sum(1) / count.view(-1, *[1] * (logits.dim() - 1))
+    # float16 ends at 65504, which a sum reaches before its mean does
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    mean = kept[streams].sum(1, dtype=wide) / count.view(-1, *[1] * (logits.dim() - 1))
     return mean.to(logits.dtype), [kept, seen]

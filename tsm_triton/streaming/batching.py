@@ -189,6 +189,8 @@ class Client:
     async def predict(self, frame: Tensor) -> Tensor:
         """The logits `[num_classes]` of this stream's next frame.
 
+        Cancelled while the frame waits for its tick, the stream never saw it; cancelled while the model runs, it has.
+
         Args:
             frame: `[3, H, W]`, in the dtype of the model.
 

@@ -11,7 +11,14 @@ from ..functional import clip_boundaries
 from ..modules.clip_layer import CutsClips
 from ..patching.hooks import check_no_clip_layers, frames_out, is_patched, packed_clips, shift_hooks
 from ..torch_private import assert_async
-from .clips import check_fixed_length, check_frame_model, check_video, clips_of_length, of_traced_length
+from .clips import (
+    check_fixed_length,
+    check_frame_model,
+    check_video,
+    clips_of_length,
+    fixed_length,
+    of_traced_length,
+)
 
 __all__ = ["CONSENSUS", "VIEW_AVERAGE", "VideoClassifier"]
 
@@ -127,7 +134,7 @@ class VideoClassifier(CutsClips, nn.Module):
                 f"with clip_lengths, video must have shape [T1 + T2 + ..., 3, H, W], got {tuple(video.shape)}. "
                 "Pass the frames of all clips, joined."
             )
-        if not is_patched(self.model) and getattr(self.model, "num_segments", None) is not None:
+        if fixed_length(self.model) is not None:
             raise ValueError(
                 "expected clip_lengths as a list of ints for a fused model, whose clip length is fixed, got a "
                 "tensor in a traced call. Pass clip_lengths.tolist()."

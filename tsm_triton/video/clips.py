@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
-from ..modules.clip_layer import ClipLayer
+from ..modules.clip_layer import ClipLayer, fixed_length_in
 from ..patching.hooks import clip_lengths_in, is_patched
 from ..patching.shift_hook import ShiftHook
 from ..torch_private import is_tracing
 
-__all__ = ["check_fixed_length", "check_frame_model", "check_video", "clips_of_length", "of_traced_length"]
+__all__ = [
+    "check_fixed_length",
+    "check_frame_model",
+    "check_video",
+    "clips_of_length",
+    "fixed_length",
+    "of_traced_length",
+]
 
 Holder = ShiftHook | ClipLayer
 
@@ -50,8 +57,8 @@ def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
     if not is_tracing():
         return video, video.shape[1]
     frames = int(video.shape[1])
-    fixed = getattr(model, "num_segments", None) is not None
-    if not fixed and not is_patched(model) and not any(isinstance(m, ClipLayer) for m in model.modules()):
+    fixed = fixed_length(model)
+    if fixed is None and not is_patched(model) and not any(isinstance(m, ClipLayer) for m in model.modules()):
         return video, video.shape[1]  # frames that never meet but in the mean
     warnings.warn(
         f"the traced graph takes clips of {frames} frames alone, and fails for others: tsm_triton.export, or "
@@ -68,8 +75,8 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
     Other threads may call it with other lengths at the same time. Its own length is as before when the call ends; but
     behind a call that autograd records it stays set to the call's, for a backward that runs blocks again.
     """
+    check_fixed_length(model, [num_segments])
     if not is_patched(model) and not any(isinstance(module, ClipLayer) for module in model.modules()):
-        check_fixed_length(model, [num_segments])
         yield
     elif torch.compiler.is_compiling():
         lengths = clip_lengths_in(model, num_segments)
@@ -142,9 +149,15 @@ def _leave_at(holder: Holder, frames: int) -> None:
         holder.num_segments = frames
 
 
+def fixed_length(model: nn.Module) -> int | None:
+    """T of a model, fused or around a fused one, that was made for clips of one length; None of others."""
+    fixed = fixed_length_in(model)
+    return getattr(model, "num_segments", None) if fixed is None and not is_patched(model) else fixed
+
+
 def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:
     """Raise where a fused model, whose clip length is fixed, would mix clips."""
-    fixed = None if is_patched(model) else getattr(model, "num_segments", None)
+    fixed = fixed_length(model)
     if fixed is not None and any(length != fixed for length in clip_lengths):
         got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
         raise ValueError(

@@ -344,7 +344,7 @@ class Upright(NamedTuple):
 
 @functools.cache
 def _one_thread() -> dict[str, Any]:
-    """What PyAV 17 needs to be told, which else starts a thread a core for each picture: ten times a small one's time."""
+    """What PyAV 17 needs to be told; else it starts a thread a core for each picture: ten times a small one's time."""
     import av
 
     return {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
