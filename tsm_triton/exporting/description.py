@@ -46,13 +46,13 @@ def described(
     """Plain values, for JSON.
 
     Returns:
-        `inputs`, name -> shape, a name or a multiple of one where a size is free; `dtypes` of these, and the `device`
-        they are taken on, `"cpu"` in ONNX; `outputs`, names; `num_segments` of a clip, where its length is free those
-        that the model was made for, None in a stream; `direction`; `labels`, or None; `size`, `short_side`, `mean` and
-        `std` of frames and their `sampling`, None where the model does not say them; `consensus` and `view_average` of
-        a VideoClassifier, of which the file does the first, None of others; `needs`, what is imported before torch
-        reads the file;
-        `int8`, whether it computes in it; `versions`.
+        `inputs`, name -> shape, a name or a multiple of one where a size is free; `dtypes` of these, which are
+        contiguous, caches too (an AOTInductor package does not look), and the `device` they are taken on, `"cpu"` in
+        ONNX; `outputs`, names; `num_segments` of a clip, where its length is free those that the model was made for,
+        None in a stream; `direction`; `labels`, or None; `size`, `short_side`, `mean` and `std` of frames and their
+        `sampling`, None where the model does not say them; `consensus` and `view_average` of a VideoClassifier, of
+        which the file does the first, None of others; `needs`, what is imported before torch reads the file; `int8`,
+        whether it computes in it; `versions`.
     """
     first, *_ = interface.inputs.values()
     height, width = first.shape[-2:]
