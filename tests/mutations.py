@@ -317,7 +317,8 @@ def verified(mutation: Mutation | None) -> subprocess.CompletedProcess[str]:
         AssertionError: the source has changed, or the mutation was not found in `LIMIT`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(PACKAGE, Path(folder, "tsm_triton"), ignore=shutil.ignore_patterns("__pycache__"))
+        # with its bytecode, which is that of a file's time and size
+        shutil.copytree(PACKAGE, Path(folder, "tsm_triton"))
         if mutation is not None:
             path = Path(folder, "tsm_triton", mutation.path)
             path.write_text(mutated(mutation, path.read_text()))

@@ -31,6 +31,9 @@ def right(x, num_segments, n_first, n_second, reverse, channel_dim, mix=False, z
     return out
 
 
+WIDE = (torch.int16, torch.int32, torch.int64)
+
+
 def writes_its_input(x, *shift):
     out = right(x, *shift)
     with torch.no_grad():
@@ -129,6 +132,16 @@ FAULTS = {
     "integers": (
         lambda x, *shift: right(x, *shift) if x.is_floating_point() else x.clone(),
         "dtype=torch.",
+    ),
+    "integers through floats": (
+        lambda x, *shift: right(x, *shift) if x.is_floating_point() else right(x.float(), *shift).to(x.dtype),
+        "dtype=torch.int",
+    ),
+    "integers through bytes": (
+        lambda x, *shift: (
+            right(x.to(torch.int8), *shift).to(x.dtype) if x.dtype in WIDE else right(x, *shift)
+        ),
+        "dtype=torch.int",
     ),
     "booleans": (
         lambda x, *shift: right(x, *shift) if x.dtype != torch.bool else x.clone(),

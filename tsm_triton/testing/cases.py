@@ -60,7 +60,7 @@ class ShiftCase:
         reverse: whether the two groups read the other way round.
         layout: a name of `LAYOUTS`.
         channel_dim: the channel axis, in either of its spellings.
-        special: whether a tenth of a float tensor is NaN, infinite or -0.0.
+        special: whether a tenth of a float tensor is NaN, infinite or -0.0, and integers need all bits of their dtype.
         seed: of the values.
 
     Example:
@@ -103,6 +103,8 @@ class ShiftCase:
             special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0], dtype=self.dtype)
             places = torch.rand(shape, generator=generator) < 0.1
             x = torch.where(places, special[torch.randint(0, 4, shape, generator=generator)], x)
+        elif self.special and not self.dtype.is_complex and self.dtype != torch.bool:
+            x = torch.randint(-(2**63), 2**63 - 1, shape, generator=generator).to(self.dtype)
         return laid_out(x, self.layout)
 
     def new_x(self, device: str | torch.device = "cpu") -> Tensor:
@@ -200,7 +202,7 @@ def shift_cases(
     layouts: tuple[str, ...] = tuple(LAYOUTS),
     max_clips: int = 3,
 ) -> ShiftCase:
-    """Hypothesis strategy: any shift of any small tensor; floats hold infinities and NaN now and then.
+    """Hypothesis strategy: any shift of any small tensor, of infinities, NaN and integers of all bits now and then.
 
     Covers empty batches, one-frame clips, one-pixel maps, odd `H*W`, folds of nothing and of everything,
     folds that vectors straddle, and both orders of the two groups.

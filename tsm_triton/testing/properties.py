@@ -339,4 +339,5 @@ def _gradient(of: Tensor, x: Tensor, behind: Tensor, what: str, **kwargs: Any) -
 
 def _finite(x: Tensor) -> Tensor:
     x = x.real if x.is_complex() else x
+    x = x if x.is_floating_point() or x.dtype == torch.bool else x % 128
     return torch.nan_to_num(x.double(), nan=1.0, posinf=2.0, neginf=3.0)
