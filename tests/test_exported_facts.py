@@ -9,7 +9,6 @@ from torch import nn
 
 import tsm_triton
 from tsm_triton import Streaming, VideoClassifier
-from tsm_triton.checkpoints.patches import patch_of
 from tsm_triton.exporting import load_exported
 from tsm_triton.exporting.interface import interface_of
 from tsm_triton.modules import NonLocal, TemporalPool
@@ -239,16 +238,6 @@ def test_maps_of_frames_keep_their_axes(to, tmp_path):
     for model, example in ((VideoClassifier(maps, T), video[:1]), (maps, video[0])):
         tsm_triton.export(model, to, tmp_path / f"a.{to}", torch.zeros_like(example))
         close(load_exported(tmp_path / f"a.{to}")(video), expected)
-
-
-def test_a_file_says_the_length_that_its_model_was_told(tmp_path):
-    model = small()  # patched for T, in a classifier whose default is 8
-    classifier = VideoClassifier(model)
-    model.train()
-    classifier(torch.zeros(1, 2, 3, 32, 32))  # leaves it at 2
-    model.eval()
-    said = tsm_triton.export(classifier.eval(), "pt2", tmp_path / "a.pt2", torch.zeros(1, 2, 3, 32, 32))
-    assert said["num_segments"] == T == patch_of(model)["num_segments"]
 
 
 @pytest.mark.parametrize("dynamic_size", [False, True])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..fusion.fuse import MOST_ROWS, FusedModel
 from ..modules.clip_layer import ClipLayer, fixed_length_in
-from ..patching.hooks import clip_length_of, clip_lengths_in, is_patched
+from ..patching.hooks import clip_length_of, clip_lengths_in
 from ..preparation import frame_shape
 from ..streaming.step import StreamStep
 from ..streaming.stream import Streaming
@@ -76,7 +76,7 @@ def _of_clips(model: VideoClassifier, example: Tensor | None, dynamic_size: bool
         shapes[1] = torch.export.Dim("frames", min=1, max=MOST_ROWS)
     named = ("clips", fixed or "frames", *axes)
     return Interface(
-        model, {"video": video}, (shapes,), {"video": named}, ("logits",), fixed or _told_length(model)
+        model, {"video": video}, (shapes,), {"video": named}, ("logits",), fixed or model.num_segments
     )
 
 
@@ -97,11 +97,6 @@ def _of_frames(model: nn.Module, example: Tensor | None, dynamic_size: bool) -> 
     rows = "clips" if num_segments == 1 else f"{num_segments}*clips"
     frames = _zeros(model, 2 * num_segments, *size)
     return Interface(model, {"frames": frames}, (shapes,), {"frames": (rows, *axes)}, None, num_segments)
-
-
-def _told_length(model: VideoClassifier) -> int:
-    """T that `save_checkpoint` writes, where there is one."""
-    return clip_length_of(model.model, told=True) if is_patched(model.model) else model.num_segments
 
 
 class _FlatStep(nn.Module):

@@ -119,17 +119,14 @@ def clip_lengths_in(model: nn.Module, num_segments: int) -> list[tuple[ShiftHook
     return found
 
 
-def clip_length_of(model: nn.Module, *, told: bool = False) -> int:
+def clip_length_of(model: nn.Module) -> int:
     """The frames that a clip has where it enters a patched model, by what its shifts and clip layers are set to: their
-    least common multiple where they differ. With `told`, what the shifts were told, whatever a call left them at.
+    least common multiple where they differ.
 
     Raises:
         RuntimeError: neither a shift nor a clip layer is there.
     """
-    lengths = [
-        (holder.told if told and isinstance(holder, ShiftHook) else holder.num_segments) * pooled
-        for holder, pooled in _clip_holders(model)
-    ]
+    lengths = [holder.num_segments * pooled for holder, pooled in _clip_holders(model)]
     if not lengths:
         shift_hooks(model)  # says to patch
     return math.lcm(*lengths)
