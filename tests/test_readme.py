@@ -74,8 +74,8 @@ def test_the_five_commands_lead_from_a_folder_to_a_stream(tmp_path, monkeypatch,
     """On clips whose classes no single frame tells apart, to the demo's accuracy; the first command is killed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    write_motions(Path("videos/train"), 240, num_classes=2, size=48, frames=8)
-    write_motions(Path("videos/val"), 40, num_classes=2, size=48, frames=8, seed=1)
+    write_motions(Path("videos/train"), 480, num_classes=4, size=48, frames=8)
+    write_motions(Path("videos/val"), 40, num_classes=4, size=48, frames=8, seed=1)
     taken = sorted(Path("videos/val").rglob("*.mp4"))[0]
     taken.rename("live.mp4")
     section = README.read_text().split("## Train on your own videos")[1]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_count", "as_int", "as_ints", "check_frames"]
+__all__ = ["as_count", "as_int", "as_ints", "check_floats", "check_frames"]
 
 
 def as_int(value: Any, name: str) -> int:
@@ -57,6 +57,19 @@ def as_ints(values: Any, name: str) -> list[int]:
     return [as_int(value, f"each of {name}") for value in listed]
 
 
+def check_floats(x: Tensor, name: str) -> None:
+    """Raise for pixels as they are decoded.
+
+    Raises:
+        TypeError: values that are not floats.
+    """
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name} must hold normalised floats, got {x.dtype}: pass what "
+            "tsm_triton.video.transforms.transform_for(model) makes of decoded frames"
+        )
+
+
 def check_frames(x: Tensor, model: nn.Module, name: str) -> None:
     """Raise for pixels as they are decoded, and for channels on another axis than the third from the end.
 
@@ -64,11 +77,7 @@ def check_frames(x: Tensor, model: nn.Module, name: str) -> None:
         TypeError: values that are not floats.
         ValueError: an axis of channels elsewhere.
     """
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{name} must hold normalised floats, got {x.dtype}: pass what "
-            "tsm_triton.video.transforms.transform_for(model) makes of decoded frames"
-        )
+    check_floats(x, name)
     if x.dim() < 4 or x.shape[-3] == 3:
         return
     # the first convolution may be none of the input's own: both are taken

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_floats
 from ..preparation import Preparation, set_preparation
 from ..streaming.state import check_caches, overwrite
 from ..streaming.step import StreamStep
@@ -56,14 +57,14 @@ class _Exported(nn.Module):
         self.eval()
         self.runtime, self.said = runtime, runtime.said
         self.dtypes = [getattr(torch, runtime.said["dtypes"][name]) for name in runtime.said["inputs"]]
-        shape = [self.said["size"] or axis for axis in next(iter(self.said["inputs"].values()))[-2:]]
-        if all(self.said[key] is not None for key in ("short_side", "mean", "std")) and str not in map(
-            type, shape
-        ):
-            how = {key: self.said[key] for key in FRAMES} | {"size": min(shape)}
+        how: dict[str, Any] = {key: self.said[key] for key in FRAMES}
+        sides = [how["size"] or side for side in next(iter(self.said["inputs"].values()))[-2:]]
+        if all(isinstance(side, int) for side in sides):  # a free one is none
+            how["size"] = min(sides)
+        if all(value is not None for value in how.values()):
             set_preparation(self, Preparation(**how), self.said.get("sampling"))
             # pictures that are not square are refused, where no size is passed
-            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (3, *shape)}
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (3, *sides)}
 
     def on(self, device: str | torch.device | None) -> Any:
         """The same on a device; None for where it is."""
@@ -72,11 +73,7 @@ class _Exported(nn.Module):
         return load_exported(self.runtime.path, device)
 
     def _check_frames(self, frames: Tensor, name: str) -> None:
-        if not frames.is_floating_point():
-            raise TypeError(
-                f"{name} must hold normalised floats, got {frames.dtype}: pass what "
-                "tsm_triton.video.transforms.transform_for(model) makes of decoded frames"
-            )
+        check_floats(frames, name)
         wanted = self.said["inputs"][name][-3:]
         for size, axis in zip(frames.shape[-3:], wanted, strict=True):
             multiple = int(axis.partition("*")[0]) if isinstance(axis, str) else None
