@@ -1,12 +1,14 @@
 """`check_shift` passes right shifts of both signatures, and names the fault of each wrong one."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 import tsm_triton
 from tsm_triton import ops
-from tsm_triton.testing import LAYOUTS, ShiftCase, check_shift, properties
+from tsm_triton.testing import LAYOUTS, OTHER_RANKS, ShiftCase, check_shift, properties
 
 KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
@@ -88,6 +90,21 @@ class DenseGradientsOnly(NoSecond):
         return right(dense, *counts, not reverse, axis), *[None] * 5
 
 
+class ThroughHalf(NoSecond):
+    @staticmethod
+    def backward(ctx, y):
+        *counts, reverse, axis = ctx.shift
+        return right(y.half(), *counts, not reverse, axis).to(y.dtype), *[None] * 5
+
+
+class ContiguousGradientsOnly(NoSecond):
+    @staticmethod
+    def backward(ctx, y):
+        *counts, reverse, axis = ctx.shift
+        dense = y if y.is_contiguous() or 0 in y.stride() else y * 0
+        return right(dense, *counts, not reverse, axis), *[None] * 5
+
+
 calls = 0
 
 
@@ -142,6 +159,28 @@ FAULTS = {
             right(x.to(torch.int8), *shift).to(x.dtype) if x.dtype in WIDE else right(x, *shift)
         ),
         "dtype=torch.int",
+    ),
+    "floats through fewer bits": (
+        lambda x, *shift: (
+            right(x.bfloat16(), *shift).to(x.dtype) if x.dtype == torch.float32 else right(x, *shift)
+        ),
+        "special=True",
+    ),
+    "gradients through fewer bits": (ThroughHalf.apply, "expected the gradient: "),
+    "gradients in channels_last": (ContiguousGradientsOnly.apply, "expected the gradient in channels_last: "),
+    "payloads of NaN": (
+        lambda x, *shift: (
+            right(x.masked_fill(x.isnan(), -math.nan), *shift) if x.is_floating_point() else right(x, *shift)
+        ),
+        "expected nan (0x7fc00000) at ",
+    ),
+    "long clips": (
+        lambda x, t, *shift: right(x, t, *shift) if t < 16 else x.clone(),
+        "num_segments=17",
+    ),
+    "many channels": (
+        lambda x, *shift: right(x, *shift) if x.shape[shift[-1]] <= 128 else x.clone(),
+        "channels=130",
     ),
     "booleans": (
         lambda x, *shift: right(x, *shift) if x.dtype != torch.bool else x.clone(),
@@ -200,6 +239,17 @@ def test_a_shift_that_takes_shift_div_is_called_by_name():
     check_shift(bidirectional, examples=20)
     with pytest.raises(AssertionError, match="expected .* got"):
         check_shift(never_causal, examples=20)
+
+
+def test_other_ranks_are_tried_where_they_are_named():
+    def of_maps(x, *shift):
+        return right(x, *shift) if x.dim() in (3, 4) else x.clone()
+
+    for layout in OTHER_RANKS:
+        check_shift(right, layouts=(layout,), dtypes=(torch.float32, torch.int32), examples=10)
+    check_shift(of_maps, examples=10)
+    with pytest.raises(AssertionError, match="layout='volumes'"):
+        check_shift(of_maps, layouts=("volumes",), examples=10)
 
 
 def test_a_shift_without_a_backward_passes_when_none_is_asked():

@@ -24,7 +24,7 @@ def test_a_mutation_of_nothing_is_an_error():
 
 
 def test_a_check_that_fails_whatever_it_is_given_is_seen(monkeypatch, capsys):
-    monkeypatch.setattr(mutations, "VERIFY", ("-c", FAILS))
+    monkeypatch.setattr(mutations, "VERIFY", FAILS)
     assert mutations.main([ONE.name]) == 1
     report = capsys.readouterr().out
     assert "WRONG: expected no failure without a mutation, got status 1" in report
@@ -33,7 +33,7 @@ def test_a_check_that_fails_whatever_it_is_given_is_seen(monkeypatch, capsys):
 
 
 def test_a_mutation_that_nothing_finds_is_seen(monkeypatch, capsys):
-    monkeypatch.setattr(mutations, "VERIFY", ("-c", "print('ok')"))
+    monkeypatch.setattr(mutations, "VERIFY", "print('ok')")
     assert mutations.main([ONE.name]) == 1
     report = capsys.readouterr().out
     assert "no mutation " in report
@@ -41,7 +41,7 @@ def test_a_mutation_that_nothing_finds_is_seen(monkeypatch, capsys):
 
 
 def test_a_mutation_found_too_late_is_seen(monkeypatch):
-    monkeypatch.setattr(mutations, "VERIFY", ("-c", f"import time; time.sleep(20); {FAILS}"))
+    monkeypatch.setattr(mutations, "VERIFY", f"import time; time.sleep(20); {FAILS}")
     monkeypatch.setattr(mutations, "LIMIT", 0.5)
     well, line = mutations.attempt(ONE)
     assert not well

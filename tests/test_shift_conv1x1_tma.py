@@ -7,7 +7,7 @@ import torch
 import triton
 
 from tsm_triton import ops, reference
-from tsm_triton.commands.verify.op_checks import launched
+from tsm_triton.commands.verify.size_checks import launched
 from tsm_triton.kernels import shift_conv1x1 as plain
 from tsm_triton.kernels import shift_conv1x1_tma as kernel
 from tsm_triton.testing import assert_close, assert_same_bits

@@ -17,7 +17,8 @@ from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
 from tsm_triton.patching.frame_counter import FrameCounter
 from tsm_triton.patching.shift_hook import ShiftHook
-from tsm_triton.testing import LAYOUTS, guarded_memory, laid_out, properties, shift_cases
+from tsm_triton.testing import LAYOUTS, OTHER_RANKS, guarded_memory, laid_out, properties, shift_cases
+from tsm_triton.testing.cases import axes_of
 
 # the `device` fixture stays the same for all examples of a test
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,15 +79,31 @@ def test_the_memory_of_new_tensors_is_poisoned():
     assert torch.empty_like(torch.zeros(4)).isnan().all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+CHANNEL_DIMS = LAYOUTS | OTHER_RANKS
+
+
+@pytest.mark.parametrize("layout", CHANNEL_DIMS)
 def test_each_layout_names_the_memory_it_says(layout):
     x = torch.arange(4 * 6 * 3 * 5.0).view(4, 6, 3, 5)
     laid = laid_out(x, layout)
-    values = laid.movedim(-1, 1) if LAYOUTS[layout] == -1 else laid
+    assert laid.dim() == axes_of(layout)
+    values = laid.movedim(CHANNEL_DIMS[layout], 1)
+    if layout == "vectors":
+        x, values = x[:, :, :1, :1], values[..., None, None]
+    if layout.startswith("volumes"):
+        assert torch.equal(values[:, :, 1], x.flip(0))
+        values = values[:, :, 0]
     expected = x[:1].expand_as(x) if layout == "expanded_frames" else x
     assert torch.equal(values.flatten(2), expected.flatten(2))
-    if layout not in ("contiguous", "nhwc", "tokens", "unaligned"):
+    if layout not in ("contiguous", "nhwc", "tokens", "unaligned", "vectors", "between", "volumes"):
         assert not laid.is_contiguous()
+
+
+@pytest.mark.parametrize(("layout", "axis"), [("chunk_of_channels", 0), ("cropped", 2)])
+def test_a_part_is_not_of_a_whole_of_twice_its_size(layout, axis):
+    # 16 bytes of half precision divide a frame of 8 channels or 8 pixels, and not the stride of what it is cut from
+    x = torch.zeros(2, 8, 1, 1) if axis == 0 else torch.zeros(2, 1, 2, 8)
+    assert laid_out(x, layout).stride(axis) == 12
 
 
 def test_the_table_of_the_paper_by_hand(device):

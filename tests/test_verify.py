@@ -11,11 +11,13 @@ from torch._inductor.utils import fresh_cache
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsm_triton import ops
+from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.cli import main
 from tsm_triton.commands.verify import checks, model_checks
-from tsm_triton.testing import ShiftCase
+from tsm_triton.testing import DTYPES, LAYOUTS, OTHER_RANKS, ShiftCase
 
 EXACT = "matches the reference, writes nowhere else"
+ALL_LAYOUTS = (*LAYOUTS, *OTHER_RANKS)
 right = ops.temporal_shift
 
 
@@ -91,6 +93,50 @@ def test_the_reproducer_fails_as_the_check_did(verify, op):
     assert said.startswith(str(failure.value).replace("\n", "\n    "))
     with mock.patch.object(ops, "temporal_shift", right):
         exec(lines, {})
+
+
+@pytest.mark.parametrize("form", checks.FLOATS)
+def test_known_cases_meet_every_dtype_layout_activation_and_width(form):
+    shifts = [values["case"] for values in checks.known_cases(form, ("case",))]
+    assert {case.dtype for case in shifts} >= {*DTYPES, torch.complex128, torch.uint8}
+    layouts = {
+        layout: {case.dtype.itemsize for case in shifts if case.layout == layout} for layout in ALL_LAYOUTS
+    }
+    assert all(sizes >= {1, 2, 4, 8} for sizes in layouts.values())
+    assert {case.special for case in shifts if case.dtype == torch.int64} == {True, False}
+    for width in (4, 1, 3):  # frames that vectors divide, and that they do not
+        assert {case.width for case in shifts if case.layout == "contiguous"} & {width}
+
+    computed = list(checks.known_cases(form, ("case", "activation", "c_out")))
+    assert {values["case"].dtype for values in computed} == set(checks.FLOATS[form])
+    for name in ACTIVATIONS:
+        assert any(
+            v["activation"] == name and v["case"].special and v["case"].x.isnan().any() for v in computed
+        )
+    for dtype in checks.FLOATS[form]:
+        assert {v["c_out"] for v in computed if v["case"].dtype == dtype} >= {70, 1}
+    packed = [values["case"] for values in checks.known_cases(form, ("case",), packed=True)]
+    assert {case.clip_lengths for case in packed} == {(2, 0, 1), (1, 3)}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda x, *_: x.dtype == torch.bool, id="bool"),
+        pytest.param(lambda x, *_: x.dtype == torch.complex128, id="complex"),
+        pytest.param(lambda x, *_: x.dim() == 2, id="vectors"),
+        pytest.param(lambda x, *_: x.dim() == 5 and x.shape[3] > 1, id="volumes"),
+        pytest.param(lambda x, *shift: shift[-1] == 2, id="channels between"),
+        pytest.param(lambda x, *_: x.dtype == torch.int64 and x.dim() == 4, id="int64"),
+    ],
+)
+def test_a_fault_of_one_kind_of_tensor_is_found_without_luck(verify, wrong):
+    def shift(x: Tensor, *arguments) -> Tensor:
+        return right(x, *arguments).flip(0) if wrong(x, *arguments) else right(x, *arguments)
+
+    status, report = verify("--examples", "1", "--only", EXACT, op=shift)
+    assert status == 1, report
+    assert reproducer(report)
 
 
 def test_fail_fast_stops_at_the_first_failure(verify):

@@ -9,7 +9,7 @@
 """
 
 from . import fused, properties
-from .cases import DTYPES, LAYOUTS, ShiftCase, laid_out, moved_to, ragged_cases, shift_cases
+from .cases import DTYPES, LAYOUTS, OTHER_RANKS, ShiftCase, laid_out, moved_to, ragged_cases, shift_cases
 from .checking import check_shift
 from .comparison import TOLERANCES, assert_close, assert_matches_reference, assert_same_bits
 from .memory import guarded_memory
@@ -17,6 +17,7 @@ from .memory import guarded_memory
 __all__ = [
     "DTYPES",
     "LAYOUTS",
+    "OTHER_RANKS",
     "TOLERANCES",
     "ShiftCase",
     "assert_close",

@@ -16,7 +16,17 @@ except ImportError as error:
         f"tsm_triton.testing needs Hypothesis, which is not installed: pip install {requirements('hypothesis')}"
     ) from error
 
-__all__ = ["DTYPES", "LAYOUTS", "ShiftCase", "laid_out", "moved_to", "ragged_cases", "shift_cases"]
+__all__ = [
+    "DTYPES",
+    "LAYOUTS",
+    "OTHER_RANKS",
+    "ShiftCase",
+    "axes_of",
+    "laid_out",
+    "moved_to",
+    "ragged_cases",
+    "shift_cases",
+]
 
 DTYPES = (
     torch.float32,
@@ -45,6 +55,9 @@ LAYOUTS = {
     "tokens": -1,
     "transposed_tokens": -1,
 }
+# further layouts, of fewer and of more axes, and with channels between two others
+OTHER_RANKS = {"vectors": 1, "between": 2, "volumes": 1, "volumes_channels_last": 1}
+CHANNEL_DIMS = LAYOUTS | OTHER_RANKS
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,9 +71,9 @@ class ShiftCase:
         channels: with `height` and `width`, the size of a frame.
         n_first: how many channels read the next frame; the `n_second` behind them read the previous one.
         reverse: whether the two groups read the other way round.
-        layout: a name of `LAYOUTS`.
+        layout: a name of `LAYOUTS` or of `OTHER_RANKS`.
         channel_dim: the channel axis, in either of its spellings.
-        special: whether a tenth of a float tensor is NaN, infinite or -0.0, and integers need all bits of their dtype.
+        special: whether values need all bits of their dtype, and a tenth of a float tensor is NaN, infinite or -0.0.
         seed: of the values.
 
     Example:
@@ -99,17 +112,23 @@ class ShiftCase:
         x = torch.randint(-128, 128, shape, generator=generator).to(self.dtype)
         if self.dtype.is_complex:
             x = x + 1j * torch.randint(-128, 128, shape, generator=generator).to(self.dtype)
+        if self.special:
+            x = _in_all_bits(x, generator)
         if self.special and self.dtype.is_floating_point:
             special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0], dtype=self.dtype)
             places = torch.rand(shape, generator=generator) < 0.1
             x = torch.where(places, special[torch.randint(0, 4, shape, generator=generator)], x)
-        elif self.special and not self.dtype.is_complex and self.dtype != torch.bool:
-            x = torch.randint(-(2**63), 2**63 - 1, shape, generator=generator).to(self.dtype)
         return laid_out(x, self.layout)
 
     def new_x(self, device: str | torch.device = "cpu") -> Tensor:
         """The input once more, in memory of its own, which a shift may write without harm to `x`."""
         return moved_to(replace(self).x, device)
+
+    def new_gradient(self) -> Tensor:
+        """A dense gradient of what a shift makes of `x`, finite, on the CPU; of all bits where `x` is."""
+        generator = self.generator()
+        gradient = torch.randint(-128, 128, self.shape, generator=generator).to(self.dtype)
+        return _in_all_bits(gradient, generator) if self.special else gradient
 
     @property
     def frames(self) -> int:
@@ -122,7 +141,7 @@ class ShiftCase:
     @property
     def axis(self) -> int:
         """The channel axis of the call."""
-        return LAYOUTS[self.layout] if self.channel_dim is None else self.channel_dim
+        return CHANNEL_DIMS[self.layout] if self.channel_dim is None else self.channel_dim
 
     @property
     def groups(self) -> tuple[int, int, bool, int]:
@@ -144,11 +163,29 @@ class ShiftCase:
         return torch.Generator().manual_seed(self.seed + 1)
 
 
+def _in_all_bits(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Values that no narrower dtype holds: one that passes through it comes out as another."""
+    if x.dtype == torch.bool:
+        return x
+    if not (x.is_floating_point() or x.is_complex()):
+        return torch.randint(-(2**63), 2**63 - 1, x.shape, generator=generator).to(x.dtype)
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    return (x.to(wide) + torch.rand(x.shape, generator=generator, dtype=wide)).to(x.dtype)
+
+
+def axes_of(layout: str) -> int:
+    """How many axes a tensor of a layout has."""
+    if layout.startswith("volumes"):
+        return 5
+    return 2 if layout == "vectors" else 3 if "tokens" in layout else 4
+
+
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """The values of a contiguous `x` `[F, C, H, W]` in another memory layout.
 
     The result has shape `[F, C, H, W]`, or `[F, H, W, C]` and `[F, H*W, C]` for the layouts whose channel
-    axis is the last; `"expanded_frames"` repeats the first frame's values.
+    axis is the last; `[F, C]`, `[F, H, C, W]` and `[F, C, 2, H, W]` for those of `OTHER_RANKS`. `"expanded_frames"`
+    repeats the first frame's values.
 
     Example:
         >>> laid_out(torch.zeros(2, 8, 3, 3), "tokens").shape
@@ -160,14 +197,18 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
         return x.transpose(0, 1).contiguous().transpose(0, 1)
     if layout == "expanded_frames":
         return x[:1].expand_as(x)
+    # Out of half as much again: of twice as much, each vector that divides a size would divide its stride.
+    channels, width = (max(1, x.shape[axis] // 2) for axis in (1, 3))
     if layout == "chunk_of_channels":
-        return torch.cat([x, x], 1)[:, : x.shape[1]]
+        return torch.cat([x, x[:, :channels]], 1)[:, : x.shape[1]]
     if layout == "chunk_of_channels_last":
-        return torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[:, x.shape[1] :]
+        return torch.cat([x[:, :channels], x], 1).contiguous(memory_format=torch.channels_last)[:, channels:]
     if layout == "cropped":
-        return torch.cat([x, x], 3)[..., : x.shape[3]]
+        return torch.cat([x, x[..., :width]], 3)[..., : x.shape[3]]
     if layout == "cropped_channels_last":
-        return torch.cat([x, x], 3).contiguous(memory_format=torch.channels_last)[..., : x.shape[3]]
+        return torch.cat([x, x[..., :width]], 3).contiguous(memory_format=torch.channels_last)[
+            ..., : x.shape[3]
+        ]
     if layout == "every_second_column":
         return x.repeat_interleave(2, dim=3)[..., ::2]
     if layout == "unaligned":
@@ -178,6 +219,14 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
         return x.flatten(2).transpose(1, 2).contiguous()
     if layout == "transposed_tokens":
         return x.flatten(2).transpose(1, 2)
+    if layout == "vectors":
+        return x[:, :, 0, 0].contiguous()
+    if layout == "between":
+        return x.transpose(1, 2).contiguous()
+    if layout == "volumes":
+        return torch.stack([x, x.flip(0)], 2)
+    if layout == "volumes_channels_last":
+        return torch.stack([x, x.flip(0)], 2).contiguous(memory_format=torch.channels_last_3d)
     return x
 
 
@@ -202,7 +251,7 @@ def shift_cases(
     layouts: tuple[str, ...] = tuple(LAYOUTS),
     max_clips: int = 3,
 ) -> ShiftCase:
-    """Hypothesis strategy: any shift of any small tensor, of infinities, NaN and integers of all bits now and then.
+    """Hypothesis strategy: any shift of any small tensor, of infinities, NaN and values of all bits now and then.
 
     Covers empty batches, one-frame clips, one-pixel maps, odd `H*W`, folds of nothing and of everything,
     folds that vectors straddle, and both orders of the two groups.
@@ -215,7 +264,7 @@ def shift_cases(
     layout = draw(st.sampled_from(layouts))
     channels = draw(st.one_of(st.integers(1, 20), st.sampled_from((24, 32, 48, 64))))
     n_first = draw(st.integers(0, channels))
-    axes = 3 if "tokens" in layout else 4
+    axis = CHANNEL_DIMS[layout]
     return ShiftCase(
         # now and then none: an empty batch is one case, and shows nothing else
         clips=draw(st.sampled_from((*range(1, max_clips + 1), *range(1, max_clips + 1), 0))),
@@ -226,7 +275,7 @@ def shift_cases(
         n_first=n_first,
         n_second=draw(st.integers(0, channels - n_first)),
         reverse=draw(st.booleans()),
-        channel_dim=draw(st.sampled_from((LAYOUTS[layout], LAYOUTS[layout] % axes))),
+        channel_dim=draw(st.sampled_from((axis, axis % axes_of(layout)))),
         layout=layout,
         dtype=draw(st.sampled_from(dtypes)),
         special=draw(st.booleans()),

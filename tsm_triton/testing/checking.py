@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from . import properties
-from .cases import DTYPES, LAYOUTS, ShiftCase, shift_cases
+from .cases import CHANNEL_DIMS, DTYPES, LAYOUTS, ShiftCase, axes_of, shift_cases
 
 __all__ = ["check_shift"]
 
@@ -45,9 +45,9 @@ def check_shift(
 ) -> None:
     """Run every property of a shift, and its gradients, on chosen and drawn cases; of these show the smallest failure.
 
-    The values to the bit in every dtype and memory layout, empty batches and one-frame clips among them; the input
-    not written and not returned; shape, dtype, device and memory format; NaN and clips that stay where they are; the
-    same bits each time; the first and the second gradient.
+    The values to the bit in each dtype and memory layout that is named, empty batches and one-frame clips among them;
+    the input not written and not returned; shape, dtype, device and memory format; NaN and clips that stay where they
+    are; the same bits each time; the first and the second gradient.
 
     Args:
         shift: one of two signatures.
@@ -58,7 +58,8 @@ def check_shift(
             parameter called `shift_div`; those of the three that it has are given by name, and without `direction` it
             is bidirectional, without `channel_dim` the channels are axis 1.
         device: where its tensors lie.
-        dtypes, layouts: which it takes; layouts are names of `LAYOUTS`.
+        dtypes, layouts: which it takes; layouts are names of `LAYOUTS`, which is maps `[F, C, H, W]` and tokens
+            `[F, L, C]`, and of `OTHER_RANKS`, which it is tried on where they are named: two and five axes.
         gradients: whether it has a backward.
         examples: cases for each property.
         seed: they are drawn from.
@@ -77,7 +78,7 @@ def check_shift(
     names = _parameters(shift)
     by_division = "shift_div" in names
     if by_division and "channel_dim" not in names:
-        layouts = tuple(name for name in layouts if LAYOUTS[name] == 1)
+        layouts = tuple(name for name in layouts if CHANNEL_DIMS[name] == 1)
     called = _with_counts(shift, names) if by_division else shift
     for hold in PROPERTIES + (GRADIENTS if gradients else ()):
         kwargs: dict[str, Any] = {"dtypes": dtypes, "layouts": layouts}
@@ -97,16 +98,16 @@ def check_shift(
 def _known_cases(
     dtypes: tuple[torch.dtype, ...], layouts: tuple[str, ...], by_division: bool
 ) -> Iterator[ShiftCase]:
-    """Each dtype, each layout with its axis in both spellings, and what is easily forgotten."""
+    """Each dtype and its bits, each layout with its axis in both spellings, and what is easily forgotten."""
     dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
     plain = replace(FIRST, dtype=dtype, layout="contiguous" if "contiguous" in layouts else layouts[0])
-    yield from (plain, replace(plain, special=True))
-    yield from (replace(plain, dtype=dtype) for dtype in dtypes)
+    yield from (plain, replace(plain, special=True, width=8))
+    yield from (replace(plain, dtype=dtype, special=special) for special in (False, True) for dtype in dtypes)
     for layout in layouts:
-        axes = 3 if "tokens" in layout else 4
-        for axis in (LAYOUTS[layout], LAYOUTS[layout] % axes):
+        for axis in (CHANNEL_DIMS[layout], CHANNEL_DIMS[layout] % axes_of(layout)):
             yield replace(plain, layout=layout, channel_dim=axis, width=3)
-    yield from (replace(plain, clips=0), replace(plain, num_segments=1))
+    yield from (replace(plain, clips=0), replace(plain, num_segments=1), replace(plain, num_segments=17))
+    yield replace(plain, channels=130, n_first=16, n_second=16)
     if not by_division:
         for n_first, n_second in ((2, 2), (1, 3), (2, 0), (0, 2), (0, 0), (3, 3), (6, 0)):
             for reverse in (False, True):

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from .. import reference
 
-__all__ = ["TOLERANCES", "assert_close", "assert_matches_reference", "assert_same_bits", "different_bits"]
+__all__ = [
+    "TOLERANCES",
+    "assert_close",
+    "assert_matches_reference",
+    "assert_same_bits",
+    "different_bits",
+    "in_words",
+]
 
 # For ops that compute: one rounding of the result, after arithmetic of its own width or fp32.
 TOLERANCES: dict[torch.dtype, dict[str, float]] = {
@@ -42,8 +49,21 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
         where = tuple(different.nonzero()[0].tolist())
         raise AssertionError(
             f"expected the same bits, got {int(different.sum())} of {different.numel()} different, "
-            f"the first at {where}: {expected[where].item()} expected, got {actual[where].item()}"
+            f"the first at {where}: {in_words(expected[where])} expected, got {in_words(actual[where])}"
         )
+
+
+def in_words(element: Tensor) -> str:
+    """An element's value; of a NaN its bits too, since those of two may differ.
+
+    Example:
+        >>> in_words(torch.tensor(float("nan"))), in_words(torch.tensor(2.5))
+        ('nan (0x7fc00000)', '2.5')
+    """
+    if element.is_complex() or not element.isnan():
+        return str(element.item())
+    bits = element.view(_BITS[element.itemsize]).item() % 2 ** (8 * element.itemsize)
+    return f"nan (0x{bits:0{2 * element.itemsize}x})"
 
 
 def different_bits(actual: Tensor, expected: Tensor) -> Tensor:
@@ -52,9 +72,7 @@ def different_bits(actual: Tensor, expected: Tensor) -> Tensor:
     pair = (x.resolve_conj().contiguous().view(-1).view(bits) for x in (actual, expected.to(actual.device)))
     different = next(pair) != next(pair)
     # a complex128 is two words
-    return (
-        different.view(*actual.shape, -1).any(-1) if actual.itemsize == 16 else different.view(actual.shape)
-    )
+    return different.view(*actual.shape, 2).any(-1) if actual.itemsize == 16 else different.view(actual.shape)
 
 
 def assert_close(actual: Tensor, expected: Tensor, roundings: int = 1) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import functional, reference
 from .cases import ShiftCase, moved_to
-from .comparison import assert_same_bits, different_bits
+from .comparison import assert_same_bits, different_bits, in_words
 
 __all__ = [
     "clips_do_not_mix",
@@ -86,11 +86,14 @@ def the_adjoint_undoes_the_inner_product(shift: Shift, case: ShiftCase, device: 
 
 @_names_its_case
 def the_gradient_is_the_adjoint(shift: Shift, case: ShiftCase, device: str = "cpu") -> None:
-    """The gradient behind `y` is the adjoint shift of `y`, to the bit, of a dense `y` and of a sum's expanded ones."""
+    """The gradient behind `y` is the adjoint shift of `y`, to the bit: of a dense `y`, of a sum, in channels_last."""
     if not case.dtype.is_floating_point:
         return
-    dense = torch.randint(-128, 128, case.shape, generator=case.generator()).to(case.dtype)
-    for kind, y in (("", dense), (" of a sum", torch.ones((), dtype=case.dtype).expand(case.shape))):
+    dense = case.new_gradient()
+    # what stands behind may give it in another order of axes than x's
+    turned = dense.movedim(1, -1).contiguous().movedim(-1, 1)
+    of_a_sum = torch.ones((), dtype=case.dtype).expand(case.shape)
+    for kind, y in (("", dense), (" of a sum", of_a_sum), (" in channels_last", turned)):
         _, gradient, behind = _differentiated(shift, case, y, device)
         _assert_same(
             behind.detach().cpu(), y, case.axis, f"the gradient{kind} that came in, which nobody may write: "
@@ -173,8 +176,8 @@ def poison_reaches_only_its_readers(
     x = torch.zeros_like(case.x)
     x[frame] = poison if floats else case.dtype == torch.bool or torch.iinfo(case.dtype).max
     out = _shifted(shift, moved_to(x, device), *case.shift).cpu()
-    poisoned = (~out.isfinite() if floats else out != 0).movedim(case.axis, -1).flatten(1, -2)
-    values = out.movedim(case.axis, -1).flatten(1, -2)
+    values = out.movedim(case.axis, -1).reshape(case.frames, -1, case.channels)
+    poisoned = ~values.isfinite() if floats else values != 0
     for t in range(case.frames):
         for channel in range(case.channels):
             source = _source(case, t, channel)
@@ -279,7 +282,7 @@ def _assert_same(
     t, c = where[0], where[axis % len(where)]
     more = f" (the first of {int(different.sum())} of {different.numel()} elements that differ, at {where})"
     raise AssertionError(
-        f"expected {claim}{expected[where].item()} at frame {t}, channel {c}, got {actual[where].item()}"
+        f"expected {claim}{in_words(expected[where])} at frame {t}, channel {c}, got {in_words(actual[where])}"
         + more
         + (explain(t, c) if explain else "")
     )
@@ -325,7 +328,8 @@ def _differentiated(
         "expected a result that can be differentiated, got one without a gradient: give the op a backward, or pass "
         "gradients=False to check_shift"
     )
-    behind = moved_to(y if not y.is_contiguous() else y.clone(), device).requires_grad_(again)
+    # a clone keeps the strides of what is dense, and would write out what is expanded
+    behind = moved_to(y if 0 in y.stride() else y.clone(), device).requires_grad_(again)
     return out, *_gradient(out, x, behind, "a gradient", create_graph=again), behind
 
 
@@ -340,4 +344,4 @@ def _gradient(of: Tensor, x: Tensor, behind: Tensor, what: str, **kwargs: Any) -
 def _finite(x: Tensor) -> Tensor:
     x = x.real if x.is_complex() else x
     x = x if x.is_floating_point() or x.dtype == torch.bool else x % 128
-    return torch.nan_to_num(x.double(), nan=1.0, posinf=2.0, neginf=3.0)
+    return torch.nan_to_num(x.double(), nan=1.0, posinf=2.0, neginf=3.0).round()

@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -15,20 +15,14 @@ from hypothesis import strategies as st
 
 from ... import ops
 from ...activations import ACTIVATIONS
-from ...testing import LAYOUTS, fused, guarded_memory, properties, ragged_cases, shift_cases
-from . import model_checks, op_checks, video_checks
+from ...testing import LAYOUTS, OTHER_RANKS, fused, guarded_memory, properties, ragged_cases, shift_cases
+from . import model_checks, op_checks, size_checks, video_checks
+from .known_cases import C_OUT, FLOATS, FRAMES, known_cases
 
 __all__ = ["FORMS", "Check", "checks"]
 
 # how the ops are run -> where, and whether Triton's interpreter serves CPU tensors
 FORMS = {"cpu": ("copies", "interpreter"), "cuda": ("triton",)}
-FRAMES = tuple(name for name, axis in LAYOUTS.items() if axis == 1)
-# The interpreter truncates bf16 where a GPU rounds it, and its matrix product of bf16 is wrong.
-FLOATS = {
-    "copies": (torch.float32, torch.float16, torch.float64, torch.bfloat16),
-    "interpreter": (torch.float32, torch.float16, torch.float64),
-    "triton": (torch.float32, torch.float16, torch.float64, torch.bfloat16),
-}
 NAMES = st.sampled_from(list(ACTIVATIONS))
 
 
@@ -77,10 +71,14 @@ def checks(device: str, examples: int, start: int) -> list[Check]:
 
 def _properties(form: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Subject, claim, the call that a reproducer prints, and the strategies of its arguments."""
-    plain = {"case": shift_cases()}
-    exact = {"case": shift_cases(dtypes=(torch.float64,), layouts=("contiguous", "channels_last", "tokens"))}
+    plain = {"case": shift_cases(layouts=(*LAYOUTS, *OTHER_RANKS))}
+    # the interpreter walks the programs of each frame one by one
+    clips = 1 if form == "interpreter" else 3
+    exact = {
+        "case": shift_cases((torch.float64,), ("contiguous", "channels_last", "tokens"), max_clips=clips),
+    }
     whole = {"case": shift_cases(layouts=("contiguous", "channels_last", "nhwc", "tokens"))}
-    poisoned = {"case": shift_cases(dtypes=(torch.float32, torch.bfloat16))}
+    poisoned = {"case": shift_cases(dtypes=(torch.float32, torch.bfloat16), max_clips=clips)}
     yield "shift", "matches the reference, writes nowhere else", "properties.matches_reference", plain
     yield "shift", "keeps the memory format", "properties.keeps_the_memory_format", plain
     yield "shift", "clips do not mix", "properties.clips_do_not_mix", whole
@@ -92,7 +90,7 @@ def _properties(form: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         "packed",
         "clips of any length stay apart",
         "properties.packed_clips_are_each_clip_alone",
-        {"case": ragged_cases()},
+        {"case": ragged_cases(layouts=(*LAYOUTS, *OTHER_RANKS))},
     )
     yield (
         "step",
@@ -106,15 +104,14 @@ def _properties(form: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         "case": shift_cases((torch.float64, torch.float32), ("contiguous", "channels_last", "cropped"), 2),
         "activation": NAMES,
     }
-    outputs = {"c_out": st.sampled_from((1, 3, 16, 40, 70))}
+    outputs = {"c_out": st.sampled_from(C_OUT)}
     yield "residual", "matches the reference", "fused.residual_matches", computed
     yield "residual", "gradients match", "fused.residual_gradients_match", trained
     yield "conv1x1", "matches the reference", "fused.conv_matches", computed | outputs
     yield "conv1x1", "gradients match", "fused.conv_gradients_match", trained | outputs
     yield "conv1x1", "of a step is the step and it", "fused.step_conv_matches", computed | outputs
     yield "convolve", "3x3 matches torch's", "fused.convolution_matches", computed | outputs
-    # the interpreter walks the rows of this kernel one by one
-    few = {"case": shift_cases(FLOATS[form], FRAMES, max_clips=1)} if form == "interpreter" else {}
+    few = {"case": shift_cases(FLOATS[form], FRAMES, max_clips=clips).map(partial(replace, num_segments=1))}
     yield "convolve", "each channel matches torch's", "fused.depthwise_matches", computed | few
     yield "convolve", "the stem matches torch's", "fused.stem_matches", computed | outputs
 
@@ -135,11 +132,19 @@ _OPS = {
 
 
 def _hold(form: str, call: str, arguments: dict[str, Any], device: str, examples: int, start: int) -> str:
-    """Try a property on many cases; of a failure keep the smallest."""
+    """Try a property on known cases and on drawn ones; of a failure keep the smallest."""
     module, name = call.split(".")
     function = getattr({"properties": properties, "fused": fused}[module], name)
     op = _OPS.get(call, "ops.temporal_shift")
     last: dict[str, Any] = {}
+    known: list[dict[str, Any]] = []
+    if call == "properties.matches_reference" or (call in _OPS and "gradients" not in call):
+        known = list(known_cases(form, arguments, packed="packed" in call))
+
+    def attempt(**values: Any) -> None:
+        last.update(values)
+        with guarded_memory():
+            function(getattr(ops, op.removeprefix("ops.")), **values, device=device)
 
     @seed(start + zlib.crc32(f"{form} {call}".encode()))  # other cases for each property
     @settings(
@@ -152,20 +157,20 @@ def _hold(form: str, call: str, arguments: dict[str, Any], device: str, examples
     )
     @given(**arguments)
     def hold(**values: Any) -> None:
-        last.update(values)
-        with guarded_memory():
-            function(getattr(ops, op.removeprefix("ops.")), **values, device=device)
+        attempt(**values)
 
     try:
         with interpreted(form):
             hold()
+            for values in known:
+                attempt(**values)
     except Exception as error:
         said = ", ".join(f"{name}={value!r}" for name, value in last.items())
         raise Failed(
             f"{type(error).__name__}: {error}",
             f"with guarded_memory(): {call}({op}, {said}, device={device!r})",
         ) from error
-    return f"{examples} cases"
+    return f"{len(known) + examples} cases"
 
 
 @contextmanager
@@ -185,18 +190,22 @@ def _in_form(form: str, function: Callable[[str], str], device: str) -> str:
 
 
 _OF_EACH_FORM = (
+    ("ops", "activations are torch's where they bend", op_checks.activations),
     ("ops", "torch.library.opcheck", op_checks.opcheck),
-    ("shift", "gradients of both orders", op_checks.gradcheck),
+    ("ops", "gradients of both orders", op_checks.gradcheck),
     ("fuse", "a fused copy computes the same", model_checks.fused_model),
     ("fuse", "a fused stream computes the same", model_checks.fused_stream),
     ("ops", "repeats give the same bits", op_checks.repeats),
 )
 _OF_KERNELS = (
-    ("shift", "frames beyond 2**31 elements", op_checks.frames_beyond_32_bits),
-    ("conv1x1", "on the copy engine matches", op_checks.copy_engine),
+    ("shift", "frames beyond 2**31 elements", size_checks.frames_beyond_32_bits),
+    ("conv1x1", "on the copy engine matches", size_checks.copy_engine),
+    ("ops", "many small tiles match", size_checks.many_tiles),
 )
 _ONCE = (
-    ("shift", "tensors beyond 2**31 elements", op_checks.tensors_beyond_32_bits),
+    ("shift", "large maps match", size_checks.large_maps),
+    ("ops", "forms for files compute the same", op_checks.portable_forms),
+    ("shift", "tensors beyond 2**31 elements", size_checks.tensors_beyond_32_bits),
     ("model", "each branch is shifted, no identity is", model_checks.patched_model),
     ("model", "gradients are those of shifted copies", model_checks.trained_model),
     ("model", "a compiled model runs its own shifts", model_checks.patched_and_compiled),

@@ -12,7 +12,7 @@ from ...functional import fold_counts, temporal_shift
 from ...fusion.fuse import fuse
 from ...fusion.report import FusionReport
 from ...patching.finding import find_sites
-from ...patching.hooks import is_patched, set_num_segments, shift_disabled
+from ...patching.hooks import is_patched, packed_clips, set_num_segments, shift_disabled
 from ...patching.patch import patch, unpatch
 from ...streaming.fused_step import FusedStep
 from ...streaming.stream import Streaming
@@ -64,22 +64,29 @@ def exports(device: str) -> str:
 
 
 def patched_model(device: str) -> str:
-    """Each residual branch is shifted, no identity is, and the patch comes off to the bit."""
+    """Each residual branch is shifted, no identity is, by any length it is told; the patch comes off to the bit."""
     model = _small_model().to(device)
     frames = torch.randn(8, 3, 32, 32, device=device)
-    by_hand = copy.deepcopy(model)
+    by_hand = {length: _shifted_by_hand(model, length) for length in (1, 2, 3, 4)}
     branches = [name for name, _ in model.named_modules() if name.endswith(".conv1")]
-    for name in branches:
-        by_hand.get_submodule(name).register_forward_pre_hook(_shift_by_reference)
-    before, expected = model(frames), by_hand(frames)
-    assert not torch.equal(before, expected), "expected a shift to change the output"
+    before = model(frames)
+    assert not torch.equal(before, by_hand[4](frames)), "expected a shift to change the output"
 
     found = [site.name for site in find_sites(model)]
     assert found == branches, f"expected sites {branches}, got {found}"
     patch(model, num_segments=4)
-    assert_same_bits(model(frames), expected)
-    with shift_disabled(model):
-        assert_same_bits(model(frames), before)
+    lengths = (3, 1, 4)
+    for tracked in (True, False):  # without gradients a hook remembers how it shifts maps of each layout
+        with torch.set_grad_enabled(tracked):
+            for num_segments in (4, 2, 4):
+                set_num_segments(model, num_segments)
+                assert_same_bits(model(frames), by_hand[num_segments](frames))
+                with shift_disabled(model):
+                    assert_same_bits(model(frames), before)
+                with packed_clips(model, lengths):
+                    packed = model(frames).split(lengths)
+                for clip, rows in zip(frames.split(lengths), packed, strict=True):
+                    torch.testing.assert_close(rows, by_hand[len(clip)](clip))
     assert not is_patched(unpatch(model)), "expected no hook after unpatch"
     assert_same_bits(model(frames), before)
     return f"{len(branches)} sites"
@@ -89,10 +96,7 @@ def trained_model(device: str) -> str:
     """Gradients are those of shifted copies, whatever is kept for the backward and whatever is called before it."""
     model = _small_model().to(device).train().requires_grad_()
     frames = torch.randn(8, 3, 32, 32, device=device)
-    by_hand, patched = copy.deepcopy(model), patch(copy.deepcopy(model), num_segments=4)
-    for name, module in by_hand.named_modules():
-        if name.endswith(".conv1"):
-            module.register_forward_pre_hook(_shift_by_reference)
+    by_hand, patched = _shifted_by_hand(model, 4), patch(copy.deepcopy(model), num_segments=4)
     by_hand(frames).square().sum().backward()
     loss = patched(frames).square().sum()
     set_num_segments(patched, 2)  # a backward is of its own forward
@@ -167,7 +171,24 @@ def streams(device: str) -> str:
     torch.testing.assert_close(streamed[3:, 0], model(second))
     patch(unpatch(model), num_segments=6, direction="causal")
     torch.testing.assert_close(streamed[:, 1], model(long))
-    return "2 streams"
+    _check_every_second(model, torch.randn(4, 3, 3, 32, 32, device=device, dtype=torch.float64))
+    return "5 streams"
+
+
+def _check_every_second(model: nn.Module, frames: Tensor) -> None:
+    """Every second frame of three streams, two of them due together; and a step leaves the state it is given."""
+    stream = Streaming(model, every=2)
+    outputs = [stream(frames[0])]
+    stream.reset([0, 2])
+    outputs = torch.stack(outputs + [stream(frame) for frame in frames[1:]])
+    set_num_segments(model, 2)
+    for number, due in ((0, [1, 3]), (1, [0, 2]), (2, [1, 3])):
+        torch.testing.assert_close(outputs[due, number], model(frames[due, number]))
+    state = stream.init_state(frames[0])
+    before = [cache.clone() for cache in state]
+    stream.step(frames[0], state)
+    for cache, old in zip(state, before, strict=True):
+        assert_same_bits(cache, old)
 
 
 def fused_model(device: str) -> str:
@@ -213,6 +234,16 @@ def _small_model() -> nn.Module:
     return model
 
 
-def _shift_by_reference(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    x, *rest = args
-    return reference.temporal_shift(x, 4, *fold_counts(x.shape[1], 8, "bidirectional")), *rest
+def _shifted_by_hand(model: nn.Module, num_segments: int) -> nn.Module:
+    """A copy with the reference in front of the first convolution of each branch."""
+
+    def shift(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *rest = args
+        counts = fold_counts(x.shape[1], 8, "bidirectional")
+        return reference.temporal_shift(x, num_segments, *counts), *rest
+
+    by_hand = copy.deepcopy(model)
+    for name, module in by_hand.named_modules():
+        if name.endswith(".conv1"):
+            module.register_forward_pre_hook(shift)
+    return by_hand
