@@ -340,6 +340,38 @@ def test_numbers_are_looked_up_by_name_where_the_classes_are_numbers(tmp_path):
         read_listing(tmp_path / "list.csv", classes=["3", "5"])
 
 
+SIGNS = ["1", "2", "3", "A", "B"]  # some classes are called by numbers
+
+
+def list_of(folder, *labels):
+    touch(folder, *(f"{index}.mp4" for index in range(len(labels))))
+    (folder / "list.csv").write_text("".join(f"{index}.mp4,{label}\n" for index, label in enumerate(labels)))
+    return folder / "list.csv"
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2, 3, 4), (1, 2), (1,), ("2",)])
+def test_a_number_that_is_one_class_by_name_and_another_by_place_is_refused(tmp_path, labels):
+    with pytest.raises(ValueError, match="which is class [01] by its name and class [12] by its number"):
+        read_listing(list_of(tmp_path, *labels), classes=SIGNS)
+
+
+def test_what_a_number_means_does_not_depend_on_other_rows(tmp_path):
+    for labels, expected in (((0, 4), [0, 4]), ((4,), [4]), (("1", "A"), [0, 3]), (("B",), [4])):
+        listing = read_listing(list_of(tmp_path, *labels), classes=SIGNS)
+        assert [sample.label for sample in listing.samples] == expected
+    # where each number is its own place there is one meaning
+    listing = read_listing(list_of(tmp_path, 1, 2), classes=["0", "1", "2", "A"])
+    assert [sample.label for sample in listing.samples] == [1, 2]
+
+
+def test_folders_are_names_whatever_they_are_called(tmp_path):
+    touch(tmp_path, "1/a.mp4", "3/b.mp4")
+    assert [sample.label for sample in read_listing(tmp_path, classes=SIGNS).samples] == [0, 2]
+    touch(tmp_path, "0/c.mp4")  # a class that training never saw, and no number of one
+    with pytest.raises(ValueError, match="got 1 others .*: '0'"):
+        read_listing(tmp_path, classes=SIGNS)
+
+
 @pytest.mark.parametrize("folder", ["x", "."])
 def test_a_name_that_two_videos_have_is_refused(tmp_path, folder):
     touch(tmp_path / folder, "y/a.mp4", "z/a.mp4")

@@ -165,6 +165,35 @@ def trained(**settings) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+@pytest.mark.parametrize("tested", [False, True])
+def test_a_model_around_one_in_eval_mode_is_trained_whole_in_every_epoch(tested):
+    class Wrapped(nn.Module):  # its own mode is training, as of any new module
+        def __init__(self) -> None:
+            super().__init__()
+            patched = tsm_triton.patch(timm.create_model("test_resnet", num_classes=3), 2)
+            self.inner = tsm_triton.VideoClassifier(patched, 2).eval()
+
+        def forward(self, clips):
+            return self.inner(clips)
+
+    model = Wrapped()
+    kept = freeze_batch_norm(copy.deepcopy(model))
+    seen = next(norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)).num_batches_tracked
+    for epochs in (1, 2):
+        before = int(seen)
+        for each in (model, kept):
+            fit(
+                each,
+                clips(),
+                clips() if tested else None,
+                Settings(epochs=epochs, batch_size=4),
+                num_classes=3,
+            )
+        assert int(seen) - before == 2 * epochs
+    still = [norm for norm in kept.modules() if isinstance(norm, nn.BatchNorm2d)][1:]
+    assert not any(norm.num_batches_tracked for norm in still)
+
+
 def test_parts_and_recomputed_activations_change_nothing():
     whole = trained()
     for other in (trained(accumulate=2), trained(checkpoint_activations=True)):

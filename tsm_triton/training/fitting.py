@@ -41,7 +41,8 @@ def fit(
     bit: the order of clips is a function of seed and epoch, and all else that moves is in the state.
 
     Args:
-        model: inputs -> logits `[N, num_classes]`, a `VideoClassifier` for instance.
+        model: inputs -> logits `[N, num_classes]`, a `VideoClassifier` for instance. All of it is put in training mode;
+            `requires_grad_(False)` and `freeze_batch_norm` hold what shall stay.
         train, val: data sets of pairs: an input, a label. `set_epoch(epoch)` is called where there is one. Without
             `val` the last epoch is the best one.
         settings: how.

@@ -99,6 +99,7 @@ class Trainer:
         accelerator, progress, steps = self.accelerator, self.progress, self.batches.steps
         getattr(self.train_data, "set_epoch", lambda _: None)(epoch)
         self.batches.start(epoch, progress.step - (epoch - 1) * steps)
+        self.model.train()  # all of it: the outermost module may have been built around one that a checkpoint gave
         parts = iter(self.loader(self.train_data, self.batches))
         began, before = time.perf_counter(), progress.seconds
         while progress.step < epoch * steps:

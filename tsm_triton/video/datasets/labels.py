@@ -20,17 +20,22 @@ def plain(name: str) -> str:
 
 
 def number_labels(
-    labels: Sequence[Label], classes: Sequence[str] | None, where: str
+    labels: Sequence[Label], classes: Sequence[str] | None, where: str, are_names: bool = False
 ) -> tuple[list[int | None], tuple[str, ...]]:
     """The numbers of labels, and the names of the classes.
 
+    What a number means follows from the classes alone, so that each row of a list is read as it would be without the
+    others: it counts from 0; where all classes are called by numbers it is a name.
+
     Args:
-        labels: names, or numbers from 0 on; None throughout where there are none.
+        labels: names, or numbers; None throughout where there are none.
         classes: the names in the order of their numbers; None for those that occur, in natural order.
         where: the labels come from, for messages.
+        are_names: whether they can be nothing else, as those of folders.
 
     Raises:
-        ValueError: labels for some only, labels that are not among the classes, a number that is none.
+        ValueError: labels for some only, labels that are not among the classes, a number that is none, or that would
+            be one class by its number and another by its name.
     """
     if all(label is None for label in labels):
         return list(labels), tuple(classes or ())  # pyright: ignore[reportReturnType]
@@ -39,7 +44,7 @@ def number_labels(
             f"expected a label for each video or for none, got none for number {labels.index(None)} of {where}: "
             "write it, or leave the video out"
         )
-    numbers = _numbers(labels)
+    numbers = None if are_names else _numbers(labels)
     if classes is None:
         if numbers is None:
             classes = sorted({str(label) for label in labels}, key=natural)
@@ -49,8 +54,14 @@ def number_labels(
     number_of = _by_name(classes)
     found = [number_of.get(str(label), number_of.get(plain(str(label)))) for label in labels]
     unknown = sorted({str(label) for label, number in zip(labels, found, strict=True) if number is None})
-    if unknown and numbers is not None and not all(name.isdecimal() for name in classes):
+    if numbers is not None and not all(_is_number(name) for name in classes):
         _check_range(numbers, len(classes), where)
+        for name, by_name, number in zip(labels, found, numbers, strict=True):
+            if by_name not in (None, number):
+                raise ValueError(
+                    f"expected a name or a number, got {name!r} in {where}, which is class {by_name} by its name and "
+                    f"class {number} by its number: call all classes by numbers, or none"
+                )
         return list(numbers), tuple(classes)
     if unknown:
         raise ValueError(
@@ -84,9 +95,13 @@ def _by_name(classes: Sequence[str]) -> dict[str, int]:
 
 def _numbers(labels: Sequence[Label]) -> list[int] | None:
     """The labels as numbers, if all of them are."""
-    if all(isinstance(label, int) or re.fullmatch("-?[0-9]+", str(label)) for label in labels):
+    if all(isinstance(label, int) or _is_number(str(label)) for label in labels):
         return [int(label) for label in labels if label is not None]
     return None
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch("-?[0-9]+", name) is not None
 
 
 def _check_range(numbers: list[int], num_classes: int, where: str) -> None:

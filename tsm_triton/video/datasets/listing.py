@@ -58,7 +58,8 @@ def read_listing(
         root: the folder that a list's paths start from, its own if None. A name without its folders or its suffix is
             looked for below it.
         classes: their names in the order of their numbers, as those of the training data for a validation. Where a
-            list gives numbers, they count from 0. None for the classes that occur, in natural order.
+            list gives numbers, they count from 0; they are names where all classes are numbers. None for the classes
+            that occur, in natural order.
         missing: of videos that a list names and that are not there: `"raise"`, or `"skip"`, with one warning.
 
     Returns:
@@ -164,7 +165,7 @@ def _from_folder(folder: str, classes: Sequence[str] | None) -> Listing:
         )
     if classes is None:
         classes = folders
-    labels, classes = number_labels([name for _, name in found], classes, repr(folder))
+    labels, classes = number_labels([name for _, name in found], classes, repr(folder), are_names=True)
     return Listing(
         tuple(Sample(path, label) for (path, _), label in zip(found, labels, strict=True)), classes
     )

@@ -151,7 +151,7 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
                     "beside it"
                 )
             return UNLABELLED
-        if not self.classes and not isinstance(label, int):
+        if not self.classes and not str(label).isdecimal():
             raise ValueError(
                 f"expected the number of a class, got {label!r} for {name!r}: pass classes, their names in order"
             )
@@ -178,7 +178,8 @@ def read_shards(
     Args:
         urls: of tar files: paths, `shard-{000..099}.tar`, a folder of them, or what else webdataset opens.
         num_segments: T, the frames of a clip.
-        classes: the names in the order of their numbers, where labels are names, and for `flip_pairs`.
+        classes: the names in the order of their numbers, where labels are names, and for `flip_pairs`. Numbers count
+            from 0; they are names where all classes are numbers.
         options: `transform`, `training`, `sampling`, `clips`, `size`, `on_error`, `flip_pairs` and `seed` as for
             `VideoDataset`, with the same items; of a damaged tar file, what follows cannot be read. And `shuffle`, how
             many videos a worker holds in training to pick the next one from; 1 keeps the order.
@@ -228,21 +229,16 @@ def _expanded(urls: AnyPath | Sequence[AnyPath]) -> list[str]:
 
 
 def _label_of(fields: dict[str, bytes], name: str) -> str | int | None:
-    """The label among the members of a video; a number in a text is one."""
+    """The label among the members of a video."""
     for field in ("cls", "label", "txt"):
         if field in fields:
-            return _number_or_name(fields[field].decode("utf-8", "replace").strip())
+            return fields[field].decode("utf-8", "replace").strip()
     if "json" not in fields:
         return None
     try:
         row = json.loads(fields["json"])
-        label = next((row[key] for key in LABELS if row.get(key) not in (None, "")), None)
+        return next((row[key] for key in LABELS if row.get(key) not in (None, "")), None)
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"expected an object with a label in the JSON of {name!r}, got {error}: write the tar file anew"
         ) from error
-    return _number_or_name(label) if isinstance(label, str) else label
-
-
-def _number_or_name(label: str) -> str | int:
-    return int(label) if label.isdecimal() else label
