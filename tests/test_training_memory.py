@@ -14,7 +14,7 @@ import timm
 import torch
 import torch._inductor.lowering  # what `select_decomp_table` needs and does not import
 import torchvision
-from networks import T, visible
+from networks import T
 from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -487,8 +487,7 @@ def test_windows_are_of_their_own_frames_where_a_backward_runs_them_again(reentr
 def test_a_backward_that_is_compiled_itself_shifts_again(backend):
     from torch._dynamo import compiled_autograd
 
-    model = patch(visible(timm.create_model("test_resnet", num_classes=5)), T)
-    x = torch.randn(2 * T, 3, 32, 32)
+    model, x = small(), torch.randn(2 * T, 3, 8, 8)
     torch.compiler.reset()
     for num_segments in (T, T // 2):
         set_num_segments(model, num_segments)
