@@ -1,5 +1,6 @@
 """Exported files against torch: what reads them is none of ours."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.layers import Conv2dSame, padding
 from torch import nn
 
 import tsm_triton
@@ -22,6 +24,7 @@ from tsm_triton.exporting import load_exported
 from tsm_triton.exporting.capture import captured, of_kernels, ops_of_ours
 from tsm_triton.exporting.interface import interface_of
 from tsm_triton.exporting.onnx import OPSET
+from tsm_triton.exporting.padding import whole_number_padding
 from tsm_triton.patching.hooks import shift_hooks
 
 from .networks import with_statistics
@@ -147,6 +150,35 @@ def test_height_and_width_are_free_on_request(tmp_path):
     for clips, height, width in ((1, 64, 64), (3, 96, 128)):
         frames = torch.randn(clips * T, 3, height, width)
         assert_close(session.run(None, {"frames": frames.numpy()})[0], model(frames))
+
+
+def test_padding_of_tensorflow_is_the_same_in_whole_numbers():
+    numbers = list(itertools.product(range(1, 40), (1, 2, 3, 5, 7), (1, 2, 3, 4), (1, 2, 3)))
+    expected = [padding.get_same_padding(*each) for each in numbers]
+    with whole_number_padding():
+        assert [padding.get_same_padding(*each) for each in numbers] == expected
+    assert padding.get_same_padding.__module__ == "timm.layers.padding"
+
+
+@torch.no_grad()
+def test_free_sizes_of_padding_of_tensorflow_leave_no_symbol_in_it(tmp_path):
+    convolutions = (
+        Conv2dSame(3, 8, 3, stride=2),
+        nn.ReLU(),
+        Conv2dSame(8, 8, 5, stride=2),
+        Conv2dSame(8, 5, 3, stride=2),
+    )
+    model = VideoClassifier(nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten()), T).eval()
+    tsm_triton.export(model, "pt2", tmp_path / "model.pt2", torch.zeros(1, T, 3, 64, 64), dynamic_size=True)
+    program = torch.export.load(tmp_path / "model.pt2")
+    pads = [
+        node.args[1]
+        for node in program.graph.nodes
+        if "pad" in str(node.target) and node.op == "call_function"
+    ]
+    assert pads == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]]
+    video = torch.randn(2, 3, 3, 96, 160)
+    torch.testing.assert_close(program.module()(video), model(video))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from ..streaming.stream import Streaming
 from ..torch_private import is_compiled
 from ..video.classifier import VideoClassifier
 from .interface import Interface
+from .padding import whole_number_padding
 
 __all__ = ["captured", "check_exportable", "forms_without_kernel", "of_kernels", "ops_of_ours", "portable"]
 
@@ -78,7 +79,7 @@ def captured(interface: Interface, module: nn.Module | None = None) -> ExportedP
         shapes = tuple(d for each in shapes for d in (each if isinstance(each, tuple) else (each,)))
     wanted = "; ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in interface.axes.items())
     try:
-        with CAPTURING, torch.inference_mode(False), torch.no_grad():
+        with CAPTURING, whole_number_padding(), torch.inference_mode(False), torch.no_grad():
             return torch.export.export(
                 interface.module if module is None else module,
                 tuple(interface.inputs.values()),

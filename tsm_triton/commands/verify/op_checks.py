@@ -104,13 +104,15 @@ def gradcheck(device: str) -> str:
     """Both orders, forward and backward mode, against finite differences."""
     x, shift = _drawn(device, 2, 4, 1, 1), (2, 1, 2, False)
     samples: list[Call] = []
-    for activation in ("relu", "silu"):  # one whose derivative reads the output, one whose reads the input
+    # one whose derivative reads the output, one whose reads the input
+    names = {activation.reads: name for name, activation in ACTIVATIONS.items() if activation.reads}
+    for activation in names.values():
         normalised = (x, *_drawn(device, 2, 4), torch.randn_like(x))
         samples.append((ops.residual_shift, (*normalised, *shift, activation)))
     convolved = (x, _drawn(device, 3, 4), _drawn(device, 3), _drawn(device, 2, 3, 1, 1))
     packed = (_drawn(device, 4, 4, 1, 1), clip_boundaries([1, 3], 4, device))
     samples += [
-        (ops.shift_conv1x1, (*convolved, *shift, "silu")),
+        (ops.shift_conv1x1, (*convolved, *shift, names["input"])),
         (ops.temporal_shift_packed, (*packed, *shift[1:], 1)),
         (ops.shift_step, (x, _drawn(device, 2, 1, 1, 1), 1)),
     ]
