@@ -52,7 +52,8 @@ def export(
             model's own.
         native: leave the registered ops in a `"pt2"`, which then runs where `tsm_triton` is imported; in an `"aoti"`
             of a fused model on CUDA their kernels, compiled, which needs nothing of ours to run.
-        dynamic_size: H and W are free, multiples of 32 from 64 on. Not of a stream or a fused model.
+        dynamic_size: H and W are free, multiples of 32 from 64 on. Not of a stream or a fused model, and not of
+            MobileViT, whose windows keep the capture busy for ever.
         int8: normalised clips `[N, T, C, H, W]` that the model was trained on, a tensor or batches, some hundred clips
             together: convolutions and linear layers are computed in int8, in the ranges that these have. `"onnx"` by
             onnxruntime's static quantisation, `"pt2"` by torchao's PT2E, of an fp32 model. The shift moves floats.

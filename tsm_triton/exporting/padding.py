@@ -17,7 +17,7 @@ def whole_number_padding() -> Iterator[None]:
     That divides, rounds up and multiplies again, which the symbols of a capture carry from layer to layer: the one of
     tf_mobilenetv3_small_minimal_100 had not come to an end after 15 minutes. Here what sides are multiples of cancels.
     """
-    original = padding.get_same_padding
+    original: Any = padding.get_same_padding
 
     def same_padding(x: Any, kernel_size: int, stride: int, dilation: int) -> Any:
         if isinstance(x, Tensor):  # of a trace in another thread
