@@ -10,10 +10,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,26 +25,26 @@ PACKAGE = Path(__file__).parent.parent / "tsm_triton"
 # What a process with a copy of the package runs; {only} are the words of a mutation's check. Few drawn cases: the known
 # ones find most.
 VERIFY = """
+import torch
 from tsm_triton.cli import main
+torch.set_num_threads(1)
 raise SystemExit(main(["verify", "--device", "cpu", "--fail-fast", "--examples", "20", *{only}]))
 """
 # Wall seconds in which each must be found, two at a time on two idle cores. A busy or slower machine, as CI's may be,
 # takes longer for no fault of the package: it says how long.
 LIMIT = float(os.environ.get("MUTATION_SECONDS", "60"))
-# A process forks from one that has imported what the package stands on, which takes longer than most checks.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "torch",
-        "torch._dynamo",
-        "torch._inductor.compile_fx",
-        "torchvision",
-        "timm",
-        "triton",
-        "hypothesis",
-        "av",
-    ]
-)
+# What processes fork from has imported these, which takes longer than most checks.
+PRELOADED = [
+    "torch",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "torchvision",
+    "timm",
+    "triton",
+    "hypothesis",
+    "av",
+]
 
 
 @dataclass(frozen=True)
@@ -475,6 +479,27 @@ MUTATIONS = (
         "        self.check(frame, state)\n        return self.run(frame, state)",
         "        self.check(frame, state)\n        return self.run(frame, state, state)",
     ),
+    Mutation(
+        "kernel: offsets of rows in 32 bits",
+        "shift frames beyond",
+        "kernels/temporal_shift.py",
+        "(vec // row_size).to(tl.int64) * stride_x_row",
+        "(vec // row_size) * stride_x_row",
+    ),
+    Mutation(
+        "depthwise: rows below the image are written",
+        "ops many small tiles",
+        "kernels/depthwise.py",
+        "mask = ((oh + 0 * ow < OH) & (ow < OW))[:, None]",
+        "mask = ((oh + 0 * ow >= 0) & (ow < OW))[:, None]",
+    ),
+    Mutation(
+        "files: a shift the other way round is not",
+        "ops forms for files",
+        "ops/temporal_shift.py",
+        "shifted = [read(parts[0], not reverse), read(parts[1], reverse), parts[2]]",
+        "shifted = [read(parts[0], True), read(parts[1], False), parts[2]]",
+    ),
 )
 
 
@@ -491,40 +516,60 @@ def verified(mutation: Mutation | None) -> Run:
     Raises:
         AssertionError: the source has changed, or the mutation was not found in `LIMIT`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # with its bytecode, which is that of a file's time and size
         shutil.copytree(PACKAGE, Path(folder, "tsm_triton"))
         if mutation is not None:
             path = Path(folder, "tsm_triton", mutation.path)
             path.write_text(mutated(mutation, path.read_text()))
         code = VERIFY.format(only=[] if mutation is None else ["--only", mutation.check])
+        report, status = Path(folder, "report"), Path(folder, "status")
+        report.touch()
         process = SERVER.Process(target=_run, args=(folder, code))
         process.start()
         process.join(None if mutation is None else LIMIT)
-        if process.is_alive():
-            assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
+        # of a process of which another thread may have read the exit code
+        if status.exists() or not process.is_alive():
             process.join()
-            raise AssertionError(
-                f"expected a failure within {LIMIT:g} s, got none (load {os.getloadavg()[0]:.1f}; the limit is "
-                "of two idle cores)"
-            )
-        return Run(process.exitcode, Path(folder, "report").read_text())
+            return Run(int(status.read_text()) if status.exists() else process.exitcode, report.read_text())
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()  # before it had a group
+        process.join()
+        raise AssertionError(
+            f"expected a failure within {LIMIT:g} s, got none (load {os.getloadavg()[0]:.1f}; the limit is "
+            "of two idle cores)"
+        )
 
 
 def _run(folder: str, code: str) -> None:
-    """In a process of its own: run code where the package is that of a folder."""
-    os.setsid()  # what a check starts ends with it
-    report = os.open(Path(folder, "report"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    """In a process of its own: run code where the package is that of a folder, and note its status there."""
+    os.setsid()  # what a check starts ends with it, and it with whoever runs the mutations
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    report = os.open(Path(folder, "report"), os.O_WRONLY | os.O_APPEND)
     os.dup2(report, 1)
     os.dup2(report, 2)
     # what a broken package compiles must not be left where others look for compiled code
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"
     sys.path.insert(0, folder)
-    import torch
+    status = 1
+    try:
+        exec(code, {})
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        Path(folder, "status").write_text(str(status))
 
-    torch.set_num_threads(1)
-    exec(code, {})
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def mutated(mutation: Mutation, source: str) -> str:
@@ -579,4 +624,6 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    SERVER.set_forkserver_preload(PRELOADED)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # at once: the processes end with this one
     sys.exit(main(sys.argv[1:]))

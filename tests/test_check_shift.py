@@ -105,6 +105,18 @@ class ContiguousGradientsOnly(NoSecond):
         return right(dense, *counts, not reverse, axis), *[None] * 5
 
 
+class SecondThroughHalf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *shift):
+        ctx.shift = shift
+        return right(x.detach(), *shift)
+
+    @staticmethod
+    def backward(ctx, y):
+        *counts, reverse, axis = ctx.shift
+        return ThroughHalf.apply(y, *counts, not reverse, axis), *[None] * 5
+
+
 calls = 0
 
 
@@ -167,6 +179,10 @@ FAULTS = {
         "special=True",
     ),
     "gradients through fewer bits": (ThroughHalf.apply, "expected the gradient: "),
+    "second gradients through fewer bits": (
+        SecondThroughHalf.apply,
+        "expected the gradient of the gradient: ",
+    ),
     "gradients in channels_last": (ContiguousGradientsOnly.apply, "expected the gradient in channels_last: "),
     "payloads of NaN": (
         lambda x, *shift: (

@@ -98,6 +98,7 @@ def test_processes_and_workers_share_the_tar_files(folder, monkeypatch):
         (("a.cls", b"A"), ("1", "2", "A"), 2),
         (("a.cls", b"0"), ("1", "2", "A"), 0),
         (("a.cls", b"02"), ("01", "02"), 1),
+        (("a.cls", b"03"), ("0", "1", "2", "3"), 3),
         (("a.srt", b""), (), -1),
     ],
 )
@@ -147,6 +148,8 @@ def test_what_a_worker_cannot_read_is_counted_outside(tmp_path, film):
     [
         ([("a.cls", b"run")], {}, "expected the number of a class, got 'run' .*pass classes"),
         ([("a.cls", b"2")], dict(classes=("x", "y")), "labels from 0 to 1, got 2"),
+        ([("a.cls", "\uff13".encode())], {}, "expected the number of a class"),
+        ([("a.cls", b"-1")], {}, "labels from 0 to .*, got -1"),
         ([("a.json", b"[1]")], {}, "an object with a label in the JSON"),
         ([("a.cls", b"1")], dict(classes=("1", "2", "A")), "class 0 by its name and class 1 by its number"),
         (

@@ -17,8 +17,8 @@ from tsm_triton.kernels import temporal_shift as kernel
 from tsm_triton.modules import TemporalShift
 from tsm_triton.patching.frame_counter import FrameCounter
 from tsm_triton.patching.shift_hook import ShiftHook
-from tsm_triton.testing import LAYOUTS, OTHER_RANKS, guarded_memory, laid_out, properties, shift_cases
-from tsm_triton.testing.cases import axes_of
+from tsm_triton.testing import guarded_memory, laid_out, properties, shift_cases
+from tsm_triton.testing.cases import CHANNEL_DIMS, axes_of
 
 # the `device` fixture stays the same for all examples of a test
 settings = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -77,9 +77,6 @@ def test_a_poisoned_frame_reaches_only_the_frames_that_read_it(device, poison, c
 def test_the_memory_of_new_tensors_is_poisoned():
     assert torch.empty(4).isnan().all()
     assert torch.empty_like(torch.zeros(4)).isnan().all()
-
-
-CHANNEL_DIMS = LAYOUTS | OTHER_RANKS
 
 
 @pytest.mark.parametrize("layout", CHANNEL_DIMS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from itertools import product
 from unittest import mock
 
 import pytest
@@ -104,17 +105,21 @@ def test_known_cases_meet_every_dtype_layout_activation_and_width(form):
     }
     assert all(sizes >= {1, 2, 4, 8} for sizes in layouts.values())
     assert {case.special for case in shifts if case.dtype == torch.int64} == {True, False}
-    for width in (4, 1, 3):  # frames that vectors divide, and that they do not
-        assert {case.width for case in shifts if case.layout == "contiguous"} & {width}
+    assert {case.width for case in shifts} == {1, 2, 3, 4, 5, 6, 8}
 
     computed = list(checks.known_cases(form, ("case", "activation", "c_out")))
     assert {values["case"].dtype for values in computed} == set(checks.FLOATS[form])
     for name in ACTIVATIONS:
-        assert any(
-            v["activation"] == name and v["case"].special and v["case"].x.isnan().any() for v in computed
-        )
+        cases = [values["case"] for values in computed if values["activation"] == name]
+        assert any(case.special and case.x.isnan().any() for case in cases)
+        assert len({(case.n_first, case.n_second) for case in cases}) > 2
     for dtype in checks.FLOATS[form]:
-        assert {v["c_out"] for v in computed if v["case"].dtype == dtype} >= {70, 1}
+        cases = [values["case"] for values in computed if values["case"].dtype == dtype]
+        assert {values["c_out"] for values in computed if values["case"] in cases} == set(checks.C_OUT)
+        assert {case.special for case in cases} == {False, True}
+        assert {case.seed % 4 for case in cases} == {0, 1, 2, 3}  # bias and identity
+    for cases in (shifts, [values["case"] for values in computed]):
+        assert {(case.channels, case.reverse) for case in cases} == {*product((16, 20, 33), (False, True))}
     packed = [values["case"] for values in checks.known_cases(form, ("case",), packed=True)]
     assert {case.clip_lengths for case in packed} == {(2, 0, 1), (1, 3)}
 

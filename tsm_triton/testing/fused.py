@@ -48,7 +48,7 @@ def residual_arguments(case: ShiftCase, activation: str) -> tuple[Any, ...]:
     generator = case.generator()
     dtype = case.dtype if case.seed & 4 else torch.promote_types(torch.float32, case.dtype)
     identity = torch.randn(case.shape, generator=generator).to(case.dtype)
-    # each second of a row: parameters may lie so too
+    # of stride 2, as a parameter's may be
     scale, bias = torch.randn(case.channels, 2, generator=generator, dtype=torch.float64).to(dtype).unbind(1)
     pair = (scale if case.seed & 1 else None, bias if case.seed & 2 else None)
     return (case.x, *pair, identity, *case.shift[:4], activation)

@@ -7,6 +7,7 @@ was expected and what came, at which frame and channel and of which case. `tsm_t
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -107,7 +108,7 @@ def the_gradient_has_a_gradient(shift: Shift, case: ShiftCase, device: str = "cp
     """Behind the gradient stands the shift again: it can be differentiated once more, to the bit."""
     if not case.dtype.is_floating_point:
         return
-    y, z = torch.randint(-128, 128, (2, *case.shape), generator=case.generator()).to(case.dtype)
+    y, z = case.new_gradient(), replace(case, seed=case.seed + 1).new_gradient()
     _, gradient, behind = _differentiated(shift, case, y, device, again=True)
     assert gradient.requires_grad, (
         "expected a gradient that can be differentiated again, got one that is cut off from its graph"

@@ -1,13 +1,15 @@
-"""The cases that a property meets before drawn ones, which leave many dtypes, layouts and widths out."""
+"""The cases that a property meets besides drawn ones, which leave many dtypes, layouts and widths out."""
 
 import itertools
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from ...activations import ACTIVATIONS
-from ...testing import LAYOUTS, OTHER_RANKS, ShiftCase
+from ...testing import LAYOUTS, ShiftCase
+from ...testing.cases import CHANNEL_DIMS
 
 __all__ = ["C_OUT", "FLOATS", "FRAMES", "known_cases"]
 
@@ -45,30 +47,34 @@ def known_cases(form: str, arguments: Iterable[str], packed: bool = False) -> It
     computes = "activation" in arguments
     kinds: Iterable[tuple[str, torch.dtype]] = itertools.product(FRAMES, FLOATS[form])
     if not computes:
-        every = itertools.product((*LAYOUTS, *OTHER_RANKS), OF_EACH_SIZE)
+        every = itertools.product(CHANNEL_DIMS, OF_EACH_SIZE)
         kinds = itertools.chain(
             every, ((layout, dtype) for dtype in OTHERS for layout in ("contiguous", "channels_last"))
         )
     for number, (layout, dtype) in enumerate(kinds):
-        # periods without a common factor: each value meets each layout and each dtype
-        n_first, n_second = ((4, 4), (3, 5), (0, 1), (5, 0), (8, 8))[number % 5]
+        pick = random.Random(number).choice  # not in turn: what turns together never meets
+        turn = sum(
+            divmod(number, len(FLOATS[form]))
+        )  # in which each dtype meets each number, layouts as many as can be
+        n_first, n_second = pick(((4, 4), (3, 5), (0, 1), (5, 0), (8, 8)))
         case = ShiftCase(
-            clips=1 + number % 2,
+            clips=pick((1, 2)),
             num_segments=2,
-            clip_lengths=((2, 0, 1), (1, 3))[number % 2] if packed else (),
-            channels=(16, 20, 33)[number % 3],
-            height=1 + number % 2,
-            width=(4, 1, 3, 2, 8, 5, 6)[number % 7],
+            clip_lengths=pick(((2, 0, 1), (1, 3))) if packed else (),
+            channels=pick((16, 20, 33)),
+            height=pick((1, 2)),
+            width=pick((1, 2, 3, 4, 5, 6, 8)),
             n_first=n_first,
             n_second=n_second,
-            reverse=number % 3 == 0,
+            reverse=pick((False, True)),
             layout=layout,
             dtype=dtype,
-            special=number % 2 == 0,
-            seed=number,
+            special=pick((False, True)),
+            seed=pick(range(0, 2**16, 4))
+            + turn % 4,  # bits that say whether there are a bias and an identity
         )
         more = {
             "activation": list(ACTIVATIONS)[number % len(ACTIVATIONS)],
-            "c_out": C_OUT[sum(divmod(number, len(FLOATS[form]))) % len(C_OUT)],
+            "c_out": C_OUT[turn % len(C_OUT)],
         }
         yield {"case": case} | {name: more[name] for name in arguments if name != "case"}

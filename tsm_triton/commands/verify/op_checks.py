@@ -68,17 +68,21 @@ def _samples(device: str, layout: str) -> tuple[list[Call], list[Call]]:
 
 def portable_forms(device: str) -> str:
     """What a file is given in the place of an op, in torch's own operators, computes the same."""
-    calls = 0
-    for layout in ("channels_last", "cropped"):
-        differentiable, others = _samples(device, layout)
-        for op, arguments in differentiable + others:
-            if op not in ops.ATEN_FORMS:  # what it writes is no result
-                continue
+    samples = [
+        call for layout in ("channels_last", "cropped") for part in _samples(device, layout) for call in part
+    ]
+    for layout in ("contiguous", "tokens"):
+        x = laid_out(torch.randn(12, 8, 3, 3), layout).to(device)
+        shifts = ((4, 3, 1, True), (4, 1, 3, False), (1, 2, 2, False), (12, 0, 8, True))
+        samples += [(ops.temporal_shift, (x, *shift, LAYOUTS[layout])) for shift in shifts]
+    # what others write is no result
+    samples = [(op, arguments) for op, arguments in samples if op in ops.ATEN_FORMS]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for op, arguments in samples:
             pairs = zip(_as_list(op(*arguments)), _as_list(ops.ATEN_FORMS[op](*arguments)), strict=True)
             for expected, actual in pairs:
                 assert_close(actual, expected, roundings=2)
-            calls += 1
-    return f"{calls} calls"
+    return f"{len(samples)} calls"
 
 
 def _as_list(results: Any) -> list[Tensor]:

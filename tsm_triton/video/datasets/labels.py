@@ -8,7 +8,7 @@ from pathlib import Path
 from ...files import read_text
 from ..pictures import natural
 
-__all__ = ["number_labels", "plain", "read_classes"]
+__all__ = ["is_number", "number_labels", "plain", "read_classes"]
 
 Label = str | int | None
 MAX_CLASSES = 100_000  # a larger number is no label, but an id from another column
@@ -24,8 +24,9 @@ def number_labels(
 ) -> tuple[list[int | None], tuple[str, ...]]:
     """The numbers of labels, and the names of the classes.
 
-    What a number means follows from the classes alone, so that each row of a list is read as it would be without the
-    others: it counts from 0; where all classes are called by numbers it is a name.
+    Numbers count from 0; where all classes are called by numbers they are names. A number is never one class in a list
+    and another in a part of it: where only some classes are called so, what could be either is refused, unless a name
+    among the labels says that all of them are names.
 
     Args:
         labels: names, or numbers; None throughout where there are none.
@@ -52,15 +53,15 @@ def number_labels(
             _check_range(numbers, MAX_CLASSES, where)
             return list(numbers), tuple(map(str, range(max(numbers) + 1)))
     number_of = _by_name(classes)
-    found = [number_of.get(str(label), number_of.get(plain(str(label)))) for label in labels]
+    found = [_find(str(label), number_of) for label in labels]
     unknown = sorted({str(label) for label, number in zip(labels, found, strict=True) if number is None})
-    if numbers is not None and not all(_is_number(name) for name in classes):
+    if numbers is not None and not all(is_number(name) for name in classes):
         _check_range(numbers, len(classes), where)
         for name, by_name, number in zip(labels, found, numbers, strict=True):
             if by_name not in (None, number):
                 raise ValueError(
                     f"expected a name or a number, got {name!r} in {where}, which is class {by_name} by its name and "
-                    f"class {number} by its number: call all classes by numbers, or none"
+                    f"class {number} by its number: call the classes by names that are no numbers, in training too"
                 )
         return list(numbers), tuple(classes)
     if unknown:
@@ -93,14 +94,21 @@ def _by_name(classes: Sequence[str]) -> dict[str, int]:
     return number_of | {name: number for number, name in enumerate(classes)}
 
 
+def _find(label: str, number_of: dict[str, int]) -> int | None:
+    for spelling in (label, plain(label), str(int(label)) if is_number(label) else label):
+        if spelling in number_of:
+            return number_of[spelling]
+    return None
+
+
 def _numbers(labels: Sequence[Label]) -> list[int] | None:
     """The labels as numbers, if all of them are."""
-    if all(isinstance(label, int) or _is_number(str(label)) for label in labels):
+    if all(isinstance(label, int) or is_number(str(label)) for label in labels):
         return [int(label) for label in labels if label is not None]
     return None
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
     return re.fullmatch("-?[0-9]+", name) is not None
 
 

@@ -42,8 +42,9 @@ def read_listing(
     Args:
         data: one of
 
-            - a folder with a folder for each class, of videos or of folders of frames, at any depth; a folder without
-              any is no class, and files whose suffix is none of videos are left out: a warning says which
+            - a folder with a folder for each class, which is its name, of videos or of folders of frames, at any depth;
+              a folder without any is no class, and files whose suffix is none of videos are left out: a warning says
+              which
             - a folder `train`, `val`, `test` of those, in capitals or not, or of videos with a list (below) beside them
             - a folder of videos, or of folders of frames (`00001.jpg`, ...), or one of those: they have no labels
             - a list: CSV, TSV or text of `path,label` or `path label`, with a header or without; the authors' `path

@@ -19,7 +19,7 @@ from ..sampling import Strategy
 from .dataset import UNLABELLED, clips_of, prepare
 from .finding import VIDEOS
 from .flips import FlipPairs, check_transform, find_flips
-from .labels import number_labels
+from .labels import is_number, number_labels
 from .lists import LABELS
 from .randomness import seed_of, seeded
 from .reading import OnError, Sampling, Unreadable, check_on_error, read_errors
@@ -151,7 +151,7 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
                     "beside it"
                 )
             return UNLABELLED
-        if not self.classes and not str(label).isdecimal():
+        if not self.classes and not is_number(str(label)):
             raise ValueError(
                 f"expected the number of a class, got {label!r} for {name!r}: pass classes, their names in order"
             )
