@@ -416,12 +416,12 @@ CALLS = {
 
 
 # of those that take longest, one way
-LOSSES = [(call, lose) for call in CALLS for lose in (delete_first, write_the_dictionary)]
-LOSSES.remove(("in a compiled classifier", write_the_dictionary))
-LOSSES.remove(("exported strictly", delete_first))
+LOST_UNSEEN = [(call, lose) for call in CALLS for lose in (delete_first, write_the_dictionary)]
+LOST_UNSEEN.remove(("in a compiled classifier", write_the_dictionary))
+LOST_UNSEEN.remove(("exported strictly", delete_first))
 
 
-@pytest.mark.parametrize(("call", "lose"), LOSSES)
+@pytest.mark.parametrize(("call", "lose"), LOST_UNSEEN)
 def test_a_shift_that_is_lost_unseen_is_missed_by_calls_and_graphs(call, lose):
     torch.compiler.reset()
     model, x = patch(built(), T), frames(32)
