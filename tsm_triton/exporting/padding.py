@@ -1,10 +1,10 @@
 """TensorFlow's padding, as of timm's `tf_` networks, where sizes are symbols."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from timm.layers import padding
 from torch import Tensor
 
 __all__ = ["whole_number_padding"]
@@ -17,7 +17,11 @@ def whole_number_padding() -> Iterator[None]:
     That divides, rounds up and multiplies again, which the symbols of a capture carry from layer to layer: the one of
     tf_mobilenetv3_small_minimal_100 had not come to an end after 15 minutes. Here what sides are multiples of cancels.
     """
-    original: Any = padding.get_same_padding
+    padding: Any = sys.modules.get("timm.layers.padding")
+    if padding is None:  # no network of timm's
+        yield
+        return
+    original = padding.get_same_padding
 
     def same_padding(x: Any, kernel_size: int, stride: int, dilation: int) -> Any:
         if isinstance(x, Tensor):  # of a trace in another thread
