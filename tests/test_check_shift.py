@@ -70,16 +70,16 @@ class WrongBackward(NoSecond):
         return right(y, *ctx.shift), *[None] * 5
 
 
-class WrongSecond(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, *shift):
-        ctx.shift = shift
-        return right(x.detach(), *shift)
+def differentiated_by(function):
+    """A shift whose gradient is another's result."""
 
-    @staticmethod
-    def backward(ctx, y):
-        *counts, reverse, axis = ctx.shift
-        return WrongBackward.apply(y, *counts, not reverse, axis), *[None] * 5
+    class Differentiated(NoSecond):
+        @staticmethod
+        def backward(ctx, y):
+            *counts, reverse, axis = ctx.shift
+            return function.apply(y, *counts, not reverse, axis), *[None] * 5
+
+    return Differentiated
 
 
 class DenseGradientsOnly(NoSecond):
@@ -103,18 +103,6 @@ class ContiguousGradientsOnly(NoSecond):
         *counts, reverse, axis = ctx.shift
         dense = y if y.is_contiguous() or 0 in y.stride() else y * 0
         return right(dense, *counts, not reverse, axis), *[None] * 5
-
-
-class SecondThroughHalf(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, *shift):
-        ctx.shift = shift
-        return right(x.detach(), *shift)
-
-    @staticmethod
-    def backward(ctx, y):
-        *counts, reverse, axis = ctx.shift
-        return ThroughHalf.apply(y, *counts, not reverse, axis), *[None] * 5
 
 
 calls = 0
@@ -180,7 +168,7 @@ FAULTS = {
     ),
     "gradients through fewer bits": (ThroughHalf.apply, "expected the gradient: "),
     "second gradients through fewer bits": (
-        SecondThroughHalf.apply,
+        differentiated_by(ThroughHalf).apply,
         "expected the gradient of the gradient: ",
     ),
     "gradients in channels_last": (ContiguousGradientsOnly.apply, "expected the gradient in channels_last: "),
@@ -218,7 +206,7 @@ FAULTS = {
     "gradient": (WrongBackward.apply, "the_gradient_is_the_adjoint: expected the gradient: "),
     "sums": (DenseGradientsOnly.apply, "expected the gradient of a sum: 1.0 at frame 0, channel 2, got 0.0"),
     "no second": (NoSecond.apply, "a gradient of the gradient, got RuntimeError"),
-    "second": (WrongSecond.apply, "expected the gradient of the gradient: "),
+    "second": (differentiated_by(WrongBackward).apply, "expected the gradient of the gradient: "),
     "repeats": (changes_its_mind, "dtype=torch.float64"),
     "signature": (
         lambda x, num_segments: x,

@@ -355,7 +355,7 @@ def test_a_number_that_is_one_class_by_name_and_another_by_place_is_refused(tmp_
         read_listing(list_of(tmp_path, *labels), classes=SIGNS)
 
 
-def test_what_a_number_means_does_not_depend_on_other_rows(tmp_path):
+def test_a_number_is_never_one_class_in_a_list_and_another_in_a_part_of_it(tmp_path):
     for labels, expected in (((0, 4), [0, 4]), ((4,), [4]), (("1", "A"), [0, 3]), (("B",), [4])):
         listing = read_listing(list_of(tmp_path, *labels), classes=SIGNS)
         assert [sample.label for sample in listing.samples] == expected

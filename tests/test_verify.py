@@ -15,10 +15,10 @@ from tsm_triton import ops
 from tsm_triton.activations import ACTIVATIONS
 from tsm_triton.cli import main
 from tsm_triton.commands.verify import checks, model_checks
-from tsm_triton.testing import DTYPES, LAYOUTS, OTHER_RANKS, ShiftCase
+from tsm_triton.testing import DTYPES, ShiftCase
+from tsm_triton.testing.cases import CHANNEL_DIMS
 
 EXACT = "matches the reference, writes nowhere else"
-ALL_LAYOUTS = (*LAYOUTS, *OTHER_RANKS)
 right = ops.temporal_shift
 
 
@@ -101,7 +101,7 @@ def test_known_cases_meet_every_dtype_layout_activation_and_width(form):
     shifts = [values["case"] for values in checks.known_cases(form, ("case",))]
     assert {case.dtype for case in shifts} >= {*DTYPES, torch.complex128, torch.uint8}
     layouts = {
-        layout: {case.dtype.itemsize for case in shifts if case.layout == layout} for layout in ALL_LAYOUTS
+        layout: {case.dtype.itemsize for case in shifts if case.layout == layout} for layout in CHANNEL_DIMS
     }
     assert all(sizes >= {1, 2, 4, 8} for sizes in layouts.values())
     assert {case.special for case in shifts if case.dtype == torch.int64} == {True, False}

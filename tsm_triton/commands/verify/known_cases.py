@@ -53,9 +53,7 @@ def known_cases(form: str, arguments: Iterable[str], packed: bool = False) -> It
         )
     for number, (layout, dtype) in enumerate(kinds):
         pick = random.Random(number).choice  # not in turn: what turns together never meets
-        turn = sum(
-            divmod(number, len(FLOATS[form]))
-        )  # in which each dtype meets each number, layouts as many as can be
+        turn = sum(divmod(number, len(FLOATS[form])))  # each dtype of an op that computes meets every turn
         n_first, n_second = pick(((4, 4), (3, 5), (0, 1), (5, 0), (8, 8)))
         case = ShiftCase(
             clips=pick((1, 2)),
