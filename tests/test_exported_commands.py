@@ -180,6 +180,15 @@ def test_a_streams_file_is_the_stream_frame_by_frame(name, at):
     assert torch.equal(again(frame), exported(frame))
 
 
+@pytest.mark.parametrize("command", ["stream", "serve"])
+def test_a_streams_file_of_features_is_no_classifiers(command, at, tmp_path, capsys):
+    path, frame = tmp_path / "features.pt2", torch.zeros(1, 3, SIZE, SIZE)
+    tsm_triton.export(Streaming(model_of(at), features=True), "pt2", path, frame)
+    given = {"stream": [at("0.mp4"), "--model", path], "serve": [path, "--port", 0]}[command]
+    assert main([command, *map(str, given)]) == 2
+    assert "which gives features beside them" in capsys.readouterr().err
+
+
 @torch.no_grad()
 def test_a_streams_file_averages_and_skips_frames_as_a_stream_does(at):
     options = dict(consensus=3, every=2)

@@ -2,10 +2,12 @@
 
 import hashlib
 import pickle
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from published_networks import (
     FRAMES,
@@ -23,6 +25,7 @@ from published_networks import (
 )
 from safetensors.torch import save_file
 from servers import http_server, send
+from timm.layers import BlurPool2d
 from torch import nn
 
 import tsm_triton
@@ -220,6 +223,84 @@ def test_the_files_name_says_what_keys_do_not(tmp_path):
     assert {(hook.num_segments, hook.shift_div) for hook in hooks} == {(2, 8)}
 
 
+@pytest.mark.parametrize(
+    ("make", "folder", "file"),
+    [
+        (authors, "TSM_something_RGB_resnet18_shift4_blockres_avg_segment16_e50", "ckpt.best.pth.tar"),
+        (
+            mmaction2,
+            "tsm_imagenet-pretrained-r18_8xb16-1x1x16-50e_sthv2-rgb",
+            "best_acc_top1_epoch_45.pth",
+        ),
+    ],
+)
+def test_a_runs_folder_says_what_its_files_do_not(make, folder, file, tmp_path):
+    (tmp_path / folder).mkdir()
+    path = save(tmp_path / folder, file, make()[0])
+    hooks = shift_hooks(load_checkpoint(path))
+    assert {(hook.num_segments, hook.shift_div) for hook in hooks} == {(16, 4 if make is authors else 8)}
+
+
+def test_another_folders_name_says_nothing(tmp_path):
+    folder = tmp_path / "shift4_segment16"
+    folder.mkdir()
+    hooks = shift_hooks(load_checkpoint(save(folder, "weights.pth", authors()[0])))
+    assert {(hook.num_segments, hook.shift_div) for hook in hooks} == {(8, 8)}
+
+
+def with_configuration(tmp_path, state, text):
+    torch.save({"meta": {"mmengine_version": "0.10", "cfg": text}, "state_dict": state}, tmp_path / "a.pth")
+    return tmp_path / "a.pth"
+
+
+def test_a_configuration_in_the_file_says_more_than_its_name(tmp_path):
+    state, expected = mmaction2(50, mode="dot_product")
+    text = "model = dict(backbone=dict(non_local_cfg=dict(mode='dot_product'), num_segments=4, shift_div=8))"
+    with torch.no_grad():
+        actual = load_checkpoint(with_configuration(tmp_path, state, text))(FRAMES)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    text = "non_local_cfg=dict(use_scale=True, mode='embedded_gaussian')"
+    with pytest.raises(ValueError, match="got use_scale=True"):
+        load_checkpoint(with_configuration(tmp_path, state, text))
+
+
+def test_averaged_weights_of_mmengine_stand_where_others_have_the_last_ones(tmp_path):
+    state, expected = mmaction2()
+    raw = {key: torch.zeros_like(value) for key, value in state.items()}
+    held = {"meta": {"mmengine_version": "0.10"}, "state_dict": state, "ema_state_dict": raw}
+    torch.save(held, tmp_path / "a.pth")
+    with torch.no_grad():
+        actual = load_checkpoint(tmp_path / "a.pth", num_segments=T)(FRAMES)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_torch_averaged_are_recognised():
+    state, expected = authors()
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}}
+    with torch.no_grad():
+        actual = load_checkpoint(averaged, num_segments=T)(FRAMES)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_networks_of_a_layouts_keys_that_are_no_tsm_are_told_by_their_names(tmp_path):
+    net, fc = trained(PaddleResNet(50, None, False), nn.Linear(2048, CLASSES))
+    state = paddle_keys(keys({"backbone.": net, "head.fc.": fc}))
+    model = load_checkpoint(save(tmp_path, "TSN_k400.pth", state))
+    assert not tsm_triton.is_patched(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(FRAMES), logits(net, fc), rtol=1e-5, atol=1e-5)
+    assert tsm_triton.is_patched(load_checkpoint(save(tmp_path, "TSM_k400.pth", state)))
+    state, _ = paddle(tweaked=True)
+    with pytest.raises(ValueError, match="got PP-TSN"):
+        load_checkpoint(save(tmp_path, "ppTSN_k400.pth", state))
+    net, fc = trained(ResNet(18, mm=True), nn.Linear(512, CLASSES))
+    state = keys({"backbone.": net, "cls_head.fc_cls.": fc})
+    with pytest.raises(ValueError, match="got C2D"):
+        load_checkpoint(save(tmp_path, "c2d_r18-in1k-pre_8xb32-8x8x1-100e_kinetics400-rgb.pth", state))
+    with pytest.raises(ValueError, match="got C2D"):
+        load_checkpoint(with_configuration(tmp_path, state, "backbone=dict(type='C2D', depth=18)"))
+
+
 def test_what_decides_the_numbers_and_is_not_said_is_asked_for(tmp_path):
     state, expected = mmaction2(50, mode="dot_product")
     with pytest.raises(ValueError, match="expected non_local, which decides the numbers.*Pass non_local="):
@@ -232,8 +313,9 @@ def test_what_decides_the_numbers_and_is_not_said_is_asked_for(tmp_path):
     state, _ = paddle_version_2()
     with pytest.raises(ValueError, match="expected num_segments.*its configurations have 8 and 16"):
         load_checkpoint(state)
-    hooks = shift_hooks(load_checkpoint(save(tmp_path, "PPTSMv2_k400_16f.pth", state)))
-    assert [(hook.num_segments, hook.shift_div) for hook in hooks] == [(16, 16)]
+    for name in ("PPTSMv2_k400_16f.pth", "pptsmv2_a8f0_16f.pth"):
+        hooks = shift_hooks(load_checkpoint(save(tmp_path, name, state)))
+        assert [(hook.num_segments, hook.shift_div) for hook in hooks] == [(16, 16)]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
@@ -243,6 +325,104 @@ def test_published_weights_go_into_a_model_that_is_patched_alike(name):
     assert load_checkpoint(model, state) is model
     with torch.no_grad():
         torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_number_of_frames_that_is_said_is_the_models():
+    state, expected = authors(50, nl=True)
+    model = tsm_triton.create_model("resnet50", 8, num_classes=CLASSES, non_local="embedded_gaussian").eval()
+    load_checkpoint(model, state, num_segments=T)
+    with torch.no_grad():
+        torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
+
+
+def changed(change):
+    def build(library):
+        model = tsm_triton.create_model(
+            "resnet18" if library == "timm" else "torchvision/resnet18", T, num_classes=CLASSES
+        )
+        change(model)
+        return model.eval()
+
+    return build
+
+
+def built(**options):
+    return lambda library: tsm_triton.patch(timm.create_model("resnet18", num_classes=CLASSES, **options), T)
+
+
+# what no key shows, each with a word of the error
+OTHERS = {
+    "pooling": (built(global_pool="max"), "timm", "global_pool"),
+    "dilation": (built(output_stride=8), "timm", "stride|dilation|padding"),
+    "eps": (built(norm_layer=partial(nn.BatchNorm2d, eps=0.1)), "timm", "of eps 0.1"),
+    "anti-aliasing": (built(aa_layer=BlurPool2d), "timm", "maxpool, Sequential"),
+    "a pool put in": (
+        changed(lambda model: setattr(model, "maxpool", nn.AvgPool2d(3, 2, 1))),
+        "timm",
+        "maxpool, AvgPool2d for MaxPool2d",
+    ),
+    "no activation": (
+        changed(lambda model: setattr(model.layer1[0], "act1", nn.Identity())),
+        "timm",
+        "layer1.0.act1, Identity for ReLU",
+    ),
+    "pooling of torchvision's": (
+        changed(lambda model: setattr(model, "avgpool", nn.AdaptiveMaxPool2d(1))),
+        "torchvision",
+        "avgpool, AdaptiveMaxPool2d for AdaptiveAvgPool2d",
+    ),
+}
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize(("build", "library", "word"), OTHERS.values(), ids=OTHERS)
+def test_a_model_that_computes_something_else_takes_no_weights(build, library, word, ours, tmp_path):
+    state, _ = authors()
+    model = build(library)
+    source = state
+    if ours:
+        tsm_triton.save_checkpoint(load_checkpoint(state, num_segments=T, into=library), tmp_path / "a.pt")
+        source = tmp_path / "a.pt"
+    before = model.conv1.weight.clone()
+    with pytest.raises(ValueError, match=f"to compute what .* was trained with, got .*({word})"):
+        load_checkpoint(model, source)
+    assert torch.equal(model.conv1.weight, before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: nn.SyncBatchNorm.convert_sync_batchnorm(model),
+        lambda model: setattr(model, "layer1", torch.compile(model.layer1, backend="eager")),
+        lambda model: setattr(model, "drop_rate", 0.9),
+        lambda model: setattr(model.maxpool, "kernel_size", (3, 3)),
+        lambda model: model.layer1[0].register_forward_hook(lambda *_: None),
+    ],
+)
+def test_a_model_that_was_changed_in_nothing_that_it_computes_takes_them(change):
+    state, expected = authors()
+    model = tsm_triton.create_model("resnet18", T, num_classes=CLASSES)
+    change(model)
+    load_checkpoint(model.eval(), state)
+    with torch.no_grad():
+        torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda model: nn.ModuleDict({"inner": model})])
+def test_a_model_inside_of_another_is_asked_for(wrap):
+    model = tsm_triton.create_model("resnet18", T, num_classes=CLASSES)
+    with pytest.raises(ValueError, match=r"pass model.get_submodule\('(0|inner)'\)"):
+        load_checkpoint(wrap(model), authors()[0])
+
+
+def test_a_new_head_of_a_gru_keeps_the_gru():
+    state, _ = spot(ResNet, Recurrent)
+    model = load_checkpoint(state, num_segments=T, new_head=7)
+    nn.init.zeros_(model.fc.gru.weight_ih_l0)
+    before = model.fc.fc.weight.clone()
+    load_checkpoint(model, state, new_head=7)
+    assert torch.equal(model.fc.gru.weight_ih_l0, state["_pred_fine._gru.weight_ih_l0"])
+    assert torch.equal(model.fc.fc.weight, before)
 
 
 def test_layers_without_weights_of_their_own_are_compared_too():
@@ -315,6 +495,28 @@ def without(state, key):
         ),
         (lambda s: without(without(s, "module.new_fc.weight"), "module.new_fc.bias"), "weights of a head"),
         (lambda s: {k: v for k, v in s.items() if ".layer4." not in k}, r"stages of \(2, 2, 2, 0\) blocks"),
+        (
+            lambda s: {**s, "module.base_model.fc.weight": torch.zeros(CLASSES, 512)},
+            "got two for 'fc.weight'",
+        ),
+        (
+            lambda s: {**s, "module.base_model.layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)},
+            "got two for 'layer1.0.conv1.weight'",
+        ),
+        (
+            lambda s: {
+                **s,
+                "module.base_model.conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int8),
+            },
+            "of another kind: conv1.weight torch.int8 for torch.float32",
+        ),
+        (
+            lambda s: (
+                {key: value + 0j for key, value in s.items() if value.is_floating_point()}
+                | {key: value for key, value in s.items() if not value.is_floating_point()}
+            ),
+            "of another kind: .*torch.complex64 for torch.float32",
+        ),
     ],
 )
 def test_files_that_differ_from_their_layout_are_refused(change, message):

@@ -335,6 +335,7 @@ def test_wrappers_put_their_names_in_the_middle():
     assert f"{torch_private.COMPILED}.weight" in dict(compiled.named_parameters())
     wrapped = checkpoint_wrapper(nn.Linear(1, 1))
     assert torch_private.CHECKPOINTED in torch_private.modules_of(wrapped)
+    assert {torch_private.own_name(name) for name in wrapped.state_dict()} == {"weight", "bias"}
     from torch.distributed.fsdp import _common_utils
 
     assert torch_private.SHARDED == _common_utils.FSDP_WRAPPED_MODULE

@@ -143,6 +143,7 @@ __all__ = [
     "name_of_op",
     "name_of_overload",
     "out_spec",
+    "own_name",
     "parameters_of",
     "peek_interpreter_stack",
     "pre_hooks",
@@ -255,6 +256,16 @@ CHECKPOINTED = "_checkpoint_wrapped_module"
 SHARDED = "_fsdp_wrapped_module"
 # An attribute of DataParallel's copies of a model, one call long (test_a_replica_says_that_it_is_one).
 REPLICA = "_is_replica"
+
+
+def own_name(name: str) -> str:
+    """A key or a module's name, as it is without torch's wrappers in the middle.
+
+    Example:
+        >>> own_name("layer1._orig_mod.0.conv1.weight")
+        'layer1.0.conv1.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in (COMPILED, CHECKPOINTED, SHARDED))
 
 
 def in_backward() -> bool:

@@ -1,15 +1,15 @@
 """A model's weights in what a file holds: inside of which dictionary, behind which prefix, and whether they fit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files import printable
-from ..torch_private import CHECKPOINTED, COMPILED, COMPILED_CLASS, SHARDED
+from ..torch_private import COMPILED, COMPILED_CLASS, own_name
 
-__all__ = ["fit", "fits", "own_name", "state_in", "unwrapped"]
+__all__ = ["configuration_in", "distinct", "fit", "fits", "state_in", "unwrapped", "without_count"]
 
 NAMED = 6  # keys in an error
 # where others keep a state dict; averaged weights first, as timm takes them
@@ -23,8 +23,8 @@ CONTAINERS = (
     "model",
     "module",
 )
-# what torch puts into the middle of a name
-WRAPPERS = (COMPILED, CHECKPOINTED, SHARDED)
+# mmengine's hook exchanges the two: `state_dict` holds the averaged ones
+MMENGINE = "mmengine_version"
 # modules whose classes hold a model and add no weights; the last is this package, whatever it is imported as
 LIBRARIES = ("torch.", "timm.", __name__.removesuffix("checkpoints.keys"))
 # which classes do, and where
@@ -53,14 +53,35 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def own_name(name: str) -> str:
-    """A key or a module's name, as it is without torch's wrappers in the middle.
+def configuration_in(held: Mapping[str, Any]) -> str:
+    """The text of the configuration that mmengine, or mmcv before it, writes beside weights; empty without one."""
+    meta = held.get("meta")
+    texts = (meta.get("cfg"), meta.get("config")) if isinstance(meta, Mapping) else ()
+    return next((text for text in texts if isinstance(text, str)), "")
 
-    Example:
-        >>> own_name("layer1._orig_mod.0.conv1.weight")
-        'layer1.0.conv1.weight'
+
+def distinct(renamed: Iterable[tuple[str, Tensor]], source: str) -> dict[str, Tensor]:
+    """Weights under new keys.
+
+    Raises:
+        ValueError: two under one.
     """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    found: dict[str, Tensor] = {}
+    for key, value in renamed:
+        if key in found:
+            raise ValueError(
+                f"expected one tensor for each of a model's, got two for {printable(key)!r} in {source}: drop those of "
+                "another model, or of another head"
+            )
+        found[key] = value
+    return found
+
+
+def without_count(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the counter that torch's `AveragedModel` keeps beside them."""
+    counter = state.get("n_averaged")
+    is_there = counter is not None and not counter.dim()
+    return {key: value for key, value in state.items() if not (is_there and key == "n_averaged")}
 
 
 def state_in(held: Any, source: str) -> dict[str, Tensor]:
@@ -74,7 +95,11 @@ def state_in(held: Any, source: str) -> dict[str, Tensor]:
         wrong = next((repr(key) for key, value in inside.items() if not _is_entry(key, value)), "")
         if inside and not wrong:
             return dict(inside)
-        inside = next((inside[key] for key in CONTAINERS if isinstance(inside.get(key), Mapping)), None)
+        meta = inside.get("meta")
+        usual = ("state_dict",) if isinstance(meta, Mapping) and MMENGINE in meta else ()
+        inside = next(
+            (inside[key] for key in (*usual, *CONTAINERS) if isinstance(inside.get(key), Mapping)), None
+        )
     raise ValueError(
         f"expected a state dict of dense tensors in {source}, got {type(held).__name__}"
         f"{f' with {printable(wrong):.60}' if wrong else ''}: save model.state_dict()"
@@ -96,13 +121,12 @@ def fit(
     have a child called `model` or `module`.
 
     Raises:
-        ValueError: keys that are missing or unexpected, or tensors of other shapes, with their names.
+        ValueError: keys that are missing or unexpected, or tensors of other shapes or kinds, with their names.
     """
     expected = {own_name(key): (key, value) for key, value in model.state_dict().items()}
-    given = {own_name(key): value for key, value in state.items()}
-    counter = given.get("n_averaged")
-    if counter is not None and not counter.dim() and "n_averaged" not in expected:  # of AveragedModel
-        del given["n_averaged"]
+    given = distinct(((own_name(key), value) for key, value in state.items()), source)
+    if "n_averaged" not in expected:
+        given = without_count(given)
     given = max(_stripped(given), key=lambda keys: len(keys.keys() & expected.keys()))
     if keep is not None:  # a layer whose weights stay the model's
         given = {key: value for key, value in given.items() if not key.startswith(f"{keep}.")}
@@ -119,6 +143,11 @@ def fit(
             f"{key} {tuple(given[key].shape)} for {tuple(value.shape)}"
             for key, (_, value) in expected.items()
             if key in given and given[key].shape != value.shape
+        ],
+        "of another kind": [
+            f"{key} {given[key].dtype} for {value.dtype}"
+            for key, (_, value) in expected.items()
+            if key in given and _holds_less(value, given[key])
         ],
     }
     if any(wrong.values()):
@@ -144,7 +173,15 @@ def _other_head(wrong: Mapping[str, list[str]], given: Mapping[str, Tensor]) -> 
     """A key of the head, where one of another number of classes is all that differs."""
     keys = [item.partition(" ")[0] for item in wrong["of another shape"]]
     one = len({key.rpartition(".")[0] for key in keys}) == 1 and all(0 < given[key].dim() < 3 for key in keys)
-    return keys[0] if one and not wrong["missing"] and not wrong["unexpected"] else None
+    others = any(keys for what, keys in wrong.items() if what != "of another shape")
+    return keys[0] if one and not others else None
+
+
+def _holds_less(own: Tensor, given: Tensor) -> bool:
+    """Whether a tensor cannot hold what it is given: quantised weights without their scales, complex ones."""
+    return own.is_complex() != given.is_complex() or (
+        own.is_floating_point() and not given.is_floating_point()
+    )
 
 
 def _stripped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:

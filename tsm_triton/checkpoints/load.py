@@ -138,22 +138,26 @@ def open_checkpoint(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `load_checkpoint`.
     """
-    checkpoint, name = _read(source, checksum)
+    checkpoint, path = _read(source, checksum)
     if checkpoint.ours:
         return checkpoint, None
-    return checkpoint, _published(checkpoint, name, options or {}, asks)
+    return checkpoint, _published(checkpoint, path, options or {}, asks)
 
 
 def _published(
-    checkpoint: Checkpoint, name: str, options: Mapping[str, Any], asks: bool = True
+    checkpoint: Checkpoint, path: str, options: Mapping[str, Any], asks: bool = True
 ) -> "Published | None":
     from .published import Given, read_published
 
-    return read_published(checkpoint.state, Given(checkpoint.source, name, options, asks))
+    *folders, name = path.split("/")
+    folder = folders[-1] if folders else ""
+    return read_published(
+        checkpoint.state, Given(checkpoint.source, name, folder, checkpoint.configuration, options, asks)
+    )
 
 
 def _read(source: Source, checksum: str | None) -> tuple[Checkpoint, str]:
-    """What is read, and the file's name."""
+    """What is read, and the file's path, its folders behind slashes."""
     if isinstance(source, Mapping):
         if checksum is not None:
             raise TypeError(
@@ -161,12 +165,10 @@ def _read(source: Source, checksum: str | None) -> tuple[Checkpoint, str]:
             )
         return read_checkpoint(source), ""
     if isinstance(source, str) and is_remote(source):
-        path, name = local_file(source, checksum), source.rpartition("/")[2]
-        return read_checkpoint(path), printable(name)
+        return read_checkpoint(local_file(source, checksum)), printable(source)
     if checksum is not None and isinstance(source, (str, os.PathLike)) and Path(source).is_file():
         check_sum(Path(source), checksum)  # before anything of it is read
-    checkpoint = read_checkpoint(source)
-    return checkpoint, printable(Path(source).name)
+    return read_checkpoint(source), printable(Path(source).absolute().as_posix())
 
 
 def _build(
@@ -186,16 +188,21 @@ def _build(
 def _load(
     model: nn.Module, source: Source, checksum: str | None, options: Mapping[str, Any], new_head: int | None
 ) -> None:
-    checkpoint, name = _read(source, checksum)
+    checkpoint, path = _read(source, checksum)
     inner = unwrapped(module_of(model))
+    own_head = None
     if new_head is not None and not isinstance(inner, FusedModel):
-        _check_head(inner, new_head)
+        own_head = _checked_head(inner, new_head)
     if not checkpoint.ours and not isinstance(inner, FusedModel) and not fits(checkpoint.state, inner):
-        published = _published(checkpoint, name, options)
+        published = _published(checkpoint, path, options)
         if published is not None:
             from .published.build import load_published
 
-            load_published(inner, published, checkpoint.source, new_head is not None)
+            if "num_segments" in options and published.sites:
+                clip_lengths_in(inner, options["num_segments"])
+            load_published(inner, published, checkpoint.source, own_head)
+            if "num_segments" in options and published.sites:
+                set_num_segments(inner, options["num_segments"])
             return
     _check_options(checkpoint, options)
     if not isinstance(inner, FusedModel):
@@ -205,7 +212,7 @@ def _load(
             clip_lengths_in(inner, options["num_segments"])
             if checkpoint.ours and checkpoint.patch is None:
                 shift_hooks(inner)
-    load_into(model, checkpoint, own_head=None if new_head is None else head_of(inner))
+    load_into(model, checkpoint, own_head=own_head)
     if "num_segments" in options:
         set_num_segments(inner, options["num_segments"])
 
@@ -233,13 +240,16 @@ def _check_own(model: nn.Module, options: Mapping[str, Any], source: str) -> Non
             )
 
 
-def _check_head(model: nn.Module, classes: int) -> None:
-    layer: Any = model.get_submodule(head_of(model))
+def _checked_head(model: nn.Module, classes: int) -> str:
+    """The name of the layer that is to stay."""
+    name = head_of(model)
+    layer: Any = model.get_submodule(name)
     if layer.out_features != classes:
         raise ValueError(
             f"new_head: expected {layer.out_features}, the classes of the model whose head is to stay, got "
             f"{classes!r}. Pass new_head={layer.out_features}."
         )
+    return name
 
 
 def _give_head(model: Any, classes: int) -> None:

@@ -31,9 +31,10 @@ from ..patching.finding import check_model
 from ..patching.hooks import shift_hooks
 from ..patching.keeping import check_whole
 from ..preparation import Preparation, module_of, preparation_of, set_preparation
+from ..torch_private import own_name
 from ..version import __version__
 from .files import read, write
-from .keys import fit, own_name, state_in, unwrapped
+from .keys import configuration_in, fit, state_in, unwrapped
 from .labels import as_label
 from .patches import apply_patch, check_same_patch, patch_of
 
@@ -59,6 +60,7 @@ class Checkpoint:
         preparation: of frames.
         besides: interpolation, crop_pct and sampling, where they were said.
         labels: of the classes.
+        configuration: the text of that which mmengine writes beside weights.
     """
 
     source: str
@@ -70,6 +72,7 @@ class Checkpoint:
     preparation: Preparation | None = None
     besides: Mapping[str, Any] | None = None
     labels: list[str] | None = None
+    configuration: str = ""
 
 
 def save_checkpoint(
@@ -151,7 +154,7 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Check
     else:
         raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
     if not (isinstance(held, Mapping) and held.get("format") == FORMAT):
-        return Checkpoint(name, state_in(held, name))
+        return Checkpoint(name, state_in(held, name), configuration=configuration_in(held))
     return _parsed(held, name)
 
 
@@ -200,7 +203,7 @@ def load_into(
         shift_hooks(inner)
     state = fit(checkpoint.state, inner, checkpoint.source, advice, keep=own_head)
     if checkpoint.origin is not None:
-        difference = other_function(inner, checkpoint.origin, own_head is not None)
+        difference = other_function(inner, checkpoint.origin, own_head)
         if difference is not None:
             raise ValueError(
                 f"expected {type(inner).__name__} to compute what {checkpoint.source} was trained with, got "

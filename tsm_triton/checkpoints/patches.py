@@ -9,8 +9,7 @@ from ..patching.hooks import shifts_in
 from ..patching.patch import patch
 from ..patching.shift_hook import ShiftHook
 from ..sites import ShiftSite
-from ..torch_private import pre_hooks
-from .keys import own_name
+from ..torch_private import own_name, pre_hooks
 
 __all__ = ["apply_patch", "check_same_patch", "described", "patch_of"]
 
@@ -105,6 +104,12 @@ def check_same_patch(model: nn.Module, record: dict[str, Any] | None, source: st
             )
             if names
         ]
+        outer = _prefix_of(here, there)
+        if outer and not differ:
+            raise ValueError(
+                f"expected the patched model itself, got a {type(model).__name__} that holds it as {outer!r}, for the "
+                f"weights in {source}: pass model.get_submodule({outer!r})"
+            )
         raise ValueError(
             f"expected {type(model).__name__} to be patched as the weights in {source} were ({described(record)}), got "
             f"{'; '.join([described(own), *only])}. Call tsm_triton.unpatch(model) and {_call(record)}, or "
@@ -121,6 +126,16 @@ def described(record: dict[str, Any] | None) -> str:
         f"direction={record['direction']!r}, shift_div={record['shift_div']}, place={record['place']!r}{order}, "
         f"{len(record['sites'])} sites"
     )
+
+
+def _prefix_of(here: set[tuple[str, int, str | None]], there: set[tuple[str, int, str | None]]) -> str:
+    """The module in which one model's places are another's, empty where there is none."""
+    outer = min(name for name, *_ in here).removesuffix(f".{min(name for name, *_ in there)}")
+    inside = {
+        (f"{outer}.{name}", axis, None if counted is None else f"{outer}.{counted}")
+        for name, axis, counted in there
+    }
+    return outer if inside == here else ""
 
 
 def _place(site: dict[str, Any]) -> tuple[str, int, str | None]:

@@ -58,13 +58,18 @@ def exported_step(path: Path, shift: dict[str, Any]) -> ExportedStep:
     """A file's step of a stream.
 
     Raises:
-        FileNotFoundError, ValueError: no file of `export`, or one of clips.
+        FileNotFoundError, ValueError: no file of `export`, one of clips, or one of more than logits.
     """
     step = load_exported(path)
     if not isinstance(step, ExportedStep):
         raise ValueError(
             f"expected a stream's file, got {str(path)!r}, which takes whole clips: use tsm-triton classify, or export "
             "a causal model with --streaming"
+        )
+    if step.features:
+        raise ValueError(
+            f"expected a stream's file that gives logits, got {str(path)!r}, which gives features beside them: export "
+            "Streaming(model) without features"
         )
     _check_said(step.said, path, shift)
     return step

@@ -9,27 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .layers import NOTHING, kind_of, layers_of, other_layer, plain_attributes
+
 __all__ = ["Origin", "fits_default_size", "image_size", "lookalikes", "origin_of", "other_function"]
 
-# what changes no output in evaluation mode, or is another spelling of the same
-SILENT = {
-    "drop_prob",
-    "drop_rate",
-    "dropout",
-    "fused_attn",
-    "grad_checkpointing",
-    "inplace",
-    "momentum",
-    "p",
-    "scale_by_keep",
-    "training",
-}
-# nothing in evaluation mode
-NOTHING = {"DropPath", "Dropout", "Dropout1d", "Dropout2d", "Identity", "StochasticDepth"}
 # methods that compute no output
 BESIDE = {"extra_repr", "load_state_dict", "state_dict", "train"}
-# another class of the same function in evaluation mode
-ALIKE = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d", "DropoutLinear": "Linear"}
 # timm's names of activations that published weights were trained with in the place of others
 ACTIVATIONS = {"LeakyReLU": "leaky_relu"}
 # torchvision's arguments that a model keeps under their names
@@ -93,16 +78,17 @@ def origin_of(model: nn.Module) -> tuple[Origin | None, str]:
     return None, f"{type(model).__name__} is none of timm's or torchvision's"
 
 
-def other_function(model: nn.Module, origin: Origin, own_head: bool = False) -> str | None:
+def other_function(model: nn.Module, origin: Origin, own_head: str | None = None) -> str | None:
     """In what a model computes something else than that of an origin with the same weights: keys do not tell.
 
     Args:
         model: of which the weights of the other have the keys and shapes.
         origin: of the other.
-        own_head: the model's own head stays, and the pooling before it.
+        own_head: the layer of the model that stays, and the pooling before it.
 
     Returns:
-        What the model is, and what the other; None of the same, and where one cannot be said.
+        What the model is, and what the other; None of the same, and where one cannot be said. Of a model that no
+        function builds, as one that was changed, the first layer that differs.
 
     Example:
         >>> import timm
@@ -110,12 +96,12 @@ def other_function(model: nn.Module, origin: Origin, own_head: bool = False) -> 
         >>> other_function(model, Origin("timm", "test_resnet"))
         "test_resnet with act_layer='leaky_relu' for test_resnet"
     """
-    free = (*OUTSIDE, *(("global_pool",) if own_head else ()))
-    if not own_head and _is_of(model, origin):
+    free = (*OUTSIDE, *(() if own_head is None else ("global_pool",)))
+    if own_head is None and _is_of(model, origin):
         return None
     own, _ = origin_of(model)
-    if own is None:
-        return None
+    if own is None:  # it was changed, or is none of a library's
+        return _other_layer_than(model, origin, own_head)
     outside = {key: value for key, value in own.options.items() if key in free}
     inside, other = (
         Origin(each.library, each.name, {key: x for key, x in each.options.items() if key not in free})
@@ -125,6 +111,15 @@ def other_function(model: nn.Module, origin: Origin, own_head: bool = False) -> 
     if same and own.library == origin.library and own.name != origin.name:
         same = _is_of(model, Origin(other.library, other.name, {**outside, **other.options}))
     return None if same else f"{_called(inside)} for {_called(other)}"
+
+
+def _other_layer_than(model: nn.Module, origin: Origin, own_head: str | None) -> str | None:
+    try:
+        with torch.device("meta"):
+            twin = origin.build()
+    except Exception:  # whatever a constructor raises at what a file says
+        return None
+    return other_layer(layers_of(model), layers_of(twin), own_head)
 
 
 def _is_of(model: nn.Module, origin: Origin) -> bool:
@@ -270,9 +265,9 @@ def _twin(library: str, name: str, options: tuple[tuple[str, Any], ...]) -> _Str
 
 def _structure_of(model: nn.Module) -> _Structure:
     modules = {
-        name: (_kind(module), {**_plain_attributes(module), "replaced methods": _replaced_methods(module)})
+        name: (kind_of(module), {**plain_attributes(module), "replaced methods": _replaced_methods(module)})
         for name, module in model.named_modules()
-        if not name or _kind(module) not in NOTHING
+        if not name or kind_of(module) not in NOTHING
     }
     size = image_size(model)
     if size is not None:
@@ -295,19 +290,6 @@ def _structure_of(model: nn.Module) -> _Structure:
     )
 
 
-def _kind(module: nn.Module) -> str:
-    name = type(module).__name__
-    return ALIKE.get(name, name)
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in vars(module).items()
-        if key not in SILENT and not key.startswith("_") and _is_plain(value)
-    }
-
-
 def _replaced_methods(module: nn.Module) -> tuple[str, ...]:
     """Methods that are no longer the class's, nor wrap it as accelerate's mixed precision does."""
 
@@ -324,12 +306,6 @@ def _replaced_methods(module: nn.Module) -> tuple[str, ...]:
         and key not in BESIDE
         and function(value) is not function(getattr(type(module), key))
     )
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _kinds(structure: _Structure) -> set[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from ...torch_private import COMPILED
+from ..keys import without_count
 from .authors import AUTHORS
 from .authors_online import AUTHORS_ONLINE
 from .layout import Given, Layout, Published
@@ -30,7 +31,7 @@ def read_published(state: Mapping[str, Tensor], given: Given) -> Published | Non
     Raises:
         ValueError: of a layout that is known, but not to be used, or with options that it contradicts or misses.
     """
-    for keys in _unwrapped(dict(state)):
+    for keys in _unwrapped(without_count(state)):
         for layout in LAYOUTS:
             if layout.recognises(keys):
                 return layout.read(keys, given)

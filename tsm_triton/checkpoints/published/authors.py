@@ -10,8 +10,9 @@
     layer2.0.nl.*                 that: g.0, theta, phi.0, W.0 (a convolution), W.1 (its norm)
     features.3.conv.0.net.*       a shift in MobileNetV2, whose layers inside of conv count activations too
 
-The file's name says the rest: `TSM_kinetics_RGB_resnet50_shift8_blockres_avg_segment8_e50.pth`. Where it does not, T is
-8 and shift_div 8, as in what was released. The direction is `"bidirectional"` in all of it.
+The file's name says the rest: `TSM_kinetics_RGB_resnet50_shift8_blockres_avg_segment8_e50.pth`; a training gives it to
+the folder, with `ckpt.best.pth.tar` in it. Where neither says it, T is 8 and shift_div 8, as in what was released. The
+direction is `"bidirectional"` in all of it.
 
 Source: ops/models.py, ops/temporal_shift.py, ops/non_local.py, archs/mobilenet_v2.py, main.py, test_models.py and the
 table of README.md of the repository.
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..keys import distinct
 from .layout import Choice, Given, Layout, Published
 from .mobilenet import LAYERS, published_mobilenet
 from .resnet import STAGES, flat, published_resnet
@@ -37,13 +39,13 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    plain = {key.removeprefix("base_model."): value for key, value in state.items()}
-    found = unwrapped_keys(plain, STAGES)
+    plain = distinct(((key.removeprefix("base_model."), value) for key, value in state.items()), given.source)
+    found = unwrapped_keys(plain, given.source, STAGES)
     if any(key.startswith("features.") for key in plain):
-        renamed = {mobilenet_key(key): value for key, value in found.state.items()}
+        renamed = distinct(((mobilenet_key(key), value) for key, value in found.state.items()), given.source)
         sites = map(mobilenet_key, found.shifted)
         return published_mobilenet(AUTHORS.name, renamed, sites, given, _shifts(given))
-    renamed = {_resnet_key(key): flat(value) for key, value in found.state.items()}
+    renamed = distinct(((_resnet_key(key), flat(value)) for key, value in found.state.items()), given.source)
     mode = None
     if found.non_local:
         mode = given.choose("non_local", always="embedded_gaussian", why="as every such file")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backbones import add_non_local, add_temporal_pool, create_backbone, set_head
+from ...integrations.layers import layers_of, other_layer
 from ...integrations.residual import first_conv
 from ...modules import RecurrentHead
 from ...patching.patch import patch
@@ -65,25 +66,24 @@ def build_published(published: Published, source: str, into: str | None = None) 
     return model.eval()
 
 
-def load_published(model: nn.Module, published: Published, source: str, new_head: bool = False) -> None:
+def load_published(model: nn.Module, published: Published, source: str, own_head: str | None = None) -> None:
     """Load published weights into a model that is patched as they were trained.
 
     Args:
         model: of one of the libraries.
         published: the weights.
         source: where from, for messages.
-        new_head: leave the model's own head as it is.
+        own_head: a layer of the model that stays as it is.
 
     Raises:
         RuntimeError, ValueError: another model or shift, or another number of classes. The model is as it was.
     """
-    own = model.state_dict()
-    library = max(published.networks, key=lambda library: len(own.keys() & _state(published, library).keys()))
+    library = _library_of(model, published)
     check_same_patch(model, _record(model, published, library), source)
-    _check_layers(model, published, library, source)
-    head = _key(published, library)(published.head) if new_head else None
-    model.load_state_dict(fit(_state(published, library), model, source, keep=head))
-    _say(model, published, labels=not new_head)
+    state = fit(_state(published, library), model, source, keep=own_head)
+    _check_layers(model, published, library, source, own_head)
+    model.load_state_dict(state)
+    _say(model, published, labels=own_head is None)
 
 
 def sites_of(published: Published, library: str) -> list[str]:
@@ -95,6 +95,15 @@ def sites_of(published: Published, library: str) -> list[str]:
 def full_name(library: str, name: str) -> str:
     """As `create_model` and the commands take it."""
     return name if library == "timm" else f"{library}/{name}"
+
+
+def _library_of(model: nn.Module, published: Published) -> str:
+    """The library whose keys a model has, of two its own."""
+    own, made_by = model.state_dict(), type(model).__module__.partition(".")[0]
+    return max(
+        published.networks,
+        key=lambda library: (len(own.keys() & _state(published, library).keys()), library == made_by),
+    )
 
 
 def _network(published: Published, name: str, options: dict[str, Any]) -> nn.Module:
@@ -170,7 +179,9 @@ def _record(model: nn.Module, published: Published, library: str) -> dict[str, A
     }
 
 
-def _check_layers(model: nn.Module, published: Published, library: str, source: str) -> None:
+def _check_layers(
+    model: nn.Module, published: Published, library: str, source: str, own_head: str | None
+) -> None:
     """Raise for layers without weights of their own that compute something else: keys say nothing of them."""
     modules = dict(model.named_modules())
     for block in published.non_local:
@@ -188,6 +199,15 @@ def _check_layers(model: nn.Module, published: Published, library: str, source: 
         raise ValueError(
             f"expected a model of {', '.join(_activations(twin))}, as {source} was trained with, got one of "
             f"{', '.join(_activations(model))}. Create it with {name!r} and the options {options}."
+        )
+    others = {_placed(layer, published): each for layer, each in layers_of(twin).items()}
+    if published.recurrent is not None:
+        del others[_key(published, library)(published.head)]
+    different = other_layer(layers_of(model), others, own_head)
+    if different is not None:
+        raise ValueError(
+            f"expected {type(model).__name__} to compute what {source} was trained with, got {different}. Make it as "
+            f"{name!r} with the options {options} is made, or call tsm_triton.load_checkpoint(path)."
         )
 
 

@@ -14,7 +14,9 @@ from ...preparation import Preparation
 __all__ = ["Choice", "Given", "Layout", "Published", "Recurrent"]
 
 KNOWN = {"place": PLACES, "direction": DIRECTIONS, "non_local": MODES}
-KINETICS = re.compile(r"kinetics|k400", re.IGNORECASE)
+KINETICS = "kinetics|k400"
+# how the authors' trainer, and mmaction2's, call the folder of a run
+RUN = re.compile(r"^TSM_.*_segment\d+_e\d+|\d+x\d+x\d+-\d+e_")
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of weights beside their keys: the name of their file, and what the caller says.
+    """What is known of weights beside their keys: what stands beside them, their file's name, what the caller says.
 
     Attributes:
         source: where from, for messages.
         name: of the file.
+        folder: that it lies in, which says something where it is a trainer's: all files of runs are called alike.
+        configuration: that stands in the file, the text of one of mmengine's.
         options: what the caller says.
         asks: whether a setting that nobody says is an error; else its value is None.
     """
 
     source: str = "the given dictionary"
     name: str = ""
+    folder: str = ""
+    configuration: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     asks: bool = True
 
@@ -46,16 +52,18 @@ class Given:
         option: str,
         *,
         always: Any = None,
+        setting: str | None = None,
         pattern: str | None = None,
         default: Any = None,
         why: str = "",
     ) -> Choice:
-        """A setting that `always` holds, or that the caller, the file's name or the layout says, in this order.
+        """A setting that `always` holds, or the caller, the configuration, a name or the layout says, in this order.
 
         Args:
             option: its name, as `load_checkpoint` takes it.
             always: what the keys show, or all files of this layout have; the caller cannot say otherwise.
-            pattern: finds it in the file's name, as its first group.
+            setting: finds it in the configuration, as its first group.
+            pattern: finds it in the file's name, else in that of a run's folder, as its first group.
             default: of the layout; without one the caller is asked.
             why: of `always` or `default`.
 
@@ -74,10 +82,16 @@ class Given:
             return Choice(always, why)
         if said is not None:
             return Choice(said, "as was said")
-        found = re.search(pattern, self.name) if pattern else None
-        if found is not None:
-            text = found[1].replace("-", "_")
-            return Choice(int(text) if text.isdecimal() else text, "from the file's name")
+        places = (
+            (setting, self.configuration, "from the configuration in the file"),
+            (pattern, self.name, "from the file's name"),
+            (pattern, self._run, "from its folder's name"),
+        )
+        for finds, text, where in places:
+            found = re.search(finds, text) if finds else None
+            if found is not None:
+                value = found[1].replace("-", "_")
+                return Choice(int(value) if value.isdecimal() else value, where)
         if default is None and not self.asks:
             return Choice(None, f"to be said: {why}")
         if default is None:
@@ -87,9 +101,17 @@ class Given:
             )
         return Choice(default, why)
 
+    @property
+    def _run(self) -> str:
+        return self.folder if RUN.search(self.folder) else ""
+
+    def is_called(self, pattern: str) -> bool:
+        """Whether the file's name, or that of a run's folder, holds this."""
+        return any(re.search(pattern, name, re.IGNORECASE) for name in (self.name, self._run))
+
     def labels(self, classes: int) -> list[str] | None:
-        """Of Kinetics-400, where the file's name says that it is that; torchvision has them in the same order."""
-        if classes != 400 or not KINETICS.search(self.name):
+        """Of Kinetics-400, where a name says that it is that; torchvision has them in the same order."""
+        if classes != 400 or not self.is_called(KINETICS):
             return None
         from torchvision.models.video import R3D_18_Weights
 

@@ -10,10 +10,14 @@
     layer2.0.non_local_block.*              that: g.0.conv, theta.conv, phi.0.conv, conv_out.conv, conv_out.bn
     conv1, layer2.1.conv.0.net, conv2       of MobileNetV2: torchvision's features.0, features.3.conv.0, features.18
 
-Of non-local blocks the Gaussian has no theta; embedded Gaussian and dot product have the same keys, and the file's
-name or the caller says which. None of the configurations scales them. T stands in the file's name as `1x1x8`, and is 8
-in the configurations otherwise; shift_div is 8 there, the direction `"bidirectional"` always. Its evaluation averages
-the softmax of views: `VideoClassifier(model, view_average="softmax")`.
+Of non-local blocks the Gaussian has no theta; embedded Gaussian and dot product have the same keys, and a name or the
+caller says which. None of the configurations scales them. T stands in the file's name, or its folder's, as `1x1x8`, and
+is 8 in the configurations otherwise; shift_div is 8 there, the direction `"bidirectional"` always. Where the file holds
+its configuration (`meta`, `cfg`), that comes first. Its evaluation averages the softmax of views:
+`VideoClassifier(model, view_average="softmax")`.
+
+TSN has the keys of a ResNet without a shift, and so has C2D, which pools over time behind its first stage: where a name
+or the configuration says C2D, it is refused.
 
 Source: mmaction/models/backbones/{resnet_tsm,mobilenet_v2_tsm,mobilenet_v2}.py, mmaction/models/heads/tsm_head.py,
 configs/recognition/tsm and configs/_base_/models of the repository; mmcv/cnn/bricks/non_local.py of open-mmlab/mmcv.
@@ -25,6 +29,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..keys import distinct
 from .layout import Choice, Given, Layout, Published
 from .mobilenet import LAYERS, published_mobilenet
 from .mobilenet import STAGES as MOBILENET_STAGES
@@ -47,20 +52,28 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    # the pre-processor's mean and std are no weights
-    plain = {
-        re.sub(r"^(backbone|cls_head)\.", "", key): value
-        for key, value in state.items()
-        if not key.startswith("data_preprocessor.")
-    }
+    if given.is_called("c2d") or re.search(r"type\s*=\s*'C2D'", given.configuration):
+        raise ValueError(
+            f"expected a ResNetTSM, a MobileNetV2TSM or a TSN, got C2D in {given.source}, whose pooling over time "
+            "no key shows and no model here has. Use the weights of one of these."
+        )
+    plain = distinct(
+        (
+            (re.sub(r"^(backbone|cls_head)\.", "", key), value)
+            for key, value in state.items()
+            # the pre-processor's mean and std are no weights
+            if not key.startswith("data_preprocessor.")
+        ),
+        given.source,
+    )
     if any(key.startswith("conv2.") for key in plain):
-        found = unwrapped_keys(plain)
-        renamed = {_mobilenet_key(key): value for key, value in found.state.items()}
+        found = unwrapped_keys(plain, given.source)
+        renamed = distinct(((_mobilenet_key(key), value) for key, value in found.state.items()), given.source)
         sites = [_mobilenet_key(f"{site}.conv") for site in found.shifted]
         return published_mobilenet(MMACTION2.name, renamed, sites, given, _shifts(given), notes=NOTES)
-    found = unwrapped_keys(plain, STAGES, "non_local_block")
+    found = unwrapped_keys(plain, given.source, STAGES, "non_local_block")
     mode = _mode(found, given)
-    renamed = {_resnet_key(key): flat(value) for key, value in found.state.items()}
+    renamed = distinct(((_resnet_key(key), flat(value)) for key, value in found.state.items()), given.source)
     for block in found.non_local:  # mmcv's norm makes the bias of what is before it superfluous
         norm = renamed.get(f"{block}.non_local.norm.bias")
         if norm is not None:
@@ -77,18 +90,31 @@ def _mode(found: Unwrapped, given: Given) -> Choice | None:
         return None
     if not any(".non_local.theta." in key for key in found.state):
         return given.choose("non_local", always="gaussian", why="from the keys")
-    return given.choose(
+    mode = given.choose(
         "non_local",
+        setting=r"\bmode\s*=\s*'(dot_product|embedded_gaussian)'",
         pattern=r"nl-(dot-product|embedded-gaussian)",
         why="'embedded_gaussian' and 'dot_product' have the same keys",
     )
+    if mode.value == "embedded_gaussian" and re.search(r"use_scale\s*=\s*True", given.configuration):
+        raise ValueError(
+            f"expected non-local blocks without a scale, got use_scale=True in {given.source}, which no layer here "
+            "computes. Use weights of a configuration with use_scale=False."
+        )
+    return mode
 
 
 def _shifts(given: Given) -> dict[str, Choice]:
     usual = "as its configurations"
     return {
-        "num_segments": given.choose("num_segments", pattern=r"1x1x(\d+)", default=8, why=usual),
-        "shift_div": given.choose("shift_div", default=8, why=usual),
+        "num_segments": given.choose(
+            "num_segments",
+            setting=r"\bnum_segments\s*=\s*(\d+)",
+            pattern=r"1x1x(\d+)",
+            default=8,
+            why=usual,
+        ),
+        "shift_div": given.choose("shift_div", setting=r"\bshift_div\s*=\s*(\d+)", default=8, why=usual),
         "direction": given.choose("direction", default="bidirectional", why=usual),
         "fold_order": given.choose("fold_order", always="future_first", why="as every file"),
     }

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..keys import distinct
 from .layout import Given, Layout, Published
 from .spot import read_spotter
 
@@ -23,8 +24,8 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    renamed = {re.sub(r"^(backbone|head)\.(?=_)", "", key): value for key, value in state.items()}
-    return read_spotter(OPENSPORTSLIB.name, renamed, given)
+    renamed = ((re.sub(r"^(backbone|head)\.(?=_)", "", key), value) for key, value in state.items())
+    return read_spotter(OPENSPORTSLIB.name, distinct(renamed, given.source), given)
 
 
 OPENSPORTSLIB = Layout("OpenSportsLib", "OpenSportsLab/opensportslib", _recognises, _read)

@@ -22,6 +22,9 @@ before its third stage (`place="block"` at `stages.2`), and a factor of 0.8 in e
 is multiplied into the head here. PP-TSM on MobileNetV2 and V3 has an expansion in its first block that no model of the
 libraries has.
 
+TSN has the keys of TSM, and PP-TSN those of PP-TSM, of plain ReLUs: a file, or its folder, that is called so holds no
+shift.
+
 A `.pdparams` file is a pickle of arrays, which `torch.load(weights_only=True)` does not read: write it anew, where
 Paddle is, with `safetensors.numpy.save_file`.
 
@@ -36,6 +39,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..keys import distinct
 from .layout import Choice, Given, Layout, Published
 from .resnet import classes_of, every_block, resnet_of
 
@@ -51,10 +55,7 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    plain = {}
-    for key, value in state.items():
-        layer, _, last = key.removeprefix("backbone.").rpartition(".")
-        plain[f"{layer}.{STATISTICS.get(last, last)}"] = value.T.contiguous() if value.dim() == 2 else value
+    plain = distinct(map(_plain, state.items()), given.source)
     if any(key.startswith("stages.") for key in plain):
         return _version_2(plain, given)
     if any("_expand_conv" in key or key.startswith("last_second_conv") for key in plain):
@@ -65,9 +66,22 @@ def _read(state: dict[str, Tensor], given: Given) -> Published:
     return _resnet(plain, given)
 
 
+def _plain(entry: tuple[str, Tensor]) -> tuple[str, Tensor]:
+    key, value = entry
+    layer, _, last = key.removeprefix("backbone.").rpartition(".")
+    return f"{layer}.{STATISTICS.get(last, last)}", value.T.contiguous() if value.dim() == 2 else value
+
+
 def _resnet(plain: dict[str, Tensor], given: Given) -> Published:
     tweaked = any(key.startswith("bb_") for key in plain)
-    state = {_resnet_key(key, tweaked): value for key, value in plain.items()}
+    is_shifted = given.is_called("tsm") or not given.is_called("tsn")
+    if tweaked and not is_shifted:
+        raise ValueError(
+            f"expected TSM, PP-TSM, PP-TSMv2 or TSN, got PP-TSN in {given.source}, whose activations no model here "
+            "has. Use the weights of one of these."
+        )
+    renamed = ((_resnet_key(key, tweaked), value) for key, value in plain.items())
+    state = distinct(renamed, given.source)
     name = resnet_of(state, given.source)
     if name in ("resnet18", "resnet34"):
         raise ValueError(
@@ -89,7 +103,7 @@ def _resnet(plain: dict[str, Tensor], given: Given) -> Published:
             given.choose("num_segments", default=8, why="as its configurations"),
             given.choose("place", always="blockres", why="as every ResNet"),
         ),
-        sites=every_block(name),
+        sites=every_block(name) if is_shifted else (),
         labels=given.labels(classes),
     )
 
@@ -101,12 +115,15 @@ def _version_2(plain: dict[str, Tensor], given: Given) -> Published:
             "computes. Use the released weights, which have none."
         )
     listed = {key.partition(".dw_conv_list.")[0] for key in plain if ".dw_conv_list." in key}
-    state = {
-        _version_2_key(key): value
-        for key, value in plain.items()
-        # what reparameterising would write to, and training leaves as it began
-        if not (".dw_conv." in key and key.partition(".dw_conv.")[0] in listed)
-    }
+    state = distinct(
+        (
+            (_version_2_key(key), value)
+            for key, value in plain.items()
+            # what reparameterising would write to, and training leaves as it began
+            if not (".dw_conv." in key and key.partition(".dw_conv.")[0] in listed)
+        ),
+        given.source,
+    )
     classes = classes_of(state, "classifier", given)
     state["classifier.weight"] = state["classifier.weight"] * KEPT
     return Published(
@@ -117,7 +134,11 @@ def _version_2(plain: dict[str, Tensor], given: Given) -> Published:
         classes=classes,
         shifts=_shifts(
             given,
-            given.choose("num_segments", pattern=r"(?<!\d)(8|16)f", why="its configurations have 8 and 16"),
+            given.choose(
+                "num_segments",
+                pattern=r"(?<![A-Za-z0-9])(8|16)f(?![A-Za-z0-9])",
+                why="its configurations have 8 and 16",
+            ),
             given.choose("place", always="block", why="as every PP-TSMv2"),
         ),
         sites=("stages.2",),

@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from ...preparation import Preparation
+from ..keys import distinct
 from .layout import Given, Layout, Published, Recurrent
 from .resnet import resnet_of
 from .wrapped import unwrapped_keys
@@ -57,15 +58,11 @@ def read_spotter(layout: str, state: Mapping[str, Tensor], given: Given) -> Publ
     features = {
         key.removeprefix("_features."): value for key, value in state.items() if key.startswith("_features.")
     }
-    found = unwrapped_keys(features)
+    found = unwrapped_keys(features, given.source)
     networks, head = _network(found.state, given)
     recurrent, classes = _head(state, given)
-    for key, value in state.items():
-        name = re.sub(r"^_pred_fine\._gru\.", f"{head}.gru.", key)
-        name = re.sub(r"^_pred_fine\._fc_out\._fc_out\.", f"{head}.fc.", name)
-        name = re.sub(r"^_pred_fine\._fc_out\.", f"{head}.", name)
-        if name.startswith(f"{head}."):
-            found.state[name] = value
+    heads = ((_head_key(key, head), value) for key, value in state.items() if key.startswith("_pred_fine."))
+    found.state = distinct([*found.state.items(), *heads], given.source)
     always = f"as every file of {layout}"
     return Published(
         layout=layout,
@@ -109,6 +106,12 @@ def _network(state: Mapping[str, Tensor], given: Given) -> tuple[dict[str, tuple
         f"expected a ResNet, RegNet-Y 200MF or 800MF, or ConvNeXt-T, got another network in {given.source}. Make the "
         "model yourself, patch it, and call tsm_triton.load_checkpoint(model, ...) with its own keys."
     )
+
+
+def _head_key(key: str, head: str) -> str:
+    name = re.sub(r"^_pred_fine\._gru\.", f"{head}.gru.", key)
+    name = re.sub(r"^_pred_fine\._fc_out\._fc_out\.", f"{head}.fc.", name)
+    return re.sub(r"^_pred_fine\._fc_out\.", f"{head}.", name)
 
 
 def _head(state: Mapping[str, Tensor], given: Given) -> tuple[Recurrent | None, int]:

@@ -110,7 +110,7 @@ class Start:
         count = self._outputs(head) if self.published is None else self.published.classes
         kept = count == len(classes) and own in (None, classes)
         if self.published is not None:
-            load_published(model, self.published, self.source, new_head=not kept)
+            load_published(model, self.published, self.source, None if kept else head)
             return kept
         checkpoint = self.checkpoint
         if checkpoint.patch is None:  # as a bare state dict, which goes into a model of any shift
