@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import threading
 import warnings
 
 import av
@@ -27,6 +28,7 @@ from tsm_triton.video.datasets import (
     read_listing,
 )
 from tsm_triton.video.datasets.flips import PAIRS
+from tsm_triton.video.datasets.randomness import seeded
 from tsm_triton.video.pictures import decode_picture, frame_files, read_frame_folder
 from tsm_triton.video.transforms import ViewCrops, eval_transform, train_transform
 
@@ -729,3 +731,22 @@ def test_a_strangers_picture_of_16_bits_is_scaled_and_a_moving_one_refused():
     first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
     with pytest.raises(ValueError, match="2 pictures in one file"):
         decode_picture(encoded(first, save_all=True, append_images=[second]))
+
+
+def test_two_threads_do_not_draw_from_one_generator():
+    inside, done = threading.Event(), threading.Event()
+
+    def wait():
+        with seeded(1):
+            inside.set()
+            done.wait(10)
+
+    other = threading.Thread(target=wait)
+    other.start()
+    inside.wait(10)
+    with pytest.raises(RuntimeError, match="one thread at a time"), seeded(2):
+        pass
+    done.set()
+    other.join()
+    with seeded(2), seeded(3):
+        pass

@@ -79,6 +79,31 @@ def test_published_weights_start_a_training_of_other_classes(videos, tmp_path, c
     assert "weights 'other_segment16.pth' for 'TSM_kinetics_shift8_segment16.pth'" in capsys.readouterr().err
 
 
+def test_frames_are_sampled_as_the_weights_were_trained(videos, tmp_path):
+    model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=4), 2)
+    set_preparation(model, Preparation(32, 36), "dense")
+    tsm_triton.save_checkpoint(model, tmp_path / "a.pt", LABELS)
+    for more, sampling in (([], "dense"), (["--sampling", "uniform"], "uniform")):
+        out = tmp_path / sampling
+        assert main(command(videos, out, tmp_path / "a.pt", *more)) == 0
+        besides = read_checkpoint(out / "last.pt").besides
+        assert besides is not None
+        assert besides["sampling"] == sampling
+
+
+def test_videos_without_labels_are_not_tested_on(videos, tmp_path, capsys):
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(videos.rglob("*.mp4"))[:2]):
+        (tmp_path / "flat" / f"{number}.mp4").write_bytes(path.read_bytes())
+    arguments = ["train", str(videos), "--val", str(tmp_path / "flat"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, *small()]) == 2
+    assert "expected a label for each video of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        main([*arguments, *small(), "--seed", str(2**64)])
+    assert "choose one in between" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

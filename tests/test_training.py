@@ -12,10 +12,11 @@ import timm
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
 import tsm_triton
 from tsm_triton import training
+from tsm_triton.torch_private import forward_hooks, pre_hooks
 from tsm_triton.training import (
     Settings,
     devices,
@@ -26,6 +27,7 @@ from tsm_triton.training import (
     optimizer_groups,
     read_recipe,
 )
+from tsm_triton.training.fitting import Stopped
 from tsm_triton.training.machine import placed
 from tsm_triton.training.memory import checkpoint_activations
 from tsm_triton.training.metrics import Scores
@@ -200,6 +202,166 @@ def test_parts_and_recomputed_activations_change_nothing():
         for key, value in whole.items():
             torch.testing.assert_close(other[key], value, msg=lambda m, key=key: f"{key}: {m}")
     assert any(not torch.equal(value, whole[key]) for key, value in trained(clip_grad=0.01).items())
+
+
+class Around(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x).relu()
+
+
+class Normed(nn.Module):
+    """Blocks of layers that move what they hold, each in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [
+            nn.BatchNorm2d(6),
+            nn.BatchNorm2d(6, momentum=None),
+            nn.InstanceNorm2d(6, track_running_stats=True),
+        ]
+        self.blocks = nn.Sequential(*map(Around, layers))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, video):
+        return self.head(self.blocks(video.flatten(1, 2)).mean((2, 3)))
+
+
+def of_library(name: str):
+    return lambda: tsm_triton.VideoClassifier(tsm_triton.create_model(name, 2, 3), 2)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [of_library("test_resnet"), of_library("torchvision/resnet18"), Normed],
+    ids=["timm", "torchvision", "layers that move what they hold"],
+)
+def test_what_is_computed_again_counts_a_batch_once(build):
+    states = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        model = build()
+        hooks = [len(forward_hooks(m)) + len(pre_hooks(m)) for m in model.modules()]
+        settings = Settings(
+            epochs=2, batch_size=4, opt="sgd", lr=0.01, ema=0.5, checkpoint_activations=recomputed
+        )
+        fit(model, clips(), clips(), settings, num_classes=3, device=CPU)
+        assert hooks == [len(forward_hooks(m)) + len(pre_hooks(m)) for m in model.modules()]
+        states.append(model.state_dict())
+    moved = build().state_dict()
+    assert any("running_mean" in key and not torch.equal(moved[key], states[0][key]) for key in moved)
+    for key, value in states[0].items():
+        assert torch.equal(states[1][key], value), key
+
+
+class Drawing(Dataset):
+    """Items that draw from torch's generator, as transforms do, and say what."""
+
+    def __init__(self, length: int = 4) -> None:
+        self.length, self.epochs = length, []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def __getitem__(self, index: int):
+        return torch.cat([torch.rand(1), torch.tensor([float(index), len(self.epochs)])]), 0
+
+
+class Seen(nn.Module):
+    """A network that writes down what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.rows = nn.Linear(3, 2), []
+
+    def forward(self, x):
+        self.rows += x.tolist() if self.training else []
+        return self.layer(x)
+
+
+def drawn(data, **settings):
+    model = Seen()
+    fit(model, data, settings=Settings(epochs=2, batch_size=2, **settings), num_classes=2, device=CPU)
+    return model.rows
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_what_items_draw_follows_from_seed_epoch_and_number():
+    rows = drawn(Drawing(), workers=0)
+    draws = [draw for draw, *_ in rows]
+    assert len(set(draws)) == 8
+    assert sorted(rows[:4]) != sorted(rows[4:])
+    for workers in (1, 2):
+        assert [draw for draw, *_ in drawn(Drawing(), workers=workers)] == draws
+    assert not set(draws) & {draw for draw, *_ in drawn(Drawing(), workers=1, seed=1)}
+
+
+def test_a_training_that_goes_on_draws_what_an_unbroken_one_does(tmp_path):
+    whole, calls = drawn(Drawing(), workers=1), []
+    model, settings = Seen(), Settings(epochs=2, batch_size=2, workers=1)
+    with pytest.raises(Stopped):
+        fit(
+            model,
+            Drawing(),
+            settings=settings,
+            num_classes=2,
+            device=CPU,
+            out=tmp_path / "run",
+            stop=lambda: calls.append(1) or len(calls) == 1,
+        )
+    again = Seen()
+    fit(
+        again,
+        Drawing(),
+        settings=settings,
+        num_classes=2,
+        device=CPU,
+        out=tmp_path / "run",
+        resume=True,
+    )
+    assert [draw for draw, *_ in model.rows + again.rows] == [draw for draw, *_ in whole]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda data: Subset(data, range(4)),
+        lambda data: ConcatDataset([Subset(data, [0, 1]), Subset(data, [2, 3])]),
+        lambda data: random_split(data, [2, 2])[0],
+    ],
+)
+def test_data_sets_that_others_are_made_of_know_the_epoch(wrap):
+    data = Drawing()
+    drawn(wrap(data), workers=0)
+    assert data.epochs == [1, 2]
+
+
+def test_a_stream_of_items_is_refused():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    for data in (Endless(), object()):
+        with pytest.raises(TypeError, match="have a length and give items by number, got"):
+            drawn(data)
+
+
+def test_the_environment_does_not_say_in_how_many_parts(monkeypatch):
+    expected = trained(accumulate=2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert all(torch.equal(value, expected[key]) for key, value in trained(accumulate=2).items())
+
+
+@pytest.mark.parametrize("name", ["adahessian", "fusedadam", "bnbadam"])
+def test_an_optimiser_that_needs_what_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=f"got opt='{name}'"):
+        make_optimizer(nn.Linear(1, 1), Settings(opt=name))
 
 
 def test_blocks_of_torchvision_are_computed_again_and_left_as_they_were():

@@ -401,3 +401,16 @@ def test_only_uint8_clips_are_taken(transform, wrong):
 def test_a_wrong_setting_says_what_was_expected(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "efficientformer_l1", "volo_d1_224"])
+def test_a_network_of_two_heads_has_the_size_it_was_made_for(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    assert preparation_of(model).size == 224
+    with torch.device("meta"):
+        other = timm.create_model("levit_128s", num_classes=5, img_size=192)
+    with pytest.raises(ValueError, match="Pass size"):
+        preparation_of(other)
+    set_preparation(other, preparation_of(other, size=192))
+    assert preparation_of(other).size == 192

@@ -342,6 +342,7 @@ def take_forward_hook(module: nn.Module, key: Any) -> None:
     """Take it out, if it is there."""
     module._forward_hooks.pop(key, None)
     module._forward_hooks_with_kwargs.pop(key, None)
+    module._forward_hooks_always_called.pop(key, None)
 
 
 def modules_of(module: nn.Module) -> dict[str, nn.Module | None]:

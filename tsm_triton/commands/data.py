@@ -9,7 +9,7 @@ from ..video.datasets.folders import split_folders
 from ..video.datasets.listing import Missing, find_list
 from ..video.datasets.lists import tells_apart
 
-__all__ = ["holds", "names", "read_data"]
+__all__ = ["check_labels", "holds", "names", "read_data"]
 
 
 def read_data(
@@ -38,6 +38,16 @@ def read_data(
     if split is None and holds(data, default_split):
         split = default_split
     return read_listing(data, split=split, root=root, classes=classes, missing=on_error)
+
+
+def check_labels(listing: Listing, data: str) -> None:
+    """Raise for a video to test on whose class nobody says."""
+    without = next((sample.path for sample in listing.samples if sample.label is None), None)
+    if without is not None:
+        raise ValueError(
+            f"expected a label for each video of {data!r}, got none for {without!r}: use tsm-triton classify for "
+            "videos without"
+        )
 
 
 def holds(data: str, split: str) -> bool:

@@ -166,7 +166,11 @@ def fits_default_size(model: nn.Module, config: dict[str, Any]) -> bool:
     own = _structure_of(model)
     if twin is None or own.modules[""][0] != twin.modules[""][0]:
         return True
-    others = tuple(x for x in (config.get("classifier"), config.get("first_conv")) if isinstance(x, str))
+    # of several heads, or convolutions, timm names each
+    said = (config.get(key) for key in ("classifier", "first_conv"))
+    others = tuple(
+        name for names in said for name in (names if isinstance(names, (tuple, list)) else (names,)) if name
+    )
     return all(
         own.shapes[key] == shape
         for key, shape in twin.shapes.items()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -53,7 +53,8 @@ def accelerator_for(settings: Settings, device: torch.device | None = None) -> A
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.accumulate,
+        # by a plugin, which no ACCELERATE_GRADIENT_ACCUMULATION_STEPS of the environment overrules
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
         fsdp_plugin=plugin,
     )
     if plugin is not None and accelerator.device.type == "cpu":

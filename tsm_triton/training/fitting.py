@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from .folder import check_folder
 from .loop import Trainer
@@ -43,8 +43,9 @@ def fit(
     Args:
         model: inputs -> logits `[N, num_classes]`, a `VideoClassifier` for instance. All of it is put in training mode;
             `requires_grad_(False)` and `freeze_batch_norm` hold what shall stay.
-        train, val: data sets of pairs: an input, a label. `set_epoch(epoch)` is called where there is one. Without
-            `val` the last epoch is the best one.
+        train, val: data sets of pairs, an input and a label, that have a length and give items by number. What items
+            draw from torch's generator follows from seed, epoch and number; `set_epoch(epoch)` is called where there is
+            one, also inside of torch's `Subset` and `ConcatDataset`. Without `val` the last epoch is the best one.
         settings: how.
         num_classes: C.
         labels: a name for each class, for checkpoints and pictures.
@@ -62,6 +63,7 @@ def fit(
 
     Raises:
         Stopped: `stop` said so; the state is saved.
+        TypeError: data sets that give items in an order of their own.
         ValueError: settings that do not fit together or to the data; a folder that holds another training, or what is
             none; a loss that is no number.
 
@@ -71,6 +73,7 @@ def fit(
         >>> [row["step"] for row in progress.rows]
         [1, 2, 3]
     """
+    _check_data(train, val)
     trainer = Trainer(model, train, val, settings or Settings(), num_classes, collate, device, stop, title)
     with _kept(trainer, out, resume, labels, about or {}):
         trainer.run()
@@ -83,6 +86,15 @@ def fit(
     if trainer.ema is not None:
         trainer.inner.load_state_dict(trainer.ema.module.state_dict())
     return trainer.progress
+
+
+def _check_data(*given: Any) -> None:
+    for data in given:
+        if data is not None and (isinstance(data, IterableDataset) or not hasattr(data, "__len__")):
+            raise TypeError(
+                f"expected data sets that have a length and give items by number, got {type(data).__name__}, which has "
+                "an order of its own: pass a VideoDataset, or go over a DataLoader in a loop of your own"
+            )
 
 
 @contextmanager

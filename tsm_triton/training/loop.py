@@ -21,7 +21,7 @@ from .machine import placed
 from .memory import checkpoint_activations
 from .metrics import Scores
 from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler, rate_of_step
-from .order import EpochBatches, EvalBatches, loader
+from .order import EpochBatches, EvalBatches, loader, set_epoch
 from .parts import Part, completed, next_part
 from .settings import Settings
 from .state import Progress, Stopped, save_state
@@ -56,11 +56,11 @@ class Trainer:
         )
         self.val_batches = None if val is None else EvalBatches(lengths[1], settings.batch_size, rank, world)
 
-        if settings.checkpoint_activations:
-            checkpoint_activations(model)
         if settings.sync_bn:
             model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation in its batch-norms
-        if settings.freeze_bn != "none":  # behind the conversion, which makes new modules
+        if settings.checkpoint_activations:  # behind the conversion, which makes new modules
+            checkpoint_activations(model)
+        if settings.freeze_bn != "none":
             freeze_batch_norm(model, keep_first=settings.freeze_bn == "all_but_first")
         model.to(accelerator.device)
         if accelerator.device.type == "cuda":
@@ -97,10 +97,10 @@ class Trainer:
     def train_epoch(self, epoch: int, bar: Bar) -> None:
         """The steps that are left of an epoch."""
         accelerator, progress, steps = self.accelerator, self.progress, self.batches.steps
-        getattr(self.train_data, "set_epoch", lambda _: None)(epoch)
+        set_epoch(self.train_data, epoch)
         self.batches.start(epoch, progress.step - (epoch - 1) * steps)
         self.model.train()  # all of it: the outermost module may have been built around one that a checkpoint gave
-        parts = iter(self.loader(self.train_data, self.batches))
+        parts = iter(self.loader(self.train_data, self.batches, epoch))
         began, before = time.perf_counter(), progress.seconds
         while progress.step < epoch * steps:
             step = completed(accelerator, [next_part(parts) for _ in range(self.settings.accumulate)])
@@ -160,7 +160,7 @@ class Trainer:
         model, confusion = self.model if self.ema is None else self.ema.module, None
         share_buffers(self.accelerator, model)
         if self.val_data is not None and self.val_batches is not None:
-            batches, real = self.loader(self.val_data, self.val_batches), self.val_batches.real
+            batches, real = self.loader(self.val_data, self.val_batches, 0), self.val_batches.real
             scores = test(model, batches, real, self.accelerator, self.num_classes, self.stop)
             if scores is None:  # the test is begun again, behind the epoch's last step
                 self.save()
@@ -194,6 +194,6 @@ class Trainer:
         if self.states is not None:
             save_state(self.accelerator, self.states, {"scores": self.scores.state_dict()})
 
-    def loader(self, data: Dataset[Any], batches: Any) -> Any:
-        cuda = self.accelerator.device.type == "cuda"
-        return loader(data, batches, self.settings.workers, self.collate, pin_memory=cuda)
+    def loader(self, data: Dataset[Any], batches: Any, epoch: int) -> Any:
+        cuda, seed = self.accelerator.device.type == "cuda", (self.settings.seed, epoch)
+        return loader(data, batches, self.settings.workers, self.collate, seed=seed, pin_memory=cuda)

@@ -28,12 +28,31 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """timm's optimiser of that name.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or one that needs what is not there.
     """
     if settings.opt not in list_optimizers():
         raise ValueError(
             f"opt must be one of timm.optim.list_optimizers(), got {settings.opt!r}: pass 'sgd' or 'adamw'"
         )
+    try:
+        optimizer = _optimizer(model, settings)
+    except (
+        AssertionError,
+        ImportError,
+        RuntimeError,
+    ) as error:  # of those that are a GPU's, or another package's
+        raise ValueError(
+            f"expected an optimiser that runs here, got opt={settings.opt!r} ({error}): pass 'sgd' or 'adamw'"
+        ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(
+            f"expected an optimiser of first derivatives, got opt={settings.opt!r}, which takes the second: pass 'sgd' "
+            "or 'adamw'"
+        )
+    return optimizer
+
+
+def _optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     if settings.groups == "authors":
         return create_optimizer_v2(
             optimizer_groups(model, settings.lr, settings.weight_decay),

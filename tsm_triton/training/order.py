@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["EpochBatches", "EvalBatches", "loader"]
+from ..video.datasets.randomness import seed_of, seeded
+
+__all__ = ["EpochBatches", "EvalBatches", "loader", "set_epoch"]
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -95,24 +97,59 @@ class EvalBatches(Sampler[list[int]]):
         return len(self.batches)
 
 
+def set_epoch(dataset: Any, epoch: int) -> None:
+    """Tell a data set, and those that it is made of (torch's `Subset`, `ConcatDataset`), which epoch it is.
+
+    Example:
+        >>> class Data(Dataset):
+        ...     def set_epoch(self, epoch): print(epoch)
+        >>> set_epoch(torch.utils.data.Subset(Data(), [0]), 3)
+        3
+    """
+    waiting, told = [dataset], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in told:
+            continue
+        told.add(id(each))
+        getattr(each, "set_epoch", lambda _: None)(epoch)
+        inside = getattr(each, "datasets", ())
+        waiting += [
+            getattr(each, "dataset", None),
+            *(inside.values() if isinstance(inside, dict) else inside),
+        ]
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose items draw from torch's generator what their numbers say, in whatever process."""
+
+    def __init__(self, dataset: Any, *seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded(seed_of(*self.seed, index)):
+            return self.dataset[index]
+
+
 def loader(
     dataset: Dataset[Any],
     batches: Sampler[list[int]],
     workers: int,
     collate: Callable[[list[Any]], Any] | None = None,
     *,
+    seed: tuple[int, int] = (0, 0),
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Batches of a data set, read by this process or by others."""
+    """Batches of a data set, read by this process or by others; what items draw follows from a seed and an epoch."""
     return DataLoader(
-        dataset,
+        _Seeded(dataset, *seed),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=functools.partial(_leave_signals_to_the_parent, _ending()),
         # its own: an iterator draws a number from it, which would move the one that dropout draws from
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(seed_of(*seed, "workers")),
     )
 
 

@@ -10,9 +10,8 @@ import torch
 from ...extras import check_installed
 from ...files import replacing
 from ...training.charts import save_confusion
-from ...video.datasets import Listing
 from ..common import few_threads, make_folder
-from ..data import read_data
+from ..data import check_labels, read_data
 from ..interrupt import stop_on_signal
 from ..labels import check_distinct, labels_for
 from ..models import Said, load_trained_model
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     listing = read_data(
         args.data, args.split, args.root, default_split="val", classes=names, on_error=args.on_error
     )
-    _check_labels(listing, args.data)
+    check_labels(listing, args.data)
     if names is None and not all(name.isdecimal() for name in listing.classes):
         raise ValueError(
             f"expected a model that says which class is which, got one without labels for {args.data!r}: pass --labels "
@@ -100,15 +99,6 @@ def _check_folder(out: Path) -> None:
         raise ValueError(
             f"expected --out to be a new folder, or an evaluation's, got {str(out)!r} with {min(others)!r} in it: pass "
             "another one"
-        )
-
-
-def _check_labels(listing: Listing, data: str) -> None:
-    without = next((sample.path for sample in listing.samples if sample.label is None), None)
-    if without is not None:
-        raise ValueError(
-            f"expected a label for each video of {data!r}, got none for {without!r}: use tsm-triton classify for "
-            "videos without"
         )
 
 

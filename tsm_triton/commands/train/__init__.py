@@ -8,7 +8,7 @@ from typing import Any
 from ...choices import DIRECTIONS, PLACES
 from ...training.recipes import RECIPES
 from ...training.settings import FREEZE_BN, GROUPS, PRECISIONS, Settings
-from ..options import option_of, weights_at, within
+from ..options import SEEDS, option_of, weights_at, within
 
 __all__ = ["MODEL_DEFAULTS", "SAMPLINGS", "add_arguments"]
 
@@ -144,5 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             loop(option, choices=CHOICES[field.name], **about)
         elif isinstance(default, str):
             loop(option, metavar="NAME", **about)
+        elif field.name == "seed":
+            loop(option, type=within(*SEEDS), metavar="N", **about)
         else:
             loop(option, type=type(default), metavar="N", **about)

@@ -21,7 +21,7 @@ from ...video.datasets import Listing, VideoDataset, collate
 from ...video.datasets.flips import named_pairs
 from ...video.transforms import transform_for
 from ..common import few_threads, make_folder, pick_device
-from ..data import names, read_data
+from ..data import check_labels, names, read_data
 from ..interrupt import stop_on_signal
 from ..models import check_runs
 from . import MODEL_DEFAULTS
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, options)
     listing = read_data(args.data, args.split, args.root, default_split="train", on_error=args.on_error)
     val = _val_listing(args, listing)
+    if val is not None:
+        check_labels(val, args.data if args.val is None else args.val)
     read = [Path(data) for data in (args.data, args.val) if data is not None]
     check_apart(args.out, read, (video.path for part in (listing, val) if part for video in part.samples))
     check_folder(args.out, args.resume)
@@ -237,15 +239,19 @@ def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDat
     if val is not None:
         lines.append(
             f"Best of {len(progress.rows)} epochs: epoch {best['epoch']}, {best['val_top1']:.1f} % top-1 and "
-            f"{best['val_top5']:.1f} % top-5 of {len(val)} videos."
+            f"{best['val_top5']:.1f} % top-5 of {len(val) - best['val_left_out']} videos."
         )
     read = [train] if val is None else [train, val]
+    # those of this process, and of this start
     unreadable = [path for data in read for path in (*data.unreadable, *data.listing.missing)]
     if unreadable:
         lines.append(
             f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])}"
             f"{' ...' if len(unreadable) > 3 else ''}"
         )
+    elif lost := {key: count for key in ("train", "val") if (count := best.get(f"{key}_left_out"))}:
+        clips = " and ".join(f"{count} clips of {key}" for key, count in lost.items())
+        lines.append(f"Left out in that epoch, for they cannot be read: {clips}.")
     names = (
         "best.pt",
         "last.pt",

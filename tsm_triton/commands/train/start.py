@@ -15,6 +15,7 @@ from ...checkpoints.published import Published
 from ...checkpoints.published.build import full_name, load_published
 from ...preparation import preparation_of
 from ..options import option_of
+from . import SAMPLINGS
 
 __all__ = ["Start", "read_start"]
 
@@ -62,7 +63,12 @@ class Start:
     def options(self) -> dict[str, Any]:
         """What a training that says nothing else takes over."""
         shift = {key: value for key, value in self.shift.items() if key != "fold_order"}
-        return {**({"model": self.models[0]} if self.models else {}), **shift}
+        sampling = (self.checkpoint.besides or {}).get("sampling")
+        return {
+            **({"model": self.models[0]} if self.models else {}),
+            **({"sampling": sampling} if sampling in SAMPLINGS else {}),
+            **shift,
+        }
 
     def check(self, options: dict[str, Any]) -> None:
         """Raise for a training of another model than the weights', or with another shift."""

@@ -62,8 +62,13 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
         self.seed = as_int(seed, "seed")
         self.shuffle = as_int(shuffle, "shuffle")
         # shared with the workers of a DataLoader, each of which counts in its own place
+        self._process = (0, 1)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker that is spawned knows no process group
+        return {**vars(self), "_process": _process()}
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the clips, and the order of the videos, of this epoch from now on."""
@@ -80,7 +85,10 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
         urls, epoch = list(self.urls), int(self._epoch)
         if self.sampling.train:
             random.Random(seed_of(self.seed, epoch, "shards")).shuffle(urls)
-        urls = list(shardlists.split_by_worker(shardlists.split_by_node(urls)))
+        rank, world = _process()
+        if world == 1 and get_worker_info() is not None:
+            rank, world = self._process
+        urls = list(shardlists.split_by_worker(iter(urls[rank::world])))
         videos: Iterator[Any] = (video for url in urls for video in self._videos(url))
         if self.sampling.train and self.shuffle > 1:
             order = random.Random(seed_of(self.seed, epoch, *urls))
@@ -206,6 +214,14 @@ def read_shards(
         [(torch.Size([1, 4, 3, 48, 64]), 3)]
     """
     return ShardDataset(urls, num_segments, classes=classes, **options)
+
+
+def _process() -> tuple[int, int]:
+    """Which process of a training this is, and of how many."""
+    from webdataset.utils import pytorch_worker_info
+
+    rank, world, *_ = pytorch_worker_info()
+    return rank, world
 
 
 def _expanded(urls: AnyPath | Sequence[AnyPath]) -> list[str]:
