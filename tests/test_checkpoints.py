@@ -351,6 +351,25 @@ def test_weights_of_another_function_are_refused(options, tmp_path):
     assert same(load_checkpoint(again, tmp_path / "a.pt"), odd)
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("levit_128s", lambda name: nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model(name))),
+        ("test_vit", lambda name: timm.create_model(name, patch_drop_rate=0.5)),
+        ("test_vit", lambda name: nn.DataParallel(timm.create_model(name, drop_path_rate=0.5)).module),
+        ("eva02_tiny_patch14_224", lambda name: timm.create_model(name, dynamic_img_size=True)),
+        ("densenet121", lambda _: type("Own", (torchvision.models.DenseNet,), {})()),
+    ],
+)
+def test_a_model_of_other_options_that_computes_the_same_takes_weights(name, make, tmp_path):
+    fresh = timm.create_model(name)
+    save_checkpoint(fresh, tmp_path / "a.pt")
+    model = make(name)
+    load_checkpoint(model, tmp_path / "a.pt")
+    own = fresh.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+
+
 def test_a_head_of_ones_own_may_pool_otherwise(tmp_path):
     save_checkpoint(network(), tmp_path / "a.pt")
     other = patch(timm.create_model("test_resnet", num_classes=5, global_pool="max"), 4)

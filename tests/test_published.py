@@ -297,6 +297,8 @@ def test_networks_of_a_layouts_keys_that_are_no_tsm_are_told_by_their_names(tmp_
     state = keys({"backbone.": net, "cls_head.fc_cls.": fc})
     with pytest.raises(ValueError, match="got C2D"):
         load_checkpoint(save(tmp_path, "c2d_r18-in1k-pre_8xb32-8x8x1-100e_kinetics400-rgb.pth", state))
+    path = save(tmp_path, "tsn_r18_8xb32-1x1x8-100e_kinetics400-rgb_20220831-1c2d3e4f.pth", state)
+    assert not tsm_triton.is_patched(load_checkpoint(path))  # what ends the name is a hash
     with pytest.raises(ValueError, match="got C2D"):
         load_checkpoint(with_configuration(tmp_path, state, "backbone=dict(type='C2D', depth=18)"))
 
@@ -396,6 +398,8 @@ def test_a_model_that_computes_something_else_takes_no_weights(build, library, w
         lambda model: setattr(model, "layer1", torch.compile(model.layer1, backend="eager")),
         lambda model: setattr(model, "drop_rate", 0.9),
         lambda model: setattr(model.maxpool, "kernel_size", (3, 3)),
+        lambda model: setattr(model, "maxpool", nn.Sequential(model.maxpool, nn.Dropout())),
+        lambda model: setattr(model, "act1", type("Own", (nn.ReLU,), {})()),
         lambda model: model.layer1[0].register_forward_hook(lambda *_: None),
     ],
 )

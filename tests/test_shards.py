@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import pytest
@@ -104,6 +105,17 @@ def test_workers_share_them_however_they_were_started(context, folder, tmp_path,
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
     spawn(deal, (str(folder), str(tmp_path / "meeting"), context, queue), nprocs=2)
     assert dict(queue.get() for _ in range(2)) == {0: [0, 1, 4, 5], 1: [2, 3]}
+
+
+def test_a_pickle_of_them_belongs_to_no_process(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    pickled = pickle.dumps(read_shards(folder, 2, sampling="authors"))
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    for workers in (0, 1):
+        loader = DataLoader(pickle.loads(pickled), None, num_workers=workers)
+        assert [label for _, label in loader] == list(range(6))
 
 
 @pytest.mark.parametrize(

@@ -205,12 +205,17 @@ def test_parts_and_recomputed_activations_change_nothing():
 
 
 class Around(nn.Module):
+    """A block with a buffer that it moves itself, and one that no memory is behind."""
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("mask", torch.ones(1, 1).expand(4, 4), persistent=False)
 
     def forward(self, x):
-        return self.layer(x).relu()
+        self.seen = self.seen + 1
+        return self.layer(x).relu() * self.mask[0, 0]
 
 
 class Normed(nn.Module):
@@ -255,6 +260,20 @@ def test_what_is_computed_again_counts_a_batch_once(build):
     assert any("running_mean" in key and not torch.equal(moved[key], states[0][key]) for key in moved)
     for key, value in states[0].items():
         assert torch.equal(states[1][key], value), key
+
+
+def test_a_training_that_fails_leaves_no_trace_in_a_model():
+    model = tsm_triton.create_model("test_resnet", 2, 3)
+    with pytest.raises(ValueError, match="expected a loss"):
+        fit(
+            tsm_triton.VideoClassifier(model, 2),
+            TensorDataset(torch.full((4, 2, 3, 24, 24), float("nan")), torch.arange(4) % 3),
+            settings=Settings(epochs=1, batch_size=4, checkpoint_activations=True),
+            num_classes=3,
+            device=CPU,
+        )
+    assert not model.grad_checkpointing
+    assert not any(forward_hooks(module) for module in model.modules())
 
 
 class Drawing(Dataset):
@@ -339,7 +358,38 @@ def test_a_training_that_goes_on_draws_what_an_unbroken_one_does(tmp_path):
 def test_data_sets_that_others_are_made_of_know_the_epoch(wrap):
     data = Drawing()
     drawn(wrap(data), workers=0)
-    assert data.epochs == [1, 2]
+    assert sorted(set(data.epochs)) == [1, 2]
+
+
+def test_a_data_set_that_tells_its_parts_itself_does_so():
+    class Twice(Subset):
+        def set_epoch(self, epoch):
+            self.dataset.set_epoch(2 * epoch)
+
+    data = Drawing()
+    drawn(Twice(data, range(4)), workers=0)
+    assert data.epochs == [2, 4]
+
+
+def test_a_data_set_that_reads_batches_at_once_does_so():
+    class Batches(Dataset):
+        datasets = 3
+
+        def __init__(self):
+            self.asked = []
+
+        def __len__(self):
+            return 4
+
+        def __getitems__(self, indices):
+            self.asked.append(sorted(indices))
+            return [(torch.rand(3), 0) for _ in indices]
+
+    data, again = Batches(), Batches()
+    rows = drawn(data, workers=0)
+    assert [len(indices) for indices in data.asked] == [2, 2, 2, 2]
+    assert rows == drawn(again, workers=0)
+    assert len({tuple(row) for row in rows}) == 8
 
 
 def test_a_stream_of_items_is_refused():

@@ -80,8 +80,9 @@ def distinct(renamed: Iterable[tuple[str, Tensor]], source: str) -> dict[str, Te
 def without_count(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights without the counter that torch's `AveragedModel` keeps beside them."""
     counter = state.get("n_averaged")
-    is_there = counter is not None and not counter.dim()
-    return {key: value for key, value in state.items() if not (is_there and key == "n_averaged")}
+    if counter is None or counter.dim():
+        return dict(state)
+    return {key: value for key, value in state.items() if key != "n_averaged"}
 
 
 def state_in(held: Any, source: str) -> dict[str, Tensor]:

@@ -56,8 +56,8 @@ def load_checkpoint(
 
     Files of `save_checkpoint` say all that is needed. Of what others published the layout is recognised by its keys:
     the authors' release and their online demo, mmaction2, PaddleVideo, E2E-Spot, OpenSportsLib (docs/checkpoints.md).
-    What decides the numbers is read from the keys, then from the file's name, and is asked for where neither says it
-    and the layout's files differ; `tsm-triton inspect FILE` prints all of it.
+    What decides the numbers is read from the keys, then from a configuration in the file, its name, or that of a run's
+    folder, and is asked for where none says it and the layout's files differ; `tsm-triton inspect FILE` prints it.
 
     No code of the file is run. Loading is strict. What others wrap around a state dict is recognised: dictionaries
     with `state_dict` or `model`, averaged weights (`state_dict_ema`, `model_ema`), which come first as in timm, and
@@ -198,11 +198,12 @@ def _load(
         if published is not None:
             from .published.build import load_published
 
-            if "num_segments" in options and published.sites:
-                clip_lengths_in(inner, options["num_segments"])
+            length = options.get("num_segments") if published.sites else None
+            if length is not None:
+                clip_lengths_in(inner, length)
             load_published(inner, published, checkpoint.source, own_head)
-            if "num_segments" in options and published.sites:
-                set_num_segments(inner, options["num_segments"])
+            if length is not None:
+                set_num_segments(inner, length)
             return
     _check_options(checkpoint, options)
     if not isinstance(inner, FusedModel):

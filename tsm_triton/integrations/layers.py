@@ -8,7 +8,7 @@ from torch import nn
 
 from ..torch_private import own_name
 
-__all__ = ["NOTHING", "Layer", "kind_of", "layers_of", "other_layer", "plain_attributes"]
+__all__ = ["NOTHING", "Layer", "kind_of", "layers_of", "other_layer", "plain_attributes", "short"]
 
 # what changes no output in evaluation mode, or is another spelling of the same
 SILENT = {
@@ -24,27 +24,46 @@ SILENT = {
     "training",
 }
 # nothing in evaluation mode
-NOTHING = {"DropBlock2d", "DropPath", "Dropout", "Dropout1d", "Dropout2d", "Identity", "StochasticDepth"}
-# another class of the same function in evaluation mode
-ALIKE = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d", "DropoutLinear": "Linear"}
-# what the shapes of weights say
-WIDTHS = {"in_channels", "in_features", "num_features", "out_channels", "out_features"}
+NOTHING = {
+    "AlphaDropout",
+    "DropBlock2d",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
+    "Identity",
+    "PatchDropout",
+    "PatchDropoutWithIndices",
+    "StochasticDepth",
+}
+# another class of the same function in evaluation mode; of plain batch-norms torch has one function for all axes
+ALIKE = {
+    "SyncBatchNorm": "BatchNorm2d",
+    "SyncBatchNormAct": "BatchNormAct2d",
+    "DropoutLinear": "Linear",
+    "_BatchNorm": "BatchNorm2d",
+}
+NORMS = {"BatchNorm2d", "BatchNormAct2d"}
+# what the shapes of weights say, or those of frames
+WIDTHS = {"feat_shape", "in_channels", "in_features", "num_features", "out_channels", "out_features"}
 # what stands before a head
 POOLS = ("global_pool.", "avgpool.")
-# FSDP2 makes the class of a module one of this name, in place
-SHARDED_KIND = "FSDP"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module: the name of its class, and the settings of one that holds no other."""
+    """A module that holds no other: the name of its kind, and its settings."""
 
     kind: str
-    settings: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """A model's modules by their names, without what torch wraps them in.
+    """A model's innermost modules by their names, without what torch wraps them in.
+
+    A Sequential of one layer, beside what does nothing, goes by that layer.
 
     Example:
         >>> layers_of(nn.Sequential(nn.Dropout(), nn.MaxPool2d(3, 2)))["1"].settings["stride"]
@@ -52,19 +71,23 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
     """
     found = {}
     for name, module in model.named_modules():
-        kind = kind_of(module)
-        is_last = next(module.children(), None) is None
-        settings = (
-            {key: value for key, value in plain_attributes(module).items() if key not in WIDTHS}
-            if is_last
-            else None
-        )
-        found[own_name(name)] = Layer("Identity", {}) if kind in NOTHING else Layer(kind, settings)
+        if module is model:
+            continue
+        inner = [module]
+        while len(inner) == 1 and type(inner[0]) is nn.Sequential:
+            inner = [part for part in inner[0] if _function_of(part) not in NOTHING]
+        if len(inner) == 1 and next(inner[0].children(), None) is None:
+            found[own_name(name)] = _layer(inner[0])
+        elif type(module) is nn.Sequential:
+            found[own_name(name)] = Layer("Sequential" if inner else "Identity", {})
     return found
 
 
 def other_layer(
-    own: Mapping[str, Layer], others: Mapping[str, Layer], own_head: str | None = None
+    own: Mapping[str, Layer],
+    others: Mapping[str, Layer],
+    own_head: str | None = None,
+    same_library: bool = True,
 ) -> str | None:
     """The first layer that two models have and that computes something else, in words; None of none.
 
@@ -72,6 +95,7 @@ def other_layer(
         own: the layers of one.
         others: of the other.
         own_head: a layer that is not compared, nor the pooling before it.
+        same_library: whether one library made both: another puts activations elsewhere.
 
     Example:
         >>> own, others = (layers_of(nn.Sequential(pool)) for pool in (nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, 1)))
@@ -81,20 +105,20 @@ def other_layer(
     left_out = () if own_head is None else (*POOLS, f"{own_head.partition('.')[0]}.")
     for name, layer in own.items():
         other = others.get(name)
-        if other is None or (left_out and f"{name}.".startswith(left_out)):
+        if other is None or f"{name}.".startswith(left_out):
             continue
-        if layer.kind != other.kind and not (layer.settings is None and other.settings is None):
+        both_norms = not same_library and {layer.kind, other.kind} <= NORMS
+        if layer.kind != other.kind and not both_norms:
             return f"{name}, {layer.kind} for {other.kind}"
-        settings, usual = layer.settings or {}, other.settings or {}
-        for key in settings.keys() & usual.keys():
-            if _short(settings[key]) != _short(usual[key]):
-                return f"{name}, of {key} {settings[key]!r} for {usual[key]!r}"
+        for key in layer.settings.keys() & other.settings.keys():
+            if short(layer.settings[key]) != short(other.settings[key]):
+                return f"{name}, of {key} {layer.settings[key]!r} for {other.settings[key]!r}"
     return None
 
 
 def kind_of(module: nn.Module) -> str:
     """The name of a module's class, or of one of the same function."""
-    name = type(module).__name__.removeprefix(SHARDED_KIND)
+    name = type(module).__name__
     return ALIKE.get(name, name)
 
 
@@ -107,15 +131,27 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def short(value: Any) -> Any:
+    """A setting as it is compared: one number for as many equal ones, as a kernel of 3 is one of (3, 3)."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    values = tuple(map(short, value))
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _layer(module: nn.Module) -> Layer:
+    kind = _function_of(module)
+    settings = {key: value for key, value in plain_attributes(module).items() if key not in WIDTHS}
+    return Layer("Identity", {}) if kind in NOTHING else Layer(kind, settings)
+
+
+def _function_of(module: nn.Module) -> str:
+    """The class whose forward it is: subclasses that keep it (FSDP2's, a user's) compute the same."""
+    name = next(cls.__name__ for cls in type(module).__mro__ if "forward" in vars(cls))
+    return ALIKE.get(name, name)
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _short(value: Any) -> Any:
-    """One number for as many equal ones: a kernel of 3 is one of (3, 3)."""
-    if not isinstance(value, (tuple, list)):
-        return value
-    values = tuple(map(_short, value))
-    return values[0] if len(set(values)) == 1 else values

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import NOTHING, kind_of, layers_of, other_layer, plain_attributes
+from .layers import NOTHING, kind_of, layers_of, other_layer, plain_attributes, short
 
 __all__ = ["Origin", "fits_default_size", "image_size", "lookalikes", "origin_of", "other_function"]
 
@@ -119,7 +119,8 @@ def _other_layer_than(model: nn.Module, origin: Origin, own_head: str | None) ->
             twin = origin.build()
     except Exception:  # whatever a constructor raises at what a file says
         return None
-    return other_layer(layers_of(model), layers_of(twin), own_head)
+    is_theirs = any(cls.__module__.startswith(f"{origin.library}.") for cls in type(model).__mro__)
+    return other_layer(layers_of(model), layers_of(twin), own_head, same_library=is_theirs)
 
 
 def _is_of(model: nn.Module, origin: Origin) -> bool:
@@ -166,16 +167,18 @@ def fits_default_size(model: nn.Module, config: dict[str, Any]) -> bool:
     own = _structure_of(model)
     if twin is None or own.modules[""][0] != twin.modules[""][0]:
         return True
-    # of several heads, or convolutions, timm names each
-    said = (config.get(key) for key in ("classifier", "first_conv"))
-    others = tuple(
-        name for names in said for name in (names if isinstance(names, (tuple, list)) else (names,)) if name
-    )
+    others = (*_named(config, "classifier"), *_named(config, "first_conv"))
     return all(
         own.shapes[key] == shape
         for key, shape in twin.shapes.items()
         if key in own.shapes and not key.startswith((*others, own.head or "head"))
     )
+
+
+def _named(config: dict[str, Any], key: str) -> tuple[str, ...]:
+    """The layers that a timm model's configuration names there: one, several or none."""
+    names = config.get(key) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _origin_in_timm(model: Any) -> tuple[Origin | None, str]:
@@ -335,13 +338,9 @@ def _difference(own: _Structure, twin: _Structure, but: tuple[str, ...] = ()) ->
         if kind != other_kind and not (but and not name):
             return f"{name or 'its class'}, {kind} for {other_kind}"
         for key in attributes.keys() & usual.keys():
-            if _as_tuple(attributes[key]) != _as_tuple(usual[key]) and not (but and key == "num_classes"):
+            if short(attributes[key]) != short(usual[key]) and not (but and key == "num_classes"):
                 return f"{name or 'its'} {key}, {attributes[key]!r} for {usual[key]!r}"
     for key, shape in twin.shapes.items():
         if not (but and key.startswith(but)) and own.shapes.get(key, shape) != shape:
             return f"{key}, of shape {own.shapes[key]} for {shape}"
     return None
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, (tuple, list)) else value

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +73,20 @@ def fit(
         >>> [row["step"] for row in progress.rows]
         [1, 2, 3]
     """
+    settings = settings or Settings()
     _check_data(train, val)
-    trainer = Trainer(model, train, val, settings or Settings(), num_classes, collate, device, stop, title)
-    with _kept(trainer, out, resume, labels, about or {}):
-        trainer.run()
+    try:
+        trainer = Trainer(model, train, val, settings, num_classes, collate, device, stop, title)
+        with _kept(trainer, out, resume, labels, about or {}):
+            trainer.run()
+    finally:
+        if settings.checkpoint_activations:
+            with suppress(ValueError):  # of a model that has no such setting, which was refused
+                checkpoint_activations(model, enable=False)
     # the caller's model: without accelerate's wrapper of its forward, and with the weights that were tested
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
         del model.forward
-    if trainer.settings.checkpoint_activations:
-        checkpoint_activations(model, enable=False)
     if trainer.ema is not None:
         trainer.inner.load_state_dict(trainer.ema.module.state_dict())
     return trainer.progress

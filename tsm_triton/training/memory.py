@@ -1,6 +1,7 @@
 """Activations that are computed again in the backward instead of being kept."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, update_wrapper
 from typing import Any
 
@@ -25,8 +26,9 @@ LISTS = (nn.Sequential, nn.ModuleList)
 def checkpoint_activations(model: nn.Module, enable: bool = True) -> None:
     """Let a model, in whatever wrapper, keep the inputs of its blocks alone; in place.
 
-    What a block is computed again for are its activations: statistics of batch-norms, and whatever else modules keep in
-    buffers, count each batch once. A spectral norm, which computes with what it moves, is one iteration further then.
+    A block that is computed again leaves its buffers as they are, so statistics of batch-norms count each batch once.
+    A spectral norm, which computes with what it moves, is one iteration further then; and timm's blocks that were
+    compiled one by one count a batch twice: compile the whole model.
 
     Args:
         model: of timm, which knows it itself; of another library with blocks in an `nn.Sequential`, as torchvision's.
@@ -42,22 +44,22 @@ def checkpoint_activations(model: nn.Module, enable: bool = True) -> None:
         >>> model.grad_checkpointing
         True
     """
-    _leave_buffers(model, enable)
     for module in model.modules():
         setting: Any = getattr(module, "set_grad_checkpointing", None)
         if callable(setting):
             try:
                 setting(enable)
             except AssertionError as error:  # how timm says that a model has none
-                _leave_buffers(model, False)
                 raise ValueError(
                     f"expected a model that can compute activations again, got {type(module).__name__} ({error}): "
                     "drop checkpoint_activations"
                 ) from error
+            _take_hooks(module)
+            if enable:
+                _put_hooks(module)
             return
     blocks = list(_blocks(model))
     if not blocks:
-        _leave_buffers(model, False)
         raise ValueError(
             f"expected a model of blocks in an nn.Sequential, which can be computed again, got {type(model).__name__}: "
             "drop checkpoint_activations, or choose another model"
@@ -65,9 +67,8 @@ def checkpoint_activations(model: nn.Module, enable: bool = True) -> None:
     for block in blocks:
         vars(block).pop("forward", None)
         if enable:
-            again = partial(checkpoint, block.forward, use_reentrant=False)
             # so that a checkpoint sees the forward that it is, and names the model's builder
-            block.forward = update_wrapper(again, block.forward)
+            block.forward = update_wrapper(partial(_checkpointed, block, block.forward), block.forward)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -80,32 +81,73 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-class _Again:
-    """The hooks of a module whose buffers a backward that runs it again leaves as they were."""
+def _checkpointed(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _leaving_buffers(block)
+
+    if torch.compiler.is_compiling():  # a graph computes activations again, and moves no buffer
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+class _Buffers:
+    """The buffers of some modules, to be put back as they were."""
 
     def __init__(self) -> None:
-        self.before: list[tuple[str, Tensor, Tensor]] = []
+        self.held: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
 
-    def remember(self, module: nn.Module, _: Any) -> None:
+    def hold(self, *modules: nn.Module) -> None:
+        self.held = [
+            (buffers, name, buffer, buffer.clone())
+            for buffers in map(buffers_of, modules)
+            for name, buffer in buffers.items()
+            if buffer is not None
+        ]
+
+    def put_back(self) -> None:
+        for buffers, name, buffer, value in self.held:
+            buffers[name] = buffer
+            if 0 not in buffer.stride():  # expanded, it cannot have been written
+                buffer.data.copy_(value)  # no change that autograd would see
+        self.held = []
+
+
+@contextmanager
+def _leaving_buffers(module: nn.Module) -> Iterator[None]:
+    buffers = _Buffers()
+    buffers.hold(*module.modules())
+    try:
+        yield
+    finally:  # torch leaves a block by an exception, as soon as all that it misses is there again
+        buffers.put_back()
+
+
+class _Hooks:
+    """The same as hooks of one module, which timm runs again itself."""
+
+    def __init__(self) -> None:
+        self.buffers = _Buffers()
+
+    def before(self, module: nn.Module, _: Any) -> None:
         if not torch.compiler.is_compiling() and module.training and in_backward():
-            held = buffers_of(module).items()
-            self.before = [(name, buffer, buffer.clone()) for name, buffer in held if buffer is not None]
+            self.buffers.hold(module)
 
-    def restore(self, module: nn.Module, _: Any, __: Any) -> None:
-        for name, buffer, value in self.before:
-            buffers_of(module)[name] = buffer
-            buffer.data.copy_(value)  # no change that autograd would see
-        self.before = []
+    def behind(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.buffers.put_back()
 
 
-def _leave_buffers(model: nn.Module, enable: bool) -> None:
+def _put_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        if buffers_of(module):
+            hooks = _Hooks()
+            module.register_forward_pre_hook(hooks.before, prepend=True)
+            module.register_forward_hook(hooks.behind, always_call=True)
+
+
+def _take_hooks(model: nn.Module) -> None:
     for module in model.modules():
         for hooks, take in ((pre_hooks, take_pre_hook), (forward_hooks, take_forward_hook)):
             for key, hook in list(hooks(module).items()):
-                if isinstance(getattr(hook, "__self__", None), _Again):
+                if isinstance(getattr(hook, "__self__", None), _Hooks):
                     take(module, key)
-        if enable and buffers_of(module):
-            again = _Again()
-            module.register_forward_pre_hook(again.remember, prepend=True)
-            # also where what was missing is there, and the rest of the block is left out
-            module.register_forward_hook(again.restore, always_call=True)

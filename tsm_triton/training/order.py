@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, StackDataset, Subset
 
-from ..video.datasets.randomness import seed_of, seeded
+from ..video.datasets.randomness import drawing_from, seed_of
 
 __all__ = ["EpochBatches", "EvalBatches", "loader", "set_epoch"]
 
@@ -106,29 +106,35 @@ def set_epoch(dataset: Any, epoch: int) -> None:
         >>> set_epoch(torch.utils.data.Subset(Data(), [0]), 3)
         3
     """
-    waiting, told = [dataset], set()
-    while waiting:
-        each = waiting.pop()
-        if id(each) in told:
-            continue
-        told.add(id(each))
-        getattr(each, "set_epoch", lambda _: None)(epoch)
-        inside = getattr(each, "datasets", ())
-        waiting += [
-            getattr(each, "dataset", None),
-            *(inside.values() if isinstance(inside, dict) else inside),
-        ]
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
+    elif isinstance(dataset, Subset):
+        set_epoch(dataset.dataset, epoch)
+    elif isinstance(dataset, (ConcatDataset, StackDataset)):
+        parts: Any = dataset.datasets
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            set_epoch(part, epoch)
 
 
 class _Seeded(Dataset[Any]):
-    """A data set whose items draw from torch's generator what their numbers say, in whatever process."""
+    """A data set whose items draw from torch's generator what their numbers say, in whatever process.
+
+    What reads a batch at once draws for it what the numbers of all of its items say.
+    """
 
     def __init__(self, dataset: Any, *seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, index: int) -> Any:
-        with seeded(seed_of(*self.seed, index)):
+        with drawing_from(seed_of(*self.seed, index)):
             return self.dataset[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        read = getattr(self.dataset, "__getitems__", None)
+        if read is None or isinstance(self.dataset, Subset):  # which reads one item after another
+            return [self[index] for index in indices]
+        with drawing_from(seed_of(*self.seed, *indices)):
+            return read(indices)
 
 
 def loader(
@@ -148,7 +154,8 @@ def loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=functools.partial(_leave_signals_to_the_parent, _ending()),
-        # its own: an iterator draws a number from it, which would move the one that dropout draws from
+        # its own, which seeds what else its workers draw from (Python's generator, NumPy's): the default one is that of
+        # dropout
         generator=torch.Generator().manual_seed(seed_of(*seed, "workers")),
     )
 

@@ -201,9 +201,10 @@ def _check_layers(
             f"{', '.join(_activations(model))}. Create it with {name!r} and the options {options}."
         )
     others = {_placed(layer, published): each for layer, each in layers_of(twin).items()}
-    if published.recurrent is not None:
+    if published.recurrent is not None:  # the twin has a linear layer there
         del others[_key(published, library)(published.head)]
-    different = other_layer(layers_of(model), others, own_head)
+    is_theirs = any(cls.__module__.startswith(f"{library}.") for cls in type(model).__mro__)
+    different = other_layer(layers_of(model), others, own_head, same_library=is_theirs)
     if different is not None:
         raise ValueError(
             f"expected {type(model).__name__} to compute what {source} was trained with, got {different}. Make it as "

@@ -52,7 +52,9 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    if given.is_called("c2d") or re.search(r"type\s*=\s*'C2D'", given.configuration):
+    if given.is_called(r"(?<![a-z0-9])c2d(?![a-z0-9])") or re.search(
+        r"type\s*=\s*'C2D'", given.configuration
+    ):
         raise ValueError(
             f"expected a ResNetTSM, a MobileNetV2TSM or a TSN, got C2D in {given.source}, whose pooling over time "
             "no key shows and no model here has. Use the weights of one of these."

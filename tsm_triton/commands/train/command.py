@@ -249,9 +249,10 @@ def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDat
             f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])}"
             f"{' ...' if len(unreadable) > 3 else ''}"
         )
-    elif lost := {key: count for key in ("train", "val") if (count := best.get(f"{key}_left_out"))}:
-        clips = " and ".join(f"{count} clips of {key}" for key, count in lost.items())
-        lines.append(f"Left out in that epoch, for they cannot be read: {clips}.")
+    else:  # this process has read nothing of it, or of the epochs before
+        counts = {key: best.get(f"{key}_left_out", 0) for key in ("train", "val")}
+        clips = " and ".join(f"{count} clips of {key}" for key, count in counts.items() if count)
+        lines += [f"Left out in that epoch, for they cannot be read: {clips}."] if clips else []
     names = (
         "best.pt",
         "last.pt",

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["seed_of", "seeded"]
+__all__ = ["drawing_from", "seed_of", "seeded"]
 
-# the process and the thread that draw
-_inside: tuple[int, int] | None = None
+# the process and the thread that are inside of `seeded`
+_drawing: dict[str, tuple[int, int]] = {}
 
 
 def seed_of(*parts: int | str) -> int:
@@ -27,10 +27,10 @@ def seed_of(*parts: int | str) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch's default generator of the CPU start here inside, and go on outside as if nothing had happened.
+    """As `drawing_from`, for one thread at a time.
 
     Raises:
-        RuntimeError: another thread is inside, which draws from the same generator.
+        RuntimeError: another thread is inside, which would draw from the same generator.
 
     Example:
         >>> with seeded(7):
@@ -38,19 +38,29 @@ def seeded(seed: int) -> Iterator[None]:
         >>> with seeded(7):
         ...     assert torch.equal(drawn, torch.rand(2))
     """
-    global _inside
-    here, outer = (os.getpid(), threading.get_ident()), _inside
-    if outer is not None and outer != here and outer[0] == here[0]:  # a fork takes the parent's along
+    here = os.getpid(), threading.get_ident()
+    by = _drawing.setdefault("by", here)  # in one step: no other thread comes in between
+    if by[0] == here[0] and by != here:
         raise RuntimeError(
             "expected one thread at a time to read clips, whose random choices are torch's default generator's, got "
-            "two: read them in the workers of a DataLoader, which are processes"
+            "two: use the workers of a DataLoader, which are processes"
         )
+    before, _drawing["by"] = by, here  # a fork takes the parent's along
+    try:
+        with drawing_from(seed):
+            yield
+    finally:
+        if before is here:
+            del _drawing["by"]
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Let torch's default generator of the CPU start here inside, and go on outside as if nothing had happened."""
     generator = torch.default_generator  # torch.manual_seed would seed the GPU's generators as well
-    _inside = here
     before = generator.get_state()
     generator.manual_seed(seed)
     try:
         yield
     finally:
         generator.set_state(before)
-        _inside = outer

@@ -5,6 +5,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,14 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
         self.on_error = on_error
         self.seed = as_int(seed, "seed")
         self.shuffle = as_int(shuffle, "shuffle")
+        self._dealt_to: tuple[int, int] | None = None
         # shared with the workers of a DataLoader, each of which counts in its own place
-        self._process = (0, 1)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
-        # a worker that is spawned knows no process group
-        return {**vars(self), "_process": _process()}
+        spawned = get_spawning_popen() is not None  # a worker, which knows no process group
+        return {**vars(self), "_dealt_to": _process() if spawned else None}
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the clips, and the order of the videos, of this epoch from now on."""
@@ -85,9 +86,7 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
         urls, epoch = list(self.urls), int(self._epoch)
         if self.sampling.train:
             random.Random(seed_of(self.seed, epoch, "shards")).shuffle(urls)
-        rank, world = _process()
-        if world == 1 and get_worker_info() is not None:
-            rank, world = self._process
+        rank, world = self._dealt_to or _process()
         urls = list(shardlists.split_by_worker(iter(urls[rank::world])))
         videos: Iterator[Any] = (video for url in urls for video in self._videos(url))
         if self.sampling.train and self.shuffle > 1:
