@@ -370,6 +370,16 @@ def test_a_model_of_other_options_that_computes_the_same_takes_weights(name, mak
     assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18", "torchvision/mobilenet_v2"])
+def test_labels_of_another_number_than_classes_are_refused(name, tmp_path):
+    model = tsm_triton.create_model(name, 4, 5)
+    for labels in ("ab", "abcdefg"):
+        with pytest.raises(ValueError, match="expected 5 labels"):
+            save_checkpoint(model, tmp_path / "a.pt", labels=list(labels))
+    assert not (tmp_path / "a.pt").exists()
+    save_checkpoint(model, tmp_path / "a.pt", labels=list("abcde"))
+
+
 def test_a_head_of_ones_own_may_pool_otherwise(tmp_path):
     save_checkpoint(network(), tmp_path / "a.pt")
     other = patch(timm.create_model("test_resnet", num_classes=5, global_pool="max"), 4)

@@ -392,6 +392,12 @@ def test_a_data_set_that_reads_batches_at_once_does_so():
     assert len({tuple(row) for row in rows}) == 8
 
 
+def test_labels_are_as_many_as_classes(tmp_path):
+    with pytest.raises(ValueError, match="expected 2 labels, as many as num_classes, got 1"):
+        fit(nn.Linear(3, 2), Drawing(), num_classes=2, labels=["a"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stream_of_items_is_refused():
     class Endless(IterableDataset):
         def __iter__(self):

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..backbones import head_of
 from ..files import printable
 from ..functional import DIRECTIONS
 from ..fusion.fuse import FusedModel
@@ -266,6 +267,9 @@ def _checked_labels(labels: Any, model: nn.Module) -> list[str] | None:
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise TypeError(f"labels must be strings, got {labels!r:.80}: pass one for each class")
     labels, classes = list(labels), getattr(model, "num_classes", None)
+    if classes is None and type(model).__module__.startswith("torchvision."):  # whose models do not say it
+        with suppress(ValueError):
+            classes = model.get_submodule(head_of(model)).out_features
     if isinstance(classes, int) and len(labels) != classes:
         raise ValueError(
             f"expected {classes} labels, as many as {type(model).__name__} has classes, got {len(labels)}: pass one "

@@ -275,6 +275,11 @@ class ShiftHook(PatchHook):
 
         def shift(x: Tensor, channel_dim: int) -> Tensor:
             if boundaries is not None:
+                if not torch.compiler.is_compiling() and len(boundaries) != x.shape[0] + 1:
+                    raise ValueError(
+                        f"expected clip_lengths that add up to the frames, got {len(boundaries) - 1} with "
+                        f"{x.shape[0]} frames: pass the length of each clip to packed_clips"
+                    )
                 counts = fold_counts(x.shape[channel_dim], shift_div, direction, fold_order)
                 return ops.temporal_shift_packed(x, boundaries, *counts, channel_dim)
             return temporal_shift(

@@ -52,8 +52,8 @@ class Streaming:
         maps of a `features_only` backbone.
 
     Raises:
-        RuntimeError: the model is not patched, is patched bidirectionally, or is in training mode; with `fused`
-            a model that is compiled or that `torch.export` cannot capture, and autocast.
+        RuntimeError: the model is not patched, is patched bidirectionally, or, at a frame, is in training mode; with
+            `fused` a model that is compiled or that `torch.export` cannot capture, and autocast.
         TypeError, ValueError: bad arguments; `features` of a model that is not timm's; a frame of another
             size or batch than the one before.
 

@@ -75,6 +75,10 @@ def fit(
     """
     settings = settings or Settings()
     _check_data(train, val)
+    if labels is not None and len(labels) != num_classes:
+        raise ValueError(
+            f"expected {num_classes} labels, as many as num_classes, got {len(labels)}: pass one for each class"
+        )
     try:
         trainer = Trainer(model, train, val, settings, num_classes, collate, device, stop, title)
         with _kept(trainer, out, resume, labels, about or {}):

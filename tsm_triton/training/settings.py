@@ -28,7 +28,7 @@ class Settings:
         clip_grad: largest norm of the gradients; 0 for any.
         sched: `"cosine"`, `"multistep"`, `"poly"` (of the power 0.9) or `"tanh"`, timm's, or `"constant"`.
         milestones: epochs at which `"multistep"` divides the rate by ten.
-        warmup_epochs: in which the rate rises, at most all but one.
+        warmup_epochs: in which the rate rises; the last epoch is none of them, however many are asked for.
         label_smoothing: from 0 to 1.
         mixup, cutmix: timm's alphas; 0 for none. Mixed clips keep all their frames.
         ema: decay of the averaged weights, which are then those that are tested and kept; 0 for none.
@@ -42,7 +42,7 @@ class Settings:
         save_every: steps between two states to go on from, beside those at the ends of epochs; 0 for these alone.
 
     Raises:
-        ValueError: a value out of bounds.
+        ValueError: a value out of bounds; `fit` raises it for what also depends on data, processes and timm.
 
     Example:
         >>> Settings(epochs=2, opt="sgd", lr=0.01).batch_size
@@ -95,6 +95,7 @@ class Settings:
         for name in ("momentum", "label_smoothing", "ema"):
             self._check(name, 0 <= getattr(self, name) < 1, "from 0 to less than 1")
         self._check("lr", 0 < self.lr < math.inf, "a positive number")
+        self._check("weight_decay", self.weight_decay < math.inf, "a finite number")
         for name, known in (("groups", GROUPS), ("freeze_bn", FREEZE_BN), ("precision", PRECISIONS)):
             self._check(name, getattr(self, name) in known, f"one of {', '.join(map(repr, known))}")
         self._check("milestones", all(epoch >= 1 for epoch in self.milestones), "epochs of at least 1")
