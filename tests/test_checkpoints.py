@@ -370,6 +370,32 @@ def test_a_model_of_other_options_that_computes_the_same_takes_weights(name, mak
     assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
 
 
+def other_eps(model: nn.Module) -> nn.Module:
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = 0.5
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "word"),
+    [
+        ("test_efficientnet", lambda name: other_eps(timm.create_model(name)), "of eps 0.5"),
+        ("test_vit", lambda name: timm.create_model(name, num_heads=4), "of (num_heads|head_dim|scale)"),
+        (
+            "test_efficientnet",
+            lambda name: nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model(name)),
+            "BatchNorm2d for BatchNormAct2d",
+        ),
+    ],
+    ids=["eps", "heads", "activations that were lost"],
+)
+def test_what_no_key_and_no_option_tells_is_compared(name, make, word, tmp_path):
+    save_checkpoint(timm.create_model(name), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"to compute what .* was trained with, got .*{word}"):
+        load_checkpoint(make(name), tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18", "torchvision/mobilenet_v2"])
 def test_labels_of_another_number_than_classes_are_refused(name, tmp_path):
     model = tsm_triton.create_model(name, 4, 5)
@@ -378,6 +404,13 @@ def test_labels_of_another_number_than_classes_are_refused(name, tmp_path):
             save_checkpoint(model, tmp_path / "a.pt", labels=list(labels))
     assert not (tmp_path / "a.pt").exists()
     save_checkpoint(model, tmp_path / "a.pt", labels=list("abcde"))
+
+
+def test_a_network_whose_weights_have_a_version_is_built_again(tmp_path):
+    model = tsm_triton.create_model("torchvision/mnasnet0_5", 4, 5)
+    save_checkpoint(model, tmp_path / "a.pt")
+    again = load_checkpoint(tmp_path / "a.pt").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
 
 
 def test_a_head_of_ones_own_may_pool_otherwise(tmp_path):

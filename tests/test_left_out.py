@@ -131,7 +131,7 @@ def test_an_interrupted_training_with_damaged_videos_ends_as_an_unbroken_one(
     assert main([*command(videos, tmp_path / "cut", "--resume")]) == 0  # nothing is read any more
     printed = capsys.readouterr().out
     assert "top-5 of 2 videos." in printed
-    assert "Left out in that epoch, for they cannot be read: 9 clips of train and 4 clips of val." in printed
+    assert ", for they cannot be read: 9 clips of train and 4 clips of val." in printed
     with (tmp_path / "cut" / "metrics.csv").open() as file:
         assert [(row["train_left_out"], row["val_left_out"]) for row in csv.DictReader(file)] == [
             ("9", "4")

@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+import torchvision
 from published_networks import (
     FRAMES,
     ConvNeXt,
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 from servers import http_server, send
 from timm.layers import BlurPool2d
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 import tsm_triton
 from tsm_triton import load_checkpoint
@@ -248,17 +250,23 @@ def test_another_folders_name_says_nothing(tmp_path):
     assert {(hook.num_segments, hook.shift_div) for hook in hooks} == {(8, 8)}
 
 
-def with_configuration(tmp_path, state, text):
-    torch.save({"meta": {"mmengine_version": "0.10", "cfg": text}, "state_dict": state}, tmp_path / "a.pth")
-    return tmp_path / "a.pth"
+def with_configuration(tmp_path, state, text, name="a.pth"):
+    torch.save({"meta": {"mmengine_version": "0.10", "cfg": text}, "state_dict": state}, tmp_path / name)
+    return tmp_path / name
 
 
 def test_a_configuration_in_the_file_says_more_than_its_name(tmp_path):
     state, expected = mmaction2(50, mode="dot_product")
     text = "model = dict(backbone=dict(non_local_cfg=dict(mode='dot_product'), num_segments=4, shift_div=8))"
+    name = "tsm_nl-embedded-gaussian-r50_8xb8-1x1x16-50e.pth"
+    model = load_checkpoint(with_configuration(tmp_path, state, text, name))
+    assert {hook.num_segments for hook in shift_hooks(model)} == {T}
     with torch.no_grad():
-        actual = load_checkpoint(with_configuration(tmp_path, state, text))(FRAMES)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_non_local_blocks_with_a_scale_are_refused(tmp_path):
+    state, _ = mmaction2(50, mode="embedded_gaussian")
     text = "non_local_cfg=dict(use_scale=True, mode='embedded_gaussian')"
     with pytest.raises(ValueError, match="got use_scale=True"):
         load_checkpoint(with_configuration(tmp_path, state, text))
@@ -315,7 +323,7 @@ def test_what_decides_the_numbers_and_is_not_said_is_asked_for(tmp_path):
     state, _ = paddle_version_2()
     with pytest.raises(ValueError, match="expected num_segments.*its configurations have 8 and 16"):
         load_checkpoint(state)
-    for name in ("PPTSMv2_k400_16f.pth", "pptsmv2_a8f0_16f.pth"):
+    for name in ("PPTSMv2_k400_16f.pth", "pptsmv2_a8f0_16f.pth", "pptsm_lcnet_k400_16frames_uniform.pth"):
         hooks = shift_hooks(load_checkpoint(save(tmp_path, name, state)))
         assert [(hook.num_segments, hook.shift_div) for hook in hooks] == [(16, 16)]
 
@@ -352,6 +360,12 @@ def built(**options):
     return lambda library: tsm_triton.patch(timm.create_model("resnet18", num_classes=CLASSES, **options), T)
 
 
+class Own(torchvision.models.ResNet):
+    def __init__(self, block, layers, num_classes):
+        super().__init__(block, layers, num_classes)
+        self.avgpool = nn.AdaptiveMaxPool2d(1)
+
+
 # what no key shows, each with a word of the error
 OTHERS = {
     "pooling": (built(global_pool="max"), "timm", "global_pool"),
@@ -367,6 +381,11 @@ OTHERS = {
         changed(lambda model: setattr(model.layer1[0], "act1", nn.Identity())),
         "timm",
         "layer1.0.act1, Identity for ReLU",
+    ),
+    "pooling of a class of one's own": (
+        lambda _: tsm_triton.patch(Own(BasicBlock, [2, 2, 2, 2], CLASSES), T),
+        "torchvision",
+        "avgpool, AdaptiveMaxPool2d for AdaptiveAvgPool2d",
     ),
     "pooling of torchvision's": (
         changed(lambda model: setattr(model, "avgpool", nn.AdaptiveMaxPool2d(1))),

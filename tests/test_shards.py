@@ -90,20 +90,21 @@ def test_processes_and_workers_share_the_tar_files(folder, monkeypatch):
     assert seen == [[0, 1, 4, 5], [2, 3]]
 
 
-def deal(rank: int, folder: str, meeting: str, context: str, queue) -> None:
+def deal(rank: int, shards, meeting: str, context: str, queue) -> None:
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    shards = read_shards(folder, 2, sampling="authors")
-    loader = DataLoader(shards, None, num_workers=1, multiprocessing_context=context)
+    workers = {} if context == "none" else dict(num_workers=1, multiprocessing_context=context)
+    loader = DataLoader(shards, None, **workers)
     queue.put((rank, [label for _, label in loader]))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["none", "fork", "spawn"])
 def test_workers_share_them_however_they_were_started(context, folder, tmp_path, monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    spawn(deal, (str(folder), str(tmp_path / "meeting"), context, queue), nprocs=2)
+    shards = read_shards(folder, 2, sampling="authors")
+    spawn(deal, (shards, str(tmp_path / "meeting"), context, queue), nprocs=2)
     assert dict(queue.get() for _ in range(2)) == {0: [0, 1, 4, 5], 1: [2, 3]}
 
 

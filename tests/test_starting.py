@@ -99,8 +99,11 @@ def test_videos_without_labels_are_not_tested_on(videos, tmp_path, capsys):
     assert main([*arguments, *small()]) == 2
     assert "expected a label for each video of" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_out_of_range_is_refused(videos, capsys):
     with pytest.raises(SystemExit):
-        main([*arguments, *small(), "--seed", str(2**64)])
+        main(["train", str(videos), *small(), "--seed", str(2**64)])
     assert "choose one in between" in capsys.readouterr().err
 
 

@@ -408,9 +408,12 @@ def test_a_network_of_two_heads_has_the_size_it_was_made_for(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=5)
     assert preparation_of(model).size == 224
+
+
+def test_a_network_of_two_heads_that_was_made_for_another_size_asks_for_it():
     with torch.device("meta"):
-        other = timm.create_model("levit_128s", num_classes=5, img_size=192)
+        model = timm.create_model("levit_128s", num_classes=5, img_size=192)
     with pytest.raises(ValueError, match="Pass size"):
-        preparation_of(other)
-    set_preparation(other, preparation_of(other, size=192))
-    assert preparation_of(other).size == 192
+        preparation_of(model)
+    set_preparation(model, preparation_of(model, size=192))
+    assert preparation_of(model).size == 192

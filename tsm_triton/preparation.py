@@ -169,7 +169,7 @@ def _resolved(config: Mapping[str, Any], module: nn.Module, known: Mapping[str, 
             height, width = built_for
         elif (
             config.get("fixed_input_size")
-            and "short_side" not in config  # nobody has said it
+            and "short_side" not in config  # which set_preparation writes
             and built_for is None
             and not fits_default_size(module, dict(config))
         ):

@@ -124,7 +124,8 @@ def fit(
     Raises:
         ValueError: keys that are missing or unexpected, or tensors of other shapes or kinds, with their names.
     """
-    expected = {own_name(key): (key, value) for key, value in model.state_dict().items()}
+    own = model.state_dict()
+    expected = {own_name(key): (key, value) for key, value in own.items()}
     given = distinct(((own_name(key), value) for key, value in state.items()), source)
     if "n_averaged" not in expected:
         given = without_count(given)
@@ -148,7 +149,7 @@ def fit(
         "of another kind": [
             f"{key} {given[key].dtype} for {value.dtype}"
             for key, (_, value) in expected.items()
-            if key in given and _holds_less(value, given[key])
+            if key in given and _is_of_another_kind(value, given[key])
         ],
     }
     if any(wrong.values()):
@@ -167,7 +168,9 @@ def fit(
                 else f"Make the model as that one was made{advice}."
             )
         )
-    return {key: given[name] for name, (key, _) in expected.items()}
+    for name, (key, _) in expected.items():
+        own[key] = given[name]
+    return own  # with the versions of its modules, without which MNASNet loads nothing
 
 
 def _other_head(wrong: Mapping[str, list[str]], given: Mapping[str, Tensor]) -> str | None:
@@ -178,8 +181,8 @@ def _other_head(wrong: Mapping[str, list[str]], given: Mapping[str, Tensor]) -> 
     return keys[0] if one and not others else None
 
 
-def _holds_less(own: Tensor, given: Tensor) -> bool:
-    """Whether a tensor cannot hold what it is given: quantised weights without their scales, complex ones."""
+def _is_of_another_kind(own: Tensor, given: Tensor) -> bool:
+    """Whether one is complex and the other not, or integers are given for floats: quantised, without their scales."""
     return own.is_complex() != given.is_complex() or (
         own.is_floating_point() and not given.is_floating_point()
     )

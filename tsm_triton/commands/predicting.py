@@ -12,7 +12,8 @@ from ..exporting.loading import ExportedClips
 from ..preparation import preparation_of, sampling_of
 from ..progress import Bar
 from ..training.machine import default_workers, placed
-from ..training.order import EvalBatches, loader
+from ..training.order import EvalBatches
+from ..training.reading import loader
 from ..video.classifier import VideoClassifier
 from ..video.datasets import Listing, Sample, VideoDataset, collate
 from ..video.datasets.reading import readable

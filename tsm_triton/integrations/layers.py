@@ -8,7 +8,16 @@ from torch import nn
 
 from ..torch_private import own_name
 
-__all__ = ["NOTHING", "Layer", "kind_of", "layers_of", "other_layer", "plain_attributes", "short"]
+__all__ = [
+    "NOTHING",
+    "Layer",
+    "is_of_library",
+    "kind_of",
+    "layers_of",
+    "other_layer",
+    "plain_attributes",
+    "short",
+]
 
 # what changes no output in evaluation mode, or is another spelling of the same
 SILENT = {
@@ -47,21 +56,51 @@ ALIKE = {
 }
 NORMS = {"BatchNorm2d", "BatchNormAct2d"}
 # what the shapes of weights say, or those of frames
-WIDTHS = {"feat_shape", "in_channels", "in_features", "num_features", "out_channels", "out_features"}
+SHAPED = {
+    "dynamic_img_pad",
+    "dynamic_img_size",
+    "dynamic_mask",
+    "feat_shape",
+    "feat_size",
+    "grid_size",
+    "image_size",
+    "img_size",
+    "in_channels",
+    "in_features",
+    "input_resolution",
+    "num_features",
+    "num_patches",
+    "out_channels",
+    "out_features",
+    "resolution",
+    "strict_img_size",
+}
 # what stands before a head
 POOLS = ("global_pool.", "avgpool.")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that holds no other: the name of its kind, and its settings."""
+    """A module that computes: the name of its kind, its settings, and whether it holds no other module."""
 
     kind: str
     settings: Mapping[str, Any]
+    is_leaf: bool = True
+
+
+def is_of_library(model: nn.Module, library: str) -> bool:
+    """Whether a model's class, or what that is derived from, is a library's.
+
+    Example:
+        >>> is_of_library(nn.Linear(1, 1), "torch"), is_of_library(nn.Linear(1, 1), "timm")
+        (True, False)
+    """
+    return any(cls.__module__.startswith(f"{library}.") for cls in type(model).__mro__)
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """A model's innermost modules by their names, without what torch wraps them in.
+    """A model's layers by their names, without what torch wraps them in: modules that hold no other, that have weights
+    of their own beside others, as norms with an activation, or heads, as attention.
 
     A Sequential of one layer, beside what does nothing, goes by that layer.
 
@@ -76,9 +115,15 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
         inner = [module]
         while len(inner) == 1 and type(inner[0]) is nn.Sequential:
             inner = [part for part in inner[0] if _function_of(part) not in NOTHING]
-        if len(inner) == 1 and next(inner[0].children(), None) is None:
-            found[own_name(name)] = _layer(inner[0])
-        elif type(module) is nn.Sequential:
+        if len(inner) == 1:
+            layer = _layer(inner[0])
+            if (
+                layer.is_leaf
+                or any(True for _ in inner[0].parameters(recurse=False))
+                or "num_heads" in layer.settings
+            ):
+                found[own_name(name)] = layer
+        else:
             found[own_name(name)] = Layer("Sequential" if inner else "Identity", {})
     return found
 
@@ -94,7 +139,8 @@ def other_layer(
     Args:
         own: the layers of one.
         others: of the other.
-        own_head: a layer that is not compared, nor the pooling before it.
+        own_head: a layer that stays: neither it, nor what stands in the same outermost module, nor the pooling before
+            is compared.
         same_library: whether one library made both: another puts activations elsewhere.
 
     Example:
@@ -107,12 +153,15 @@ def other_layer(
         other = others.get(name)
         if other is None or f"{name}.".startswith(left_out):
             continue
-        both_norms = not same_library and {layer.kind, other.kind} <= NORMS
-        if layer.kind != other.kind and not both_norms:
-            return f"{name}, {layer.kind} for {other.kind}"
-        for key in layer.settings.keys() & other.settings.keys():
-            if short(layer.settings[key]) != short(other.settings[key]):
-                return f"{name}, of {key} {layer.settings[key]!r} for {other.settings[key]!r}"
+        both_norms = {layer.kind, other.kind} <= NORMS
+        if layer.kind != other.kind and not (both_norms and not same_library):
+            # torch's conversion to SyncBatchNorm keeps an activation as a child, which nothing calls
+            if layer.is_leaf or other.is_leaf or both_norms:
+                return f"{name}, {layer.kind} for {other.kind}"
+            continue  # two ways to put layers together, which are compared themselves
+        for key, value in layer.settings.items():
+            if key in other.settings and short(value) != short(other.settings[key]):
+                return f"{name}, of {key} {value!r} for {other.settings[key]!r}"
     return None
 
 
@@ -141,8 +190,9 @@ def short(value: Any) -> Any:
 
 def _layer(module: nn.Module) -> Layer:
     kind = _function_of(module)
-    settings = {key: value for key, value in plain_attributes(module).items() if key not in WIDTHS}
-    return Layer("Identity", {}) if kind in NOTHING else Layer(kind, settings)
+    settings = {key: value for key, value in plain_attributes(module).items() if key not in SHAPED}
+    is_leaf = next(module.children(), None) is None
+    return Layer("Identity", {}) if kind in NOTHING else Layer(kind, settings, is_leaf)
 
 
 def _function_of(module: nn.Module) -> str:

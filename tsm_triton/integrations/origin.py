@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import NOTHING, kind_of, layers_of, other_layer, plain_attributes, short
+from .layers import NOTHING, is_of_library, kind_of, layers_of, other_layer, plain_attributes, short
 
 __all__ = ["Origin", "fits_default_size", "image_size", "lookalikes", "origin_of", "other_function"]
 
@@ -119,8 +119,8 @@ def _other_layer_than(model: nn.Module, origin: Origin, own_head: str | None) ->
             twin = origin.build()
     except Exception:  # whatever a constructor raises at what a file says
         return None
-    is_theirs = any(cls.__module__.startswith(f"{origin.library}.") for cls in type(model).__mro__)
-    return other_layer(layers_of(model), layers_of(twin), own_head, same_library=is_theirs)
+    same_library = is_of_library(model, origin.library)
+    return other_layer(layers_of(model), layers_of(twin), own_head, same_library)
 
 
 def _is_of(model: nn.Module, origin: Origin) -> bool:

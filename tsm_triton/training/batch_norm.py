@@ -27,8 +27,8 @@ def freeze_batch_norm(model: Model, keep_first: bool = True) -> Model:
     """Freeze statistics and weights of a model's batch-norms, in place and for good: `model.train()` leaves them.
 
     Small batches spoil statistics that were taken from large ones; the authors freeze them where they fine-tune on
-    small data sets. Copies and pickles stay frozen; a checkpoint knows nothing of it, nor does what takes their place:
-    convert to synchronised ones first.
+    small data sets. Copies and pickles stay frozen. A checkpoint does not say so, and layers that take their place are
+    not: convert to SyncBatchNorm before.
 
     Args:
         model: with batch-norms, or without, which is then left as it is.

@@ -44,8 +44,9 @@ def fit(
         model: inputs -> logits `[N, num_classes]`, a `VideoClassifier` for instance. All of it is put in training mode;
             `requires_grad_(False)` and `freeze_batch_norm` hold what shall stay.
         train, val: data sets of pairs, an input and a label, that have a length and give items by number. What items
-            draw from torch's generator follows from seed, epoch and number; `set_epoch(epoch)` is called where there is
-            one, also inside of torch's `Subset` and `ConcatDataset`. Without `val` the last epoch is the best one.
+            draw from torch's generator follows from seed, epoch and number, or of batches that are read at once
+            (`__getitems__`) from all of their numbers; `set_epoch(epoch)` is called where there is one, also inside of
+            torch's `Subset` and `ConcatDataset`. Without `val` the last epoch is the best one.
         settings: how.
         num_classes: C.
         labels: a name for each class, for checkpoints and pictures.
@@ -79,21 +80,29 @@ def fit(
         raise ValueError(
             f"expected {num_classes} labels, as many as num_classes, got {len(labels)}: pass one for each class"
         )
-    try:
+    with _given_back(model, settings):
         trainer = Trainer(model, train, val, settings, num_classes, collate, device, stop, title)
-        with _kept(trainer, out, resume, labels, about or {}):
-            trainer.run()
+        try:
+            with _kept(trainer, out, resume, labels, about or {}):
+                trainer.run()
+        finally:
+            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if trainer.ema is not None:  # the weights that were tested
+            trainer.inner.load_state_dict(trainer.ema.module.state_dict())
+        return trainer.progress
+
+
+@contextmanager
+def _given_back(model: nn.Module, settings: Settings) -> Iterator[None]:
+    """The caller's model in the end: without accelerate's wrapper of its forward, and without recomputed blocks."""
+    try:
+        yield
     finally:
+        if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
+            del model.forward
         if settings.checkpoint_activations:
             with suppress(ValueError):  # of a model that has no such setting, which was refused
                 checkpoint_activations(model, enable=False)
-    # the caller's model: without accelerate's wrapper of its forward, and with the weights that were tested
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if getattr(vars(model).get("forward"), "__func__", None) is type(model).forward:
-        del model.forward
-    if trainer.ema is not None:
-        trainer.inner.load_state_dict(trainer.ema.module.state_dict())
-    return trainer.progress
 
 
 def _check_data(*given: Any) -> None:

@@ -21,8 +21,9 @@ from .machine import placed
 from .memory import checkpoint_activations
 from .metrics import Scores
 from .optimisation import make_loss, make_mixing, make_optimizer, make_scheduler, rate_of_step
-from .order import EpochBatches, EvalBatches, loader, set_epoch
+from .order import EpochBatches, EvalBatches
 from .parts import Part, completed, next_part
+from .reading import loader, set_epoch
 from .settings import Settings
 from .state import Progress, Stopped, save_state
 from .testing import test
@@ -67,8 +68,7 @@ class Trainer:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.whole = copy.deepcopy(model).cpu() if settings.fsdp else model
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
-        self.inner = model
-        optimizer = make_optimizer(model, settings)
+        self.inner, optimizer = model, make_optimizer(model, settings)
         if settings.compile:
             model.compile(backend=compile_graph)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

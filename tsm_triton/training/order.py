@@ -1,19 +1,11 @@
 """Which clips come when: a function of the seed and the epoch alone, whatever the processes and where it begins."""
 
-import atexit
-import functools
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, StackDataset, Subset
+from torch.utils.data import Sampler
 
-from ..video.datasets.randomness import drawing_from, seed_of
-
-__all__ = ["EpochBatches", "EvalBatches", "loader", "set_epoch"]
+__all__ = ["EpochBatches", "EvalBatches"]
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -95,86 +87,3 @@ class EvalBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-def set_epoch(dataset: Any, epoch: int) -> None:
-    """Tell a data set, and those that it is made of (torch's `Subset`, `ConcatDataset`), which epoch it is.
-
-    Example:
-        >>> class Data(Dataset):
-        ...     def set_epoch(self, epoch): print(epoch)
-        >>> set_epoch(torch.utils.data.Subset(Data(), [0]), 3)
-        3
-    """
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(epoch)
-    elif isinstance(dataset, Subset):
-        set_epoch(dataset.dataset, epoch)
-    elif isinstance(dataset, (ConcatDataset, StackDataset)):
-        parts: Any = dataset.datasets
-        for part in parts.values() if isinstance(parts, dict) else parts:
-            set_epoch(part, epoch)
-
-
-class _Seeded(Dataset[Any]):
-    """A data set whose items draw from torch's generator what their numbers say, in whatever process.
-
-    What reads a batch at once draws for it what the numbers of all of its items say.
-    """
-
-    def __init__(self, dataset: Any, *seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __getitem__(self, index: int) -> Any:
-        with drawing_from(seed_of(*self.seed, index)):
-            return self.dataset[index]
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        read = getattr(self.dataset, "__getitems__", None)
-        if read is None or isinstance(self.dataset, Subset):  # which reads one item after another
-            return [self[index] for index in indices]
-        with drawing_from(seed_of(*self.seed, *indices)):
-            return read(indices)
-
-
-def loader(
-    dataset: Dataset[Any],
-    batches: Sampler[list[int]],
-    workers: int,
-    collate: Callable[[list[Any]], Any] | None = None,
-    *,
-    seed: tuple[int, int] = (0, 0),
-    pin_memory: bool = False,
-) -> DataLoader[Any]:
-    """Batches of a data set, read by this process or by others; what items draw follows from a seed and an epoch."""
-    return DataLoader(
-        _Seeded(dataset, *seed),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=functools.partial(_leave_signals_to_the_parent, _ending()),
-        # its own, which seeds what else its workers draw from (Python's generator, NumPy's): the default one is that of
-        # dropout
-        generator=torch.Generator().manual_seed(seed_of(*seed, "workers")),
-    )
-
-
-@functools.cache
-def _ending() -> Any:
-    """Whether this process ends, for its workers to see.
-
-    Where an error keeps a loader alive, they do too, until `multiprocessing` terminates them at the exit and waits:
-    this is told just before, as what is registered later runs first.
-    """
-    ending = multiprocessing.RawValue("b", 0)
-    atexit.register(setattr, ending, "value", 1)
-    return ending
-
-
-def _leave_signals_to_the_parent(ending: Any, _: int) -> None:
-    """Ctrl-C and service managers signal all processes of a group; the parent finishes its step, and ends these."""
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)

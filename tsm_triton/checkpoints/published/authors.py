@@ -81,8 +81,8 @@ def _resnet_key(key: str) -> str:
 def _shifts(given: Given) -> dict[str, Choice]:
     usual = "as the released ones"
     return {
-        "num_segments": given.choose("num_segments", pattern=r"segment(\d+)", default=8, why=usual),
-        "shift_div": given.choose("shift_div", pattern=r"shift(\d+)", default=8, why=usual),
+        "num_segments": given.choose("num_segments", in_name=r"segment(\d+)", default=8, why=usual),
+        "shift_div": given.choose("shift_div", in_name=r"shift(\d+)", default=8, why=usual),
         "direction": given.choose("direction", default="bidirectional", why=usual),
         "fold_order": given.choose("fold_order", always="future_first", why="as every file"),
     }

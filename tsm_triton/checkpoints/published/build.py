@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backbones import add_non_local, add_temporal_pool, create_backbone, set_head
-from ...integrations.layers import layers_of, other_layer
+from ...integrations.layers import is_of_library, layers_of, other_layer
 from ...integrations.residual import first_conv
 from ...modules import RecurrentHead
 from ...patching.patch import patch
@@ -98,11 +98,14 @@ def full_name(library: str, name: str) -> str:
 
 
 def _library_of(model: nn.Module, published: Published) -> str:
-    """The library whose keys a model has, of two its own."""
-    own, made_by = model.state_dict(), type(model).__module__.partition(".")[0]
+    """The library that has most of a model's keys; where two have as many, the one whose class it is."""
+    own = model.state_dict()
     return max(
         published.networks,
-        key=lambda library: (len(own.keys() & _state(published, library).keys()), library == made_by),
+        key=lambda library: (
+            len(own.keys() & _state(published, library).keys()),
+            is_of_library(model, library),
+        ),
     )
 
 
@@ -203,8 +206,7 @@ def _check_layers(
     others = {_placed(layer, published): each for layer, each in layers_of(twin).items()}
     if published.recurrent is not None:  # the twin has a linear layer there
         del others[_key(published, library)(published.head)]
-    is_theirs = any(cls.__module__.startswith(f"{library}.") for cls in type(model).__mro__)
-    different = other_layer(layers_of(model), others, own_head, same_library=is_theirs)
+    different = other_layer(layers_of(model), others, own_head, is_of_library(model, library))
     if different is not None:
         raise ValueError(
             f"expected {type(model).__name__} to compute what {source} was trained with, got {different}. Make it as "

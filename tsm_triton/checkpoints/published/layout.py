@@ -52,8 +52,8 @@ class Given:
         option: str,
         *,
         always: Any = None,
-        setting: str | None = None,
-        pattern: str | None = None,
+        in_configuration: str | None = None,
+        in_name: str | None = None,
         default: Any = None,
         why: str = "",
     ) -> Choice:
@@ -62,8 +62,8 @@ class Given:
         Args:
             option: its name, as `load_checkpoint` takes it.
             always: what the keys show, or all files of this layout have; the caller cannot say otherwise.
-            setting: finds it in the configuration, as its first group.
-            pattern: finds it in the file's name, else in that of a run's folder, as its first group.
+            in_configuration: a pattern that finds it there, as its first group.
+            in_name: one that finds it in the file's name, else in that of a run's folder, as its first group.
             default: of the layout; without one the caller is asked.
             why: of `always` or `default`.
 
@@ -83,9 +83,9 @@ class Given:
         if said is not None:
             return Choice(said, "as was said")
         places = (
-            (setting, self.configuration, "from the configuration in the file"),
-            (pattern, self.name, "from the file's name"),
-            (pattern, self._run, "from its folder's name"),
+            (in_configuration, self.configuration, "from the configuration in the file"),
+            (in_name, self.name, "from the file's name"),
+            (in_name, self._run, "from its folder's name"),
         )
         for finds, text, where in places:
             found = re.search(finds, text) if finds else None

@@ -94,8 +94,8 @@ def _mode(found: Unwrapped, given: Given) -> Choice | None:
         return given.choose("non_local", always="gaussian", why="from the keys")
     mode = given.choose(
         "non_local",
-        setting=r"\bmode\s*=\s*'(dot_product|embedded_gaussian)'",
-        pattern=r"nl-(dot-product|embedded-gaussian)",
+        in_configuration=r"\bmode\s*=\s*'(dot_product|embedded_gaussian)'",
+        in_name=r"nl-(dot-product|embedded-gaussian)",
         why="'embedded_gaussian' and 'dot_product' have the same keys",
     )
     if mode.value == "embedded_gaussian" and re.search(r"use_scale\s*=\s*True", given.configuration):
@@ -111,12 +111,14 @@ def _shifts(given: Given) -> dict[str, Choice]:
     return {
         "num_segments": given.choose(
             "num_segments",
-            setting=r"\bnum_segments\s*=\s*(\d+)",
-            pattern=r"1x1x(\d+)",
+            in_configuration=r"\bnum_segments\s*=\s*(\d+)",
+            in_name=r"1x1x(\d+)",
             default=8,
             why=usual,
         ),
-        "shift_div": given.choose("shift_div", setting=r"\bshift_div\s*=\s*(\d+)", default=8, why=usual),
+        "shift_div": given.choose(
+            "shift_div", in_configuration=r"\bshift_div\s*=\s*(\d+)", default=8, why=usual
+        ),
         "direction": given.choose("direction", default="bidirectional", why=usual),
         "fold_order": given.choose("fold_order", always="future_first", why="as every file"),
     }

@@ -22,8 +22,8 @@ before its third stage (`place="block"` at `stages.2`), and a factor of 0.8 in e
 is multiplied into the head here. PP-TSM on MobileNetV2 and V3 has an expansion in its first block that no model of the
 libraries has.
 
-TSN has the keys of TSM, and PP-TSN those of PP-TSM, of plain ReLUs: a file, or its folder, that is called so holds no
-shift.
+TSN has the keys of TSM, and PP-TSN, whose activations are plain ReLUs, those of PP-TSM. The file's name tells them
+apart: one that says `tsn`, and not `tsm`, holds no shift.
 
 A `.pdparams` file is a pickle of arrays, which `torch.load(weights_only=True)` does not read: write it anew, where
 Paddle is, with `safetensors.numpy.save_file`.
@@ -136,7 +136,7 @@ def _version_2(plain: dict[str, Tensor], given: Given) -> Published:
             given,
             given.choose(
                 "num_segments",
-                pattern=r"(?<![A-Za-z0-9])(8|16)f(?![A-Za-z0-9])",
+                in_name=r"(?<![A-Za-z0-9])(8|16)f(?:rames)?(?![A-Za-z0-9])",
                 why="its configurations have 8 and 16",
             ),
             given.choose("place", always="block", why="as every PP-TSMv2"),

@@ -242,17 +242,17 @@ def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDat
             f"{best['val_top5']:.1f} % top-5 of {len(val) - best['val_left_out']} videos."
         )
     read = [train] if val is None else [train, val]
-    # those of this process, and of this start
+    # the names are known of what this start has read; of what came before metrics.csv has the numbers
     unreadable = [path for data in read for path in (*data.unreadable, *data.listing.missing)]
     if unreadable:
         lines.append(
             f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])}"
             f"{' ...' if len(unreadable) > 3 else ''}"
         )
-    else:  # this process has read nothing of it, or of the epochs before
-        counts = {key: best.get(f"{key}_left_out", 0) for key in ("train", "val")}
-        clips = " and ".join(f"{count} clips of {key}" for key, count in counts.items() if count)
-        lines += [f"Left out in that epoch, for they cannot be read: {clips}."] if clips else []
+    else:
+        counts = {part: best.get(f"{part}_left_out", 0) for part in ("train", "val")}
+        clips = " and ".join(f"{count} clips of {part}" for part, count in counts.items() if count)
+        lines += [f"Left out in epoch {best['epoch']}, for they cannot be read: {clips}."] if clips else []
     names = (
         "best.pt",
         "last.pt",

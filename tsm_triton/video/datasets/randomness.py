@@ -45,12 +45,14 @@ def seeded(seed: int) -> Iterator[None]:
             "expected one thread at a time to read clips, whose random choices are torch's default generator's, got "
             "two: use the workers of a DataLoader, which are processes"
         )
-    before, _drawing["by"] = by, here  # a fork takes the parent's along
+    # a fork copies the entry of a parent that was inside
+    outermost = by is here or by[0] != here[0]
+    _drawing["by"] = here
     try:
         with drawing_from(seed):
             yield
     finally:
-        if before is here:
+        if outermost:
             del _drawing["by"]
 
 

@@ -68,8 +68,9 @@ class ShardDataset(IterableDataset[tuple[Tensor, int]]):
         self._unreadable = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
-        spawned = get_spawning_popen() is not None  # a worker, which knows no process group
-        return {**vars(self), "_dealt_to": _process() if spawned else None}
+        # a worker that is spawned knows no process group, so it is told; a process that is to join one asks itself
+        dealt_to = (0, 1) if get_spawning_popen() is None else _process()
+        return {**vars(self), "_dealt_to": None if dealt_to == (0, 1) else dealt_to}
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the clips, and the order of the videos, of this epoch from now on."""
