@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -333,27 +334,17 @@ def test_what_items_draw_follows_from_seed_epoch_and_number():
 
 def test_a_training_that_goes_on_draws_what_an_unbroken_one_does(tmp_path):
     whole, calls = drawn(Drawing(), workers=1), []
-    model, settings = Seen(), Settings(epochs=2, batch_size=2, workers=1)
-    with pytest.raises(Stopped):
-        fit(
-            model,
-            Drawing(),
-            settings=settings,
-            num_classes=2,
-            device=CPU,
-            out=tmp_path / "run",
-            stop=lambda: calls.append(1) or len(calls) == 1,
-        )
-    again = Seen()
-    fit(
-        again,
-        Drawing(),
-        settings=settings,
+    model, again = Seen(), Seen()
+    training = partial(
+        fit,
+        settings=Settings(epochs=2, batch_size=2, workers=1),
         num_classes=2,
         device=CPU,
         out=tmp_path / "run",
-        resume=True,
     )
+    with pytest.raises(Stopped):
+        training(model, Drawing(), stop=lambda: calls.append(1) or len(calls) == 1)
+    training(again, Drawing(), resume=True)
     assert [draw for draw, *_ in model.rows + again.rows] == [draw for draw, *_ in whole]
 
 

@@ -49,11 +49,10 @@ class _Seeded(Dataset[Any]):
             return self.dataset[index]
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        read = getattr(self.dataset, "__getitems__", None)
-        if read is None or _reads_one_by_one(self.dataset):
+        if _reads_one_by_one(self.dataset):
             return [self[index] for index in indices]
         with drawing_from(seed_of(*self.seed, *indices)):
-            return read(indices)
+            return self.dataset.__getitems__(indices)
 
 
 def _reads_one_by_one(dataset: Any) -> bool:
