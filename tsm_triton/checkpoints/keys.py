@@ -1,6 +1,6 @@
 """A model's weights in what a file holds: inside of which dictionary, behind which prefix, and whether they fit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..files import printable
 from ..torch_private import COMPILED, COMPILED_CLASS, own_name
 
-__all__ = ["configuration_in", "distinct", "fit", "fits", "state_in", "unwrapped", "without_count"]
+__all__ = ["configuration_in", "distinct", "fit", "fits", "renamed", "state_in", "unwrapped", "without_count"]
 
 NAMED = 6  # keys in an error
 # where others keep a state dict; averaged weights first, as timm takes them
@@ -77,6 +77,11 @@ def distinct(renamed: Iterable[tuple[str, Tensor]], source: str) -> dict[str, Te
     return found
 
 
+def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str], source: str) -> dict[str, Tensor]:
+    """Weights whose keys a function renames, no two to one, as `distinct`."""
+    return distinct(((rename(key), value) for key, value in state.items()), source)
+
+
 def without_count(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights without the counter that torch's `AveragedModel` keeps beside them."""
     counter = state.get("n_averaged")
@@ -126,7 +131,7 @@ def fit(
     """
     own = model.state_dict()
     expected = {own_name(key): (key, value) for key, value in own.items()}
-    given = distinct(((own_name(key), value) for key, value in state.items()), source)
+    given = renamed(state, own_name, source)
     if "n_averaged" not in expected:
         given = without_count(given)
     given = max(_stripped(given), key=lambda keys: len(keys.keys() & expected.keys()))

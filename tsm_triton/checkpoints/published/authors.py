@@ -23,10 +23,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..keys import distinct
+from ..keys import renamed
 from .layout import Choice, Given, Layout, Published
 from .mobilenet import LAYERS, published_mobilenet
-from .resnet import STAGES, flat, published_resnet
+from .resnet import STAGES, published_resnet
 from .wrapped import unwrapped_keys
 
 __all__ = ["AUTHORS", "mobilenet_key"]
@@ -39,17 +39,17 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    plain = distinct(((key.removeprefix("base_model."), value) for key, value in state.items()), given.source)
+    plain = renamed(state, lambda key: key.removeprefix("base_model."), given.source)
     found = unwrapped_keys(plain, given.source, STAGES)
     if any(key.startswith("features.") for key in plain):
-        renamed = distinct(((mobilenet_key(key), value) for key, value in found.state.items()), given.source)
+        weights = renamed(found.state, mobilenet_key, given.source)
         sites = map(mobilenet_key, found.shifted)
-        return published_mobilenet(AUTHORS.name, renamed, sites, given, _shifts(given))
-    renamed = distinct(((_resnet_key(key), flat(value)) for key, value in found.state.items()), given.source)
+        return published_mobilenet(AUTHORS.name, weights, sites, given, _shifts(given))
+    weights = renamed(found.state, _resnet_key, given.source)
     mode = None
     if found.non_local:
         mode = given.choose("non_local", always="embedded_gaussian", why="as every such file")
-    return published_resnet(AUTHORS.name, renamed, found, given, _shifts(given), mode)
+    return published_resnet(AUTHORS.name, weights, found, given, _shifts(given), mode)
 
 
 def mobilenet_key(key: str) -> str:

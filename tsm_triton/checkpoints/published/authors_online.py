@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..keys import distinct
+from ..keys import renamed
 from .authors import mobilenet_key
 from .layout import Given, Layout, Published
 from .mobilenet import SITES, published_mobilenet
@@ -59,7 +59,7 @@ def _read(state: dict[str, Tensor], given: Given) -> Published:
     always = "as the online demo"
     return published_mobilenet(
         AUTHORS_ONLINE.name,
-        distinct(((mobilenet_key(key), value) for key, value in state.items()), given.source),
+        renamed(state, mobilenet_key, given.source),
         SITES,
         given,
         {

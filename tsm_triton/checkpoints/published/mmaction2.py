@@ -29,11 +29,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..keys import distinct
+from ..keys import renamed
 from .layout import Choice, Given, Layout, Published
 from .mobilenet import LAYERS, published_mobilenet
 from .mobilenet import STAGES as MOBILENET_STAGES
-from .resnet import STAGES, flat, published_resnet
+from .resnet import STAGES, published_resnet
 from .wrapped import Unwrapped, unwrapped_keys
 
 __all__ = ["MMACTION2"]
@@ -59,29 +59,23 @@ def _read(state: dict[str, Tensor], given: Given) -> Published:
             f"expected a ResNetTSM, a MobileNetV2TSM or a TSN, got C2D in {given.source}, whose pooling over time "
             "no key shows and no model here has. Use the weights of one of these."
         )
-    plain = distinct(
-        (
-            (re.sub(r"^(backbone|cls_head)\.", "", key), value)
-            for key, value in state.items()
-            # the pre-processor's mean and std are no weights
-            if not key.startswith("data_preprocessor.")
-        ),
-        given.source,
-    )
+    # the pre-processor's mean and std are no weights
+    own = {key: value for key, value in state.items() if not key.startswith("data_preprocessor.")}
+    plain = renamed(own, lambda key: re.sub(r"^(backbone|cls_head)\.", "", key), given.source)
     if any(key.startswith("conv2.") for key in plain):
         found = unwrapped_keys(plain, given.source)
-        renamed = distinct(((_mobilenet_key(key), value) for key, value in found.state.items()), given.source)
+        weights = renamed(found.state, _mobilenet_key, given.source)
         sites = [_mobilenet_key(f"{site}.conv") for site in found.shifted]
-        return published_mobilenet(MMACTION2.name, renamed, sites, given, _shifts(given), notes=NOTES)
+        return published_mobilenet(MMACTION2.name, weights, sites, given, _shifts(given), notes=NOTES)
     found = unwrapped_keys(plain, given.source, STAGES, "non_local_block")
     mode = _mode(found, given)
-    renamed = distinct(((_resnet_key(key), flat(value)) for key, value in found.state.items()), given.source)
+    weights = renamed(found.state, _resnet_key, given.source)
     for block in found.non_local:  # mmcv's norm makes the bias of what is before it superfluous
-        norm = renamed.get(f"{block}.non_local.norm.bias")
+        norm = weights.get(f"{block}.non_local.norm.bias")
         if norm is not None:
-            renamed.setdefault(f"{block}.non_local.out.bias", torch.zeros_like(norm))
+            weights.setdefault(f"{block}.non_local.out.bias", torch.zeros_like(norm))
     found.shifted = {site.removesuffix(".conv") for site in found.shifted}
-    return published_resnet(MMACTION2.name, renamed, found, given, _shifts(given), mode, NOTES)
+    return published_resnet(MMACTION2.name, weights, found, given, _shifts(given), mode, NOTES)
 
 
 NOTES = ('mmaction2 averages the softmax of views: VideoClassifier(model, view_average="softmax")',)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..keys import distinct
+from ..keys import renamed
 from .layout import Given, Layout, Published
 from .spot import read_spotter
 
@@ -24,8 +24,8 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(state: dict[str, Tensor], given: Given) -> Published:
-    renamed = ((re.sub(r"^(backbone|head)\.(?=_)", "", key), value) for key, value in state.items())
-    return read_spotter(OPENSPORTSLIB.name, distinct(renamed, given.source), given)
+    plain = renamed(state, lambda key: re.sub(r"^(backbone|head)\.(?=_)", "", key), given.source)
+    return read_spotter(OPENSPORTSLIB.name, plain, given)
 
 
 OPENSPORTSLIB = Layout("OpenSportsLib", "OpenSportsLab/opensportslib", _recognises, _read)

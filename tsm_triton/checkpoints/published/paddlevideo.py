@@ -39,7 +39,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..keys import distinct
+from ..keys import distinct, renamed
 from .layout import Choice, Given, Layout, Published
 from .resnet import classes_of, every_block, resnet_of
 
@@ -80,8 +80,7 @@ def _resnet(plain: dict[str, Tensor], given: Given) -> Published:
             f"expected TSM, PP-TSM, PP-TSMv2 or TSN, got PP-TSN in {given.source}, whose activations no model here "
             "has. Use the weights of one of these."
         )
-    renamed = ((_resnet_key(key, tweaked), value) for key, value in plain.items())
-    state = distinct(renamed, given.source)
+    state = renamed(plain, lambda key: _resnet_key(key, tweaked), given.source)
     name = resnet_of(state, given.source)
     if name in ("resnet18", "resnet34"):
         raise ValueError(
@@ -115,15 +114,13 @@ def _version_2(plain: dict[str, Tensor], given: Given) -> Published:
             "computes. Use the released weights, which have none."
         )
     listed = {key.partition(".dw_conv_list.")[0] for key in plain if ".dw_conv_list." in key}
-    state = distinct(
-        (
-            (_version_2_key(key), value)
-            for key, value in plain.items()
-            # what reparameterising would write to, and training leaves as it began
-            if not (".dw_conv." in key and key.partition(".dw_conv.")[0] in listed)
-        ),
-        given.source,
-    )
+    # what reparameterising would write to, and training leaves as it began
+    own = {
+        key: value
+        for key, value in plain.items()
+        if not (".dw_conv." in key and key.partition(".dw_conv.")[0] in listed)
+    }
+    state = renamed(own, _version_2_key, given.source)
     classes = classes_of(state, "classifier", given)
     state["classifier.weight"] = state["classifier.weight"] * KEPT
     return Published(

@@ -8,7 +8,7 @@ from torch import Tensor
 from .layout import Choice, Given, Published
 from .wrapped import Unwrapped
 
-__all__ = ["STAGES", "classes_of", "every_block", "flat", "published_resnet", "resnet_of"]
+__all__ = ["STAGES", "classes_of", "every_block", "published_resnet", "resnet_of"]
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 # blocks in each stage, and convolutions in a block
@@ -76,7 +76,7 @@ def published_resnet(
     return Published(
         layout=layout,
         networks={"timm": (name, {}), "torchvision": (name, {})},  # they compute the same
-        state=state,
+        state={key: _flat(value) for key, value in state.items()},
         head="fc",
         classes=classes,
         shifts={**shifts, "place": given.choose("place", always=always, default=place, why="from the keys")},
@@ -103,7 +103,7 @@ def classes_of(state: Mapping[str, Tensor], head: str, given: Given) -> int:
     return weight.shape[0]
 
 
-def flat(value: Tensor) -> Tensor:
+def _flat(value: Tensor) -> Tensor:
     """A 1x1x1 convolution's weight as that of a 1x1 one."""
     return value.squeeze(-1) if value.dim() == 5 else value
 
