@@ -23,7 +23,7 @@ def test_nothing_is_imported_beside_torch_and_the_package():
         "import tsm_triton; assert all(getattr(tsm_triton, name) for name in tsm_triton.__all__)\n"
         "new = set(sys.modules) - before\n"
         "others = {name for name in new if not name.startswith('tsm_triton')} - sys.stdlib_module_names\n"
-        "assert len(new) < 120 and not others, sorted(new)"
+        "assert len(new) < 125 and not others, sorted(new)"
     )
 
 

@@ -253,6 +253,30 @@ def test_a_backward_knows_its_thread():
     assert torch_private.backward_number() == -1
 
 
+def test_a_backward_calls_at_its_end():
+    seen, x = [], torch.ones(1, requires_grad=True)
+
+    class Ends:
+        def __init__(self, gradient):
+            torch_private.queue_callback(self.end)
+
+        def end(self):
+            seen.append("end")
+
+        def __del__(self):
+            seen.append("dropped")
+
+    y = 2 * x
+    y.register_hook(lambda gradient: (Ends(gradient), None)[1])
+    x.register_hook(lambda gradient: seen.append("gradient"))
+    y.backward(retain_graph=True)
+    assert seen == ["gradient", "end", "dropped"]
+    x.register_hook(lambda gradient: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        y.backward()
+    assert seen[3:] == ["gradient", "dropped"]
+
+
 def test_what_a_node_calls_is_told_from_a_region(compiled_or_not):
     found = []
 

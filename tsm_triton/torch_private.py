@@ -42,6 +42,9 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 # Whether a call is inside of forward-mode derivatives: read anew each time (test_the_level_of_dual_numbers_is_known).
 from torch.autograd import forward_ad
 
+# What a backward calls at its end (test_a_backward_calls_at_its_end).
+from torch.autograd.variable import Variable
+
 # What every batch-norm is, of one axis or three, synchronised or not, and every convolution
 # (test_every_batch_norm_is_one).
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -150,6 +153,7 @@ __all__ = [
     "process_subgraph_nodes",
     "put_forward_hook",
     "quantised_per_tensor",
+    "queue_callback",
     "register_module_module_registration_hook",
     "run_uncompiled",
     "schema_of",
@@ -271,6 +275,11 @@ def own_name(name: str) -> str:
 def in_backward() -> bool:
     """Whether this thread runs a backward (test_a_backward_knows_its_thread)."""
     return backward_number() != -1
+
+
+def queue_callback(callback: Callable[[], None]) -> None:
+    """Have the backward that runs call this at its end; one that fails drops it (test_a_backward_calls_at_its_end)."""
+    Variable._execution_engine.queue_callback(callback)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -49,11 +49,11 @@ def patch_of(model: nn.Module) -> dict[str, Any] | None:
             "channels": hook.channels,
             "channel_dim": hook.channel_dim,
             "frames_from": None if hook.counter is None else counters[hook.counter],
-            "num_segments": hook.told,
+            "num_segments": hook.told.length,
         }
         for name, hook in hooks
     ]
-    return {"num_segments": hooks[0][1].told, **settings[0], "sites": sites}
+    return {"num_segments": hooks[0][1].told.length, **settings[0], "sites": sites}
 
 
 def apply_patch(model: nn.Module, record: dict[str, Any]) -> None:

@@ -1,9 +1,13 @@
 """A layer that mixes the frames of a clip in other ways than the shift, and so must know how many there are."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..arguments import as_count
+from ..backwards import Told, told_again
 from ..threads import OfThread
 
 __all__ = ["ClipLayer", "CutsClips", "FixedClips", "fixed_length_in"]
@@ -63,6 +67,10 @@ class ClipLayer(nn.Module):
 
     pools = 1
     length: int | None = None
+    # T in the calls that run, for compiled parts, which all threads share
+    length_of_graphs: int | None = None
+    # while a backward goes back through a call: what it was told of that one
+    again: Told | None = None
 
     def __init__(self, num_segments: int) -> None:
         super().__init__()
@@ -73,6 +81,29 @@ class ClipLayer(nn.Module):
         """T in the calls of this thread alone, None for the model's."""
         self._own_length.value = length
 
+    def tell_graphs(self, num_segments: int) -> None:
+        """Have compiled parts take clips of so many frames, for whichever thread."""
+        self.length_of_graphs = None if num_segments == self.num_segments else num_segments
+
+    @property
+    def told(self) -> Told:
+        """What it goes by outside of calls over clips."""
+        return Told(self.num_segments)
+
+    def go_back(self, told: Told) -> Callable[[], None]:
+        before = self.again, self.length_of_graphs
+        self.again = told
+        self.tell_graphs(told.length)
+
+        def undo() -> None:
+            self.again, self.length_of_graphs = before
+
+        return undo
+
+    def __getstate__(self) -> dict[str, Any]:
+        of_calls = "length", "length_of_graphs", "again"
+        return {key: value for key, value in vars(self).items() if key not in of_calls}
+
     def clips(self, x: Tensor) -> Tensor:
         """`[N*T, ...]` as `[N, T, ...]`.
 
@@ -80,8 +111,13 @@ class ClipLayer(nn.Module):
             ValueError: no whole number of clips.
         """
         frames = self.num_segments if self.length is None else self.length
-        if not torch.compiler.is_dynamo_compiling() and self._own_length.value is not None:
+        if torch.compiler.is_dynamo_compiling():
+            if self.length is None and self.length_of_graphs is not None:
+                frames = self.length_of_graphs
+        elif self._own_length.value is not None:
             frames = self._own_length.value
+        elif (again := told_again(self)) is not None:
+            frames = again.length
         if x.shape[0] % frames:
             raise ValueError(
                 f"x must hold whole clips: expected a first axis divisible by num_segments={frames}, got "

@@ -56,8 +56,8 @@ def shift_hooks(model: nn.Module) -> list[ShiftHook]:
 def set_num_segments(model: Model, num_segments: int) -> Model:
     """Tell a patched model that clips now have `num_segments` frames; compiled graphs follow.
 
-    Gradient checkpointing runs blocks again in the backward, with the number of that time: change it after
-    the backward only.
+    Gradient checkpointing runs blocks of a model that was called itself again in the backward, with the number of that
+    time: change it after the backward only. A VideoClassifier's call keeps its own.
 
     Raises:
         RuntimeError: the model is not patched.

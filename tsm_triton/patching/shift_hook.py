@@ -10,6 +10,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.fx import Proxy
 
 from .. import ops
+from ..backwards import Told, told_again
 from ..functional import fold_counts, plan_shift, shift_clips, temporal_shift
 from ..ops.copies import Plan, copied
 from ..ops.direct import is_plain
@@ -55,9 +56,11 @@ class ShiftHook(PatchHook):
     removed = False
     # how many rows the frames of streams had that autograd recorded, which no backward can run again
     stepped_rows: frozenset[int] = frozenset()
+    # while a backward goes back through a call: what it was told of that one
+    again: Told | None = None
     # whose place it took inside of `shift_disabled` or `packed_clips`, which end for it too
     stands_for: "ShiftHook | None" = None
-    # whether a thread ever gave it a step or a length of its own: without, no call looks for one
+    # whether a thread ever gave it a step or a length of its own, or a backward: without, no call looks for one
     told_by_threads = False
     # the first parameter of the site's forward, for calls by keywords in another order
     argument: str | None = None
@@ -124,17 +127,21 @@ class ShiftHook(PatchHook):
             if length is not None:
                 return length.shape[0]
             return self._num_segments
-        own = self._own_length.value
-        return self._num_segments if own is None else own
+        if (own := self._own_length.value) is not None:
+            return own
+        again = told_again(self)
+        return self._num_segments if again is None else again.length
 
     @num_segments.setter
     def num_segments(self, num_segments: int) -> None:
-        self.leave_at(num_segments)
-        self.told = num_segments
-
-    def leave_at(self, num_segments: int) -> None:
-        """Set it to that of a call, which a backward may run again; `told` is what it was set to."""
         self._num_segments = num_segments
+        self.tell_graphs(num_segments)
+
+    def tell_graphs(self, num_segments: int) -> None:
+        """Have compiled blocks take clips of so many frames, for whichever thread."""
+        length = getattr(_lengths, self._key, None)
+        if length is not None and length.shape[0] == num_segments:
+            return
         length = torch.empty(num_segments, 0, device="cpu")
         # a fake one would be of the mode that the model is patched under
         setattr(_lengths, self._key, length if type(length) is Tensor else None)
@@ -146,8 +153,12 @@ class ShiftHook(PatchHook):
         A GPU's backward, which runs again what gradient checkpointing wraps, has a thread of its own.
         """
         boundaries = getattr(_boundaries, self._key)
-        if boundaries is None or torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return boundaries
+        if self.again is not None and in_backward():
+            return self.again.boundaries
+        if boundaries is None:
+            return None
         return boundaries if self._packed_by == threading.get_ident() or in_backward() else None
 
     @boundaries.setter
@@ -162,6 +173,27 @@ class ShiftHook(PatchHook):
         """Whether another thread is inside `packed_clips`."""
         return self._is_packed and self._packed_by != threading.get_ident()
 
+    @property
+    def told(self) -> Told:
+        """What it goes by outside of calls over clips."""
+        return Told(self._num_segments, self.boundaries, self.enabled)
+
+    def go_back(self, told: Told) -> Callable[[], None]:
+        before = self.again, self.enabled, getattr(_lengths, self._key), getattr(_boundaries, self._key)
+        self.told_by_threads = True
+        self.again, self.enabled = told, told.enabled
+        self.tell_graphs(told.length)
+        if told.boundaries is not None:  # else another thread may be inside of `packed_clips`
+            setattr(_boundaries, self._key, told.boundaries)
+
+        def undo() -> None:
+            self.again, self.enabled, length, boundaries = before
+            setattr(_lengths, self._key, length)
+            if told.boundaries is not None:
+                setattr(_boundaries, self._key, boundaries)
+
+        return undo
+
     def take_over(self, hook: "ShiftHook") -> None:
         """Be as another is, whose place this one takes, until the contexts end that it is in."""
         if hook is not self and (not hook.enabled or hook.boundaries is not None):
@@ -171,14 +203,24 @@ class ShiftHook(PatchHook):
         return {
             key: value
             for key, value in vars(self).items()
-            if key not in ("length", "enabled", "stands_for", "stepped_rows", "_key", "_packed_by", "_plans")
+            if key
+            not in (
+                "length",
+                "enabled",
+                "again",
+                "stands_for",
+                "stepped_rows",
+                "_key",
+                "_packed_by",
+                "_plans",
+            )
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.enabled = True
         self._number_itself()
-        self.leave_at(self._num_segments)
+        self.tell_graphs(self._num_segments)
 
     def __del__(self) -> None:
         for values in (_boundaries, _lengths):

@@ -18,6 +18,7 @@ from .clips import (
     clips_of_length,
     fixed_length,
     of_traced_length,
+    record_packed,
 )
 
 __all__ = ["CONSENSUS", "VIEW_AVERAGE", "VideoClassifier"]
@@ -47,13 +48,12 @@ class VideoClassifier(CutsClips, nn.Module):
     Under `torch.compile` one dynamic graph serves every T, and every packing whose `clip_lengths` come as a tensor; a
     list is a constant of the graph, compiled anew for each number of clips at least.
 
-    A call leaves the model's own T as it was. Only one that autograd records leaves it at the call's, for a backward
-    that runs blocks again; `save_checkpoint` writes what `patch` or `set_num_segments` was told all the same.
+    A call leaves the model's own T as it was. With gradient checkpointing its backward runs blocks again with the T, or
+    the packing, of the call, whatever the model was told since. A call of the model itself has no such memory: its
+    backward comes first, and alone.
 
-    Threads may share the model, each with a T of its own in eager. A compiled model inside of it takes its T from the
-    model, as a plain call does: give those threads one T, and packed clips one at a time.
-    With gradient checkpointing, which runs blocks again in the backward, one T's backward comes before the
-    next T's forward, and `with packed_clips(model, clip_lengths):` stands around a packed forward and backward.
+    Threads may share the model, each with a T of its own in eager. A compiled model inside of it takes its T from what
+    those threads share: give them one T, and packed clips one at a time.
 
     Raises:
         TypeError, ValueError: bad arguments, or an input of another shape.
@@ -107,8 +107,8 @@ class VideoClassifier(CutsClips, nn.Module):
 
     def _scores(self, video: Tensor) -> Tensor:
         video, num_segments = of_traced_length(video, self.model)
-        with clips_of_length(self.model, num_segments):
-            logits = self.model(video.flatten(0, 1))
+        with clips_of_length(self.model, num_segments) as recorded:
+            logits = recorded(self.model(video.flatten(0, 1)))
         logits = logits.unflatten(0, (video.shape[0], frames_out(self.model, num_segments)))
         return logits.mean(1) if self.consensus == "avg" else logits
 
@@ -122,7 +122,7 @@ class VideoClassifier(CutsClips, nn.Module):
         check_no_clip_layers(self.model, "clip_lengths")
         check_fixed_length(self.model, clip_lengths)
         with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():
-            logits = self.model(video)
+            logits = record_packed(self.model, self.model(video))
         if self.consensus == "identity":
             return logits
         return torch.stack([clip.mean(0) for clip in logits.split(clip_lengths)])

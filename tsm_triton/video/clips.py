@@ -2,16 +2,18 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
+from ..backwards import Told, record_call
 from ..modules.clip_layer import ClipLayer, fixed_length_in
-from ..patching.hooks import clip_lengths_in, is_patched
+from ..patching.hooks import clip_lengths_in, is_patched, shift_hooks
 from ..patching.shift_hook import ShiftHook
 from ..torch_private import is_tracing
 
@@ -22,9 +24,11 @@ __all__ = [
     "clips_of_length",
     "fixed_length",
     "of_traced_length",
+    "record_packed",
 ]
 
 Holder = ShiftHook | ClipLayer
+Results = TypeVar("Results")
 
 
 def check_frame_model(model: nn.Module) -> None:
@@ -69,84 +73,74 @@ def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
 
 
 @contextmanager
-def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[None]:
+def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[Callable[[Results], Results]]:
     """Run a model of frames on clips of this length; raise where a fused one is fixed to another.
 
-    Other threads may call it with other lengths at the same time. Its own length is as before when the call ends; but
-    behind a call that autograd records it stays set to the call's, for a backward that runs blocks again.
+    Its own length is as before when the call ends, and other threads may call it with other lengths at the same time.
+    What it returns goes through the function that this context gives: a backward through that, which may run blocks
+    again, runs them with this length.
     """
     check_fixed_length(model, [num_segments])
     if not is_patched(model) and not any(isinstance(module, ClipLayer) for module in model.modules()):
-        yield
+        yield _unrecorded
     elif torch.compiler.is_compiling():
         lengths = clip_lengths_in(model, num_segments)
         try:
             for holder, frames in lengths:
                 holder.length = frames
-            yield
+            yield _unrecorded
         finally:
             for holder, _ in lengths:
                 holder.length = None
     else:
         lengths = clip_lengths_in(model, num_segments)
-        # a compiled part takes it from the model, which all threads share
-        calls = _begin(lengths, restores=not torch.is_grad_enabled())
+        _begin(lengths)
         try:
             for holder, frames in lengths:
                 holder.set_own_length(frames)
-            yield
+            told = [(holder, holder.told._replace(length=frames)) for holder, frames in lengths]
+            yield _unrecorded if is_tracing() else lambda results: _recorded(told, results)
         finally:
             for holder, _ in lengths:
                 holder.set_own_length(None)
-            _end(lengths[0][0], calls)
+            _end(lengths)
 
 
-class _Calls:
-    """Those that run on one model at a time and leave its length as it was before the first of them."""
+def record_packed(model: nn.Module, results: Results) -> Results:
+    """What a model gave inside of `packed_clips`: a backward through it runs blocks again with that packing."""
+    if is_tracing() or not is_patched(model):
+        return results
+    return _recorded([(hook, hook.told) for hook in shift_hooks(model)], results)
 
-    def __init__(self, holders: list[Holder]) -> None:
-        self.count = 0
-        self.before = [(holder, holder.num_segments) for holder in holders]
+
+def _recorded(told: list[tuple[Holder, Told]], results: Results) -> Results:
+    record_call(told, results)
+    return results
 
 
-_running: WeakKeyDictionary[Holder, _Calls] = WeakKeyDictionary()  # by a model's first holder
+def _unrecorded(results: Results) -> Results:
+    return results
+
+
+_running: WeakKeyDictionary[Holder, int] = WeakKeyDictionary()  # calls of a model, by its first holder
 _lock = threading.Lock()
 
 
-def _begin(lengths: list[tuple[Holder, int]], *, restores: bool) -> _Calls | None:
-    first = lengths[0][0]
+def _begin(lengths: list[tuple[Holder, int]]) -> None:
+    # a compiled part takes the length from what all threads share
     with _lock:
-        calls = None
-        if restores:
-            calls = _running.get(first) or _Calls([holder for holder, _ in lengths])
-            _running[first] = calls
-            calls.count += 1
-        else:
-            _running.pop(first, None)  # a backward comes, on whichever thread
+        _running[lengths[0][0]] = _running.get(lengths[0][0], 0) + 1
         for holder, frames in lengths:
-            if holder.num_segments != frames:
-                _leave_at(holder, frames)
-    return calls
+            holder.tell_graphs(frames)
 
 
-def _end(first: Holder, calls: _Calls | None) -> None:
+def _end(lengths: list[tuple[Holder, int]]) -> None:
     with _lock:
-        if calls is None or _running.get(first) is not calls:
-            return
-        calls.count -= 1
-        if calls.count:
-            return
-        del _running[first]
-        for holder, frames in calls.before:
-            if holder.num_segments != frames:
-                _leave_at(holder, frames)
-
-
-def _leave_at(holder: Holder, frames: int) -> None:
-    if isinstance(holder, ShiftHook):
-        holder.leave_at(frames)
-    else:
-        holder.num_segments = frames
+        _running[lengths[0][0]] -= 1
+        if not _running[lengths[0][0]]:
+            del _running[lengths[0][0]]
+            for holder, _ in lengths:
+                holder.tell_graphs((holder.again or holder.told).length)
 
 
 def fixed_length(model: nn.Module) -> int | None:

@@ -67,8 +67,8 @@ class VideoFeatures(CutsClips, nn.Module):
                 f"{self.num_segments}, got {tuple(video.shape)}"
             )
         video, num_segments = of_traced_length(video, self.model)
-        with clips_of_length(self.model, num_segments):
-            maps = self.model(video.flatten(0, 1))
+        with clips_of_length(self.model, num_segments) as recorded:
+            maps = recorded(self.model(video.flatten(0, 1)))
         if frames_out(self.model, num_segments) != num_segments:
             raise ValueError(
                 f"expected a backbone that keeps its frames, got {type(self.model).__name__} with a TemporalPool. Call "
