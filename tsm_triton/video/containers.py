@@ -2,7 +2,6 @@
 
 import functools
 import math
-import mmap
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +23,6 @@ __all__ = [
     "MOMENT",
     "Orientation",
     "Upright",
-    "check_joined",
-    "check_pages",
     "decode",
     "demux",
     "film_among",
@@ -42,9 +39,6 @@ MAX_PIXELS = 8192 * 8192
 MAX_THREADS = 8
 LEAP = 10.0  # seconds
 MOMENT = 1e-9  # seconds that a track of one picture lasts, whatever it says: an AVIF's says a second
-# of the formats that FFmpeg reads to the end of the first file joined byte by byte: how long their signature is, which
-# no frame holds
-HEADS = {"asf": 16, "flv": 13, "ivf": 12, "nut": 25, "yuv4mpegpipe": 10}
 # the display matrices of 0, 90, 180 and 270 degrees counterclockwise
 QUARTERS = ((1, 0, 0, 0, 1), (0, -1, 0, 1, 0), (-1, 0, 0, 0, -1), (0, 1, 0, -1, 0))
 
@@ -188,53 +182,6 @@ def prepare(stream: "VideoStream", path: str, threads: bool) -> None:
     # a DataLoader's workers set torch to one thread
     stream.thread_type = "AUTO" if threads else "SLICE"
     stream.thread_count = min(MAX_THREADS, torch.get_num_threads()) if threads else 1
-
-
-def check_pages(path: str, stream: "VideoStream") -> None:
-    """Raise for pictures in one file of which FFmpeg reads only the first, or none: a TIFF's, an animated WebP's."""
-    if stream.codec_context.name not in ("tiff", "webp"):
-        return
-    from PIL import Image
-
-    pages = 1
-    with suppress(Exception), Image.open(path) as image:  # each of Pillow's formats fails in its own ways
-        pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        raise ValueError(
-            f"expected a video, got {path!r} with {pages} pictures, of which FFmpeg reads at most one: "
-            "save it as a video, as an animated PNG or AVIF, or as a folder of images"
-        )
-
-
-def check_joined(path: str, container: "InputContainer") -> None:
-    """Raise for files written one behind the other, byte by byte, of which FFmpeg reads only the first."""
-    name = container.format.name
-    if "mp4" in name:
-        joined = sum(kind == b"moov" for kind in _boxes(path)) > 1
-    elif name in HEADS:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            head = data[: HEADS[name]]
-            joined = data.find(head, len(head)) >= 0
-    else:
-        return
-    if joined:
-        raise ValueError(
-            f"expected one video, got {path!r} with several joined byte by byte, of which FFmpeg reads only the "
-            "first: join them with ffmpeg -f concat, or pass each"
-        )
-
-
-def _boxes(path: str) -> Iterator[bytes]:
-    """The kinds of an MP4's outermost boxes: their sizes lead from one to the next."""
-    with open(path, "rb") as file:
-        while len(head := file.read(8)) == 8:
-            yield head[4:]
-            size, read = int.from_bytes(head[:4], "big"), 8
-            if size == 1:  # it stands in 64 bits behind
-                size, read = int.from_bytes(file.read(8), "big"), 16
-            if size < read:  # 0: up to the end of the file
-                return
-            file.seek(size - read, os.SEEK_CUR)
 
 
 def demux(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet[VideoStream] | None"]:

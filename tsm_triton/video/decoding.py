@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_count, as_ints
-from .containers import MAX_PIXELS, Upright, check_joined, check_pages, decode, demux, open_video
+from .containers import MAX_PIXELS, Upright, decode, demux, open_video
+from .integrity import check_joined, check_pages, warn_of_cut
 from .sampling import Strategy, sample_frames
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def _index(path: AnyPath) -> _Index:
         from av.format import Flags  # once it is sure that PyAV is installed
 
         check_joined(path, container)
+        warn_of_cut(path, container)
         track, shown = stream.index, list(_shown(demux(container, stream), stream))
         time_base = stream.time_base
         stated = float(stream.average_rate or stream.guessed_rate or 0)
