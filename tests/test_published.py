@@ -534,6 +534,13 @@ def without(state, key):
             "of another kind: conv1.weight torch.int8 for torch.float32",
         ),
         (
+            lambda s: {
+                **s,
+                "module.base_model.conv1.weight": torch.zeros(64, 3, 7, 7).to(torch.float8_e4m3fn),
+            },
+            "of another kind: conv1.weight torch.float8_e4m3fn for torch.float32",
+        ),
+        (
             lambda s: (
                 {key: value + 0j for key, value in s.items() if value.is_floating_point()}
                 | {key: value for key, value in s.items() if not value.is_floating_point()}

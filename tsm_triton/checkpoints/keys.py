@@ -187,10 +187,12 @@ def _other_head(wrong: Mapping[str, list[str]], given: Mapping[str, Tensor]) -> 
 
 
 def _is_of_another_kind(own: Tensor, given: Tensor) -> bool:
-    """Whether one is complex and the other not, or integers are given for floats: quantised, without their scales."""
-    return own.is_complex() != given.is_complex() or (
-        own.is_floating_point() and not given.is_floating_point()
-    )
+    """Whether one alone is complex, or integers or eight bits are given for floats: quantised, without their
+    scales."""
+    if own.is_complex() != given.is_complex():
+        return True
+    of_bytes = given.element_size() == 1 and own.element_size() > 1
+    return own.is_floating_point() and (not given.is_floating_point() or of_bytes)
 
 
 def _stripped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
