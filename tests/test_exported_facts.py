@@ -13,6 +13,7 @@ from tsm_triton.exporting import load_exported
 from tsm_triton.exporting.interface import interface_of
 from tsm_triton.modules import NonLocal, TemporalPool
 from tsm_triton.preparation import Preparation, preparation_of, sampling_of, set_preparation
+from tsm_triton.torch_private import aoti_load_package
 
 from .networks import Block, with_statistics
 from .streams import causal
@@ -176,9 +177,13 @@ def test_a_packages_stream_is_the_stream_whatever_the_layout_of_its_caches(fused
         torch.randn(3, 2, 3, 16, 16),
     )
     tsm_triton.export(stream, "aoti", path, torch.zeros(1, 3, 16, 16))
-    exported = Streaming(load_exported(path))
+    exported, package = Streaming(load_exported(path)), aoti_load_package(path)
+    caches: list[torch.Tensor] = []
     for frame in frames:
-        close(exported(frame), stream(frame))
+        expected = stream(frame)
+        close(exported(frame), expected)
+        scores, *caches = package(frame, *(caches or [0 * cache for cache in exported.state]))
+        close(scores, expected)
     for cache in exported.state:  # and of any layout that a caller gives them
         cache.copy_(torch.randn_like(cache))
     again = load_exported(path)

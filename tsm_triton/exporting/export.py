@@ -46,7 +46,9 @@ def export(
     Args:
         model: in eval mode. A `Streaming` with `consensus` or `every` is more than its step, and refused.
         to: `"onnx"` (opset 18, one file), `"pt2"` (`torch.export.load`) or `"aoti"` (an AOTInductor package for the
-            device that the model is on, which takes a C++ compiler to make and torch's runtime to run).
+            device that the model is on, which takes a C++ compiler to make and torch's runtime to run). A package reads
+            its inputs as contiguous and of their dtype and shape, and looks only where the process that runs it has
+            `AOTI_RUNTIME_CHECK_INPUTS=1` in its environment; `load_exported` looks.
         path: of the file, which appears whole or not at all: `.onnx`, or `.pt2` for the others.
         example_input: zeros, say, of the input's shape, of which the sizes are read that are not free; by default the
             model's own.

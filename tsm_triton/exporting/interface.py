@@ -112,7 +112,9 @@ class _FlatStep(nn.Module):
         state = [next(given) if held else frame.new_zeros(0) for held in self.held]
         output, new = self.step(frame, state)
         outputs = output if self.step.features else (output,)
-        return (*outputs, *(cache.contiguous() for cache, held in zip(new, self.held, strict=True) if held))
+        kept = [cache for cache, held in zip(new, self.held, strict=True) if held]
+        # a call of contiguous() would be gone where an op of ours says so, whose form in files keeps other strides
+        return (*outputs, *(cache.clone(memory_format=torch.contiguous_format) for cache in kept))
 
 
 def _of_a_step(step: StreamStep, example: Tensor | None, dynamic_size: bool) -> Interface:
