@@ -104,6 +104,13 @@ def command(videos, out, *more):
     return [*data, *small(), *fixed.split(), *more]
 
 
+def test_each_process_says_what_it_left_out(videos, tmp_path):
+    done = torchrun(command(videos, tmp_path, "--epochs", "1"))
+    assert "Left out 13 videos that cannot be read: " in done.stdout
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [(row["train_left_out"], row["val_left_out"]) for row in csv.DictReader(file)] == [("9", "4")]
+
+
 @pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.usefixtures("signals_heard")
 def test_an_interrupted_training_with_damaged_videos_ends_as_an_unbroken_one(
@@ -131,7 +138,7 @@ def test_an_interrupted_training_with_damaged_videos_ends_as_an_unbroken_one(
     assert main([*command(videos, tmp_path / "cut", "--resume")]) == 0  # nothing is read any more
     printed = capsys.readouterr().out
     assert "top-5 of 2 videos." in printed
-    assert ", for they cannot be read: 9 clips of train and 4 clips of val." in printed
+    assert "Left out 13 videos that cannot be read\n" in printed
     with (tmp_path / "cut" / "metrics.csv").open() as file:
         assert [(row["train_left_out"], row["val_left_out"]) for row in csv.DictReader(file)] == [
             ("9", "4")

@@ -265,11 +265,15 @@ def test_a_configuration_in_the_file_says_more_than_its_name(tmp_path):
         torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_non_local_blocks_with_a_scale_are_refused(tmp_path):
-    state, _ = mmaction2(50, mode="embedded_gaussian")
-    text = "non_local_cfg=dict(use_scale=True, mode='embedded_gaussian')"
-    with pytest.raises(ValueError, match="got use_scale=True"):
-        load_checkpoint(with_configuration(tmp_path, state, text))
+@pytest.mark.parametrize("scale", ["use_scale=True, ", ""])
+def test_non_local_blocks_with_a_scale_are_refused(scale, tmp_path):
+    state, expected = mmaction2(50, mode="embedded_gaussian")
+    text = "num_segments=4, non_local_cfg=dict({}mode='embedded_gaussian')"
+    with pytest.raises(ValueError, match="whose non_local_cfg does not say use_scale=False"):
+        load_checkpoint(with_configuration(tmp_path, state, text.format(scale)))
+    model = load_checkpoint(with_configuration(tmp_path, state, text.format("use_scale=False, ")))
+    with torch.no_grad():
+        torch.testing.assert_close(model(FRAMES), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_averaged_weights_of_mmengine_stand_where_others_have_the_last_ones(tmp_path):

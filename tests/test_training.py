@@ -113,6 +113,29 @@ def test_every_parameter_of_any_network_is_in_one_group(name):
     assert [p.shape[0] for p in by_name["head_weight"]] == [3]
 
 
+class Behind(torch.nn.Module):
+    """A backbone, and a head that stands before it in the order of modules."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.head = torch.nn.Linear(net.num_features, 3)
+        self.net = net
+
+    def forward(self, x):
+        return self.head(self.net(x))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize(
+    "wrap", [lambda net: torch.nn.Sequential(net, torch.nn.Linear(net.num_features, 3)), Behind]
+)
+def test_a_head_behind_a_backbone_is_one(name, wrap):
+    backbone = timm.create_model(name, num_classes=0)
+    assert "head_weight" not in {group["name"] for group in optimizer_groups(backbone)}
+    groups = {group["name"]: group["params"] for group in optimizer_groups(wrap(backbone))}
+    assert [p.shape[0] for p in (*groups["head_weight"], *groups["head_bias"])] == [3, 3]
+
+
 def test_frozen_batch_norms_stay_as_they_are():
     model = tsm_triton.patch(timm.create_model("test_resnet", num_classes=2), 2)
     assert freeze_batch_norm(model) is model

@@ -1,5 +1,6 @@
 """The authors' optimisation policies: which weights learn how fast, and which decay."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -91,16 +92,20 @@ def _names(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _head(model: nn.Module, linears: list[nn.Linear]) -> list[nn.Module]:
-    """What gives the logits: as timm's models say it, else the last linear layer."""
+def _head(model: nn.Module, linears: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """What gives the logits: as timm's models say it, else the last linear layer that is none of theirs."""
+    of_backbones: set[nn.Module] = set()
     for module in model.modules():
         tell = getattr(module, "get_classifier", None)
         if callable(tell):
             heads = tell()
             heads = heads if isinstance(heads, (tuple, list)) else (heads,)
             inside = [part for head in heads if isinstance(head, nn.Module) for part in head.modules()]
-            return [part for part in inside if isinstance(part, (nn.Linear, ConvNd))]
-    return list(linears[-1:])
+            found: list[nn.Module] = [part for part in inside if isinstance(part, (nn.Linear, ConvNd))]
+            if found:
+                return found
+            of_backbones |= set(module.modules())  # made with num_classes=0: the head stands behind it
+    return [*(linear for linear in linears if linear not in of_backbones)][-1:]
 
 
 def _by_shape(key: str, parameter: nn.Parameter) -> str:

@@ -78,6 +78,7 @@ def _read(state: dict[str, Tensor], given: Given) -> Published:
     return published_resnet(MMACTION2.name, weights, found, given, _shifts(given), mode, NOTES)
 
 
+UNSCALED = r"""\buse_scale['"]?\s*[=:]\s*False"""
 NOTES = ('mmaction2 averages the softmax of views: VideoClassifier(model, view_average="softmax")',)
 
 
@@ -92,10 +93,12 @@ def _mode(found: Unwrapped, given: Given) -> Choice | None:
         in_name=r"nl-(dot-product|embedded-gaussian)",
         why="'embedded_gaussian' and 'dot_product' have the same keys",
     )
-    if mode.value == "embedded_gaussian" and re.search(r"use_scale\s*=\s*True", given.configuration):
+    configured = "non_local_cfg" in given.configuration
+    # mmcv scales where a configuration does not say
+    if mode.value == "embedded_gaussian" and configured and not re.search(UNSCALED, given.configuration):
         raise ValueError(
-            f"expected non-local blocks without a scale, got use_scale=True in {given.source}, which no layer here "
-            "computes. Use weights of a configuration with use_scale=False."
+            f"expected non-local blocks without a scale, got {given.source}, whose non_local_cfg does not say "
+            "use_scale=False, which no layer here computes. Use weights of a configuration that says it."
         )
     return mode
 

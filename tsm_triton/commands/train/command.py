@@ -242,17 +242,14 @@ def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDat
             f"{best['val_top5']:.1f} % top-5 of {len(val) - best['val_left_out']} videos."
         )
     read = [train] if val is None else [train, val]
-    # the names are known of what this start has read; of what came before metrics.csv has the numbers
-    unreadable = [path for data in read for path in (*data.unreadable, *data.listing.missing)]
-    if unreadable:
-        lines.append(
-            f"Left out {len(unreadable)} videos that cannot be read: {', '.join(unreadable[:3])}"
-            f"{' ...' if len(unreadable) > 3 else ''}"
-        )
-    else:
-        counts = {part: best.get(f"{part}_left_out", 0) for part in ("train", "val")}
-        clips = " and ".join(f"{count} clips of {part}" for part, count in counts.items() if count)
-        lines += [f"Left out in epoch {best['epoch']}, for they cannot be read: {clips}."] if clips else []
+    missing = [path for data in read for path in data.listing.missing]
+    # names are known of what this start has read, on each process of its share; of what came before, the epoch's number
+    seen = {path: None for process in _of_all([data.unreadable for data in read]) for path in process}
+    clips = sum(best.get(f"{part}_left_out", 0) for part in ("train", "val"))
+    if count := len(missing) + max(len(seen), clips):
+        names = [*seen, *missing]
+        named = f": {', '.join(names[:3])}{' ...' if count > len(names[:3]) else ''}" if names else ""
+        lines.append(f"Left out {count} videos that cannot be read{named}")
     names = (
         "best.pt",
         "last.pt",
@@ -262,6 +259,13 @@ def _summary(out: Path, progress: "Progress", train: VideoDataset, val: VideoDat
     )
     lines.append(f"Wrote {', '.join(names)} and tensorboard/ in {str(out)!r}.")
     return "\n".join(lines)
+
+
+def _of_all(items: list[Any]) -> list[Any]:
+    """Those of every process."""
+    from accelerate.utils import gather_object
+
+    return gather_object(items)
 
 
 def _say(text: str) -> None:
