@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import tsm_triton
 from tsm_triton import VideoClassifier
@@ -115,6 +116,57 @@ def test_it_compiles_in_full_for_two_clip_lengths(model):
         for shape in ((2, T), (3, T), (2, 6)):
             video = torch.randn(*shape, 3, 48, 48)
             torch.testing.assert_close(compiled(video), classifier(video))
+
+
+def exported(model, frames, **options):
+    clips = torch.export.Dim("clips", min=1, max=64)
+    return torch.export.export(model, (frames,), dynamic_shapes=({0: T * clips},), **options)
+
+
+def saved(program, path):
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def our_file(model, frames, path):
+    tsm_triton.export(model, "pt2", path, frames)
+    return torch.export.load(path).module()
+
+
+CAPTURES = {
+    "torch.export": lambda model, frames, path: exported(model, frames).module(),
+    "a loaded file": lambda model, frames, path: saved(exported(model, frames), path),
+    "our file": our_file,
+    "make_fx": lambda model, frames, path: make_fx(model)(frames),
+    "torch.jit.trace": lambda model, frames, path: torch.jit.trace(model, frames),
+    "frozen": lambda model, frames, path: torch.jit.freeze(torch.jit.trace(model, frames)),
+    "compiled": lambda model, frames, path: torch.compile(exported(model, frames).module(), backend="eager"),
+    "behind others": lambda model, frames, path: torch.nn.Sequential(
+        torch.nn.Identity(), exported(model, frames).module()
+    ),
+}
+
+
+@pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+def test_a_captured_model_takes_clips_of_its_own_length_alone(model, capture, tmp_path):
+    model.requires_grad_(False)
+    video = torch.randn(2, T, 3, 32, 32)
+    captured = VideoClassifier(capture(model, video.flatten(0, 1), tmp_path / "a.pt2"), T)
+    torch.testing.assert_close(captured(video), VideoClassifier(model, T)(video))
+    for other in (video.reshape(4, T // 2, 3, 32, 32), video.reshape(1, 2 * T, 3, 32, 32)):
+        with pytest.raises(ValueError, match=f"expected clips of {T} frames, the length .* captured for"):
+            captured(other)
+    with pytest.raises(ValueError, match="captured for"):
+        captured(video.flatten(0, 1), [3, 2 * T - 3])
+
+
+def test_a_captured_model_without_a_shift_takes_any_clips():
+    model = timm.create_model("test_resnet", num_classes=5).eval().requires_grad_(False)
+    video = torch.randn(2, T, 3, 32, 32)
+    captured = VideoClassifier(exported(model, video.flatten(0, 1)).module(), T)
+    torch.testing.assert_close(captured(video), VideoClassifier(model, T)(video))
+    assert captured(video.reshape(4, 2, 3, 32, 32)).shape == (4, 5)
 
 
 def test_packed_clips_stands_around_a_checkpointed_backward(model):

@@ -53,6 +53,9 @@ def test_the_gradient_is_the_adjoint(device):
     assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
 
 
+BYTES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tokens", "cropped"])
 def test_opcheck(device, layout):
@@ -61,6 +64,19 @@ def test_opcheck(device, layout):
     arguments = (boundaries, 2, 3, False, LAYOUTS[layout])
     torch.library.opcheck(ops.temporal_shift_packed, (x, *arguments))
     torch.library.opcheck(ops.temporal_shift_packed, (x.detach().clone().requires_grad_(), *arguments))
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.int8, torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.complex32],
+)
+def test_every_dtype_is_moved(dtype):
+    x = torch.randint(0, 2, (6, 8, 2)).to(dtype)
+    each = [temporal_shift(clip, len(clip)) for clip in (x[:2], x[2:])]
+    packed = temporal_shift(x, None, clip_lengths=[2, 4])
+    assert packed.dtype == dtype
+    assert_same_bits(packed, torch.cat([clip.view(BYTES[x.itemsize]) for clip in each]).view(dtype))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ..files import replacing
+from ..patching.captured import KEPT
 from .description import KEY, as_text
 from .interface import Interface
 
@@ -15,6 +16,9 @@ __all__ = ["write"]
 
 
 def write(program: ExportedProgram, interface: Interface, description: dict[str, Any], path: Path) -> None:
+    if "frames" in interface.inputs:  # for a VideoClassifier over what `torch.export.load` gives
+        first = next(node for node in program.graph.nodes if node.op == "call_function")
+        first.meta["custom"] = {**first.meta.get("custom", {}), KEPT: interface.num_segments}
     with replacing(path) as temporary, temporary.open("wb") as file, warnings.catch_warnings():
         # of weights in channels_last, as fused ones are: the archive keeps their strides
         warnings.filterwarnings("ignore", message="No complete tensor found")

@@ -1,7 +1,6 @@
 """An inference copy of a patched model on the fused ops."""
 
 import copy
-import math
 import pickle
 import threading
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from .. import ops
 from ..dataflow.tracing import copied, meta_twin
 from ..modules.clip_layer import FixedClips
 from ..patching.finding import check_model
-from ..patching.hooks import check_no_clip_layers, shift_hooks
+from ..patching.hooks import check_no_clip_layers, clip_length_of, shift_hooks
 from ..patching.keeping import check_whole
 from ..preparation import frame_shape, preparation_of, sampling_of
 from ..torch_private import (
@@ -171,7 +170,7 @@ def fuse(model: nn.Module, *, example_input: Tensor | None = None) -> FusedModel
             f"example_input must have shape [N*T, C, H, W], got {tuple(example_input.shape)}. Pass clips with "
             "their frames on the first axis: video.flatten(0, 1)."
         )
-    num_segments = math.lcm(*(hook.num_segments for hook in shift_hooks(model)))
+    num_segments = clip_length_of(model)
     input_size = frame_shape(model, example_input)
     outline = _Outline(_without_weights(model))
     network, report = rewritten(_captured(copied(model), num_segments, input_size))

@@ -40,7 +40,7 @@ class ClipLayer(nn.Module):
     """The base of layers of folded clips, `[N*T, ...]`: they hold T, which `set_num_segments` and the wrappers over
     clips set with that of the shifts.
 
-    A layer of one's own calls `self.clips(x)` in its `forward`, and gives rows of frames back.
+    A layer of one's own calls `self.clips(x)` or `self.clip_length()` in its `forward`, and gives rows of frames back.
 
     Args:
         num_segments: T, the frames of a clip where this layer stands.
@@ -81,19 +81,24 @@ class ClipLayer(nn.Module):
         """T in the calls of this thread alone, None for the model's."""
         self._own_length.value = length
 
-    def tell_graphs(self, num_segments: int) -> None:
-        """Have compiled parts take clips of so many frames, for whichever thread."""
-        self.length_of_graphs = None if num_segments == self.num_segments else num_segments
+    def tell_graphs(self, told: Told) -> None:
+        """Have compiled parts go by this, for whichever thread."""
+        self.length_of_graphs = None if told.length == self.num_segments else told.length
 
     @property
     def told(self) -> Told:
-        """What it goes by outside of calls over clips."""
+        """What it goes by outside of calls over clips of one length."""
         return Told(self.num_segments)
+
+    @property
+    def told_to_all(self) -> Told:
+        """The same, for compiled parts."""
+        return self.told
 
     def go_back(self, told: Told) -> Callable[[], None]:
         before = self.again, self.length_of_graphs
         self.again = told
-        self.tell_graphs(told.length)
+        self.tell_graphs(told)
 
         def undo() -> None:
             self.again, self.length_of_graphs = before
@@ -104,12 +109,8 @@ class ClipLayer(nn.Module):
         of_calls = "length", "length_of_graphs", "again"
         return {key: value for key, value in vars(self).items() if key not in of_calls}
 
-    def clips(self, x: Tensor) -> Tensor:
-        """`[N*T, ...]` as `[N, T, ...]`.
-
-        Raises:
-            ValueError: no whole number of clips.
-        """
+    def clip_length(self) -> int:
+        """T in the call that runs."""
         frames = self.num_segments if self.length is None else self.length
         if torch.compiler.is_dynamo_compiling():
             if self.length is None and self.length_of_graphs is not None:
@@ -118,6 +119,15 @@ class ClipLayer(nn.Module):
             frames = self._own_length.value
         elif (again := told_again(self)) is not None:
             frames = again.length
+        return frames
+
+    def clips(self, x: Tensor) -> Tensor:
+        """`[N*T, ...]` as `[N, T, ...]`.
+
+        Raises:
+            ValueError: no whole number of clips.
+        """
+        frames = self.clip_length()
         if x.shape[0] % frames:
             raise ValueError(
                 f"x must hold whole clips: expected a first axis divisible by num_segments={frames}, got "

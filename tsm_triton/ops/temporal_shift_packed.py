@@ -10,6 +10,7 @@ from .copies import shift_by_copies
 from .declare import declare
 from .derivatives import one_by_one
 from .temporal_shift import flat_form
+from .tensors import as_bits
 
 __all__ = ["temporal_shift_packed"]
 
@@ -43,9 +44,10 @@ def _by_copies(
 ) -> Tensor:
     # all frames as one clip, then zeros where that read across a boundary
     out = shift_by_copies(x, x.shape[0], n_first, n_second, reverse, channel_dim)
+    bits = as_bits(out)
     for start, length, reads_next in ((0, n_first, not reverse), (n_first, n_second, reverse)):
         edges = boundaries[1:] if reads_next else boundaries[:-1]
-        out.narrow(channel_dim, start, length)[edges] = 0
+        bits.narrow(channel_dim, start, length)[edges] = 0
     return out
 
 

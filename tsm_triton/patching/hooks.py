@@ -16,12 +16,14 @@ from ..torch_private import pre_hooks
 from .keeping import records
 from .shift_hook import ShiftHook
 from .traced_shift import TracedShift, untraced_name
+from .visits import Visit
 
 __all__ = [
     "check_no_clip_layers",
     "clip_length_of",
     "clip_lengths_in",
     "frames_out",
+    "going_by",
     "is_patched",
     "packed_clips",
     "set_num_segments",
@@ -54,13 +56,14 @@ def shift_hooks(model: nn.Module) -> list[ShiftHook]:
 
 
 def set_num_segments(model: Model, num_segments: int) -> Model:
-    """Tell a patched model that clips now have `num_segments` frames; compiled graphs follow.
+    """Tell a patched model, or one of layers over clips, that these now have `num_segments` frames; compiled graphs
+    follow.
 
     Gradient checkpointing runs blocks of a model that was called itself again in the backward, with the number of that
     time: change it after the backward only. A VideoClassifier's call keeps its own.
 
     Raises:
-        RuntimeError: the model is not patched.
+        RuntimeError: the model is not patched, and no layer in it takes clips.
         TypeError, ValueError: not a positive int; an odd one before a TemporalPool.
 
     Example:
@@ -71,8 +74,10 @@ def set_num_segments(model: Model, num_segments: int) -> Model:
         torch.Size([4, 1000])
     """
     num_segments = as_count(num_segments, "num_segments")
-    shift_hooks(model)
-    for holder, frames in clip_lengths_in(model, num_segments):
+    lengths = clip_lengths_in(model, num_segments)
+    if not lengths:
+        shift_hooks(model)  # says to patch
+    for holder, frames in lengths:
         holder.num_segments = frames
     for module in model.modules():
         if isinstance(module, CutsClips):
@@ -152,7 +157,8 @@ def check_no_clip_layers(model: nn.Module, what: str) -> None:
 
 @contextmanager
 def shift_disabled(model: nn.Module) -> Iterator[None]:
-    """Run a patched model as the 2D network it was, bit for bit; contexts nest.
+    """Run a patched model as the 2D network it was, bit for bit; contexts nest, and those of threads and tasks overlap:
+    it is that network for all of them until the last one leaves.
 
     With gradient checkpointing the backward belongs inside too: it runs blocks again.
 
@@ -167,24 +173,28 @@ def shift_disabled(model: nn.Module) -> Iterator[None]:
         ...     model(images).shape  # any number of images
         torch.Size([3, 1000])
     """
-    with _told(model, "enabled", False):
-        yield
+    if torch.compiler.is_dynamo_compiling():
+        with _set(model, "enabled", False):
+            yield
+    else:
+        with _visiting(model, Visit()):
+            yield
 
 
 @contextmanager
 def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iterator[None]:
     """Run a patched model on clips of different lengths, packed along the frame axis without padding.
 
-    The lengths are this thread's; but one thread at a time may be inside, and a compiled model takes them for every
-    thread. With gradient checkpointing the backward belongs inside too: it runs blocks again.
+    The lengths are of this thread or asyncio task, and of those begun inside; but one at a time may enter, and a
+    compiled model takes them for all. With gradient checkpointing the backward belongs inside too: it runs blocks
+    again.
 
     Args:
         model: a patched model.
         clip_lengths: how many frames each clip has; they add up to the frames the model is called with.
 
     Raises:
-        RuntimeError: the model is not patched, or holds a TemporalPool, a NonLocal or a RecurrentHead; or another
-            thread is inside.
+        RuntimeError: the model is not patched, or holds another layer over clips; or another thread or task is inside.
         TypeError, ValueError: lengths that are not non-negative integers, or (in the model's forward) do not
             add up to its frames.
 
@@ -202,31 +212,44 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
     boundaries = clip_boundaries(clip_lengths, device=device)
     if any(hook.packed_elsewhere for hook in hooks):
         raise RuntimeError(
-            f"expected no other thread inside packed_clips of this {type(model).__name__}, got one: pack one "
-            "thread's clips at a time, or give each thread a copy.deepcopy of the model"
+            f"expected no other thread inside packed_clips of this {type(model).__name__}, nor task, got one: pack the "
+            "clips of one at a time, or give each a copy.deepcopy of the model"
         )
-    with _told(model, "boundaries", boundaries):
+    with going_by(model, boundaries):
         yield
 
 
 @contextmanager
-def _told(model: nn.Module, attribute: str, value: Any) -> Iterator[None]:
-    """Have the hooks of a model hold a value, and in the end what they held before, or what they took over holds."""
-    before = {hook: getattr(hook, attribute) for hook in shift_hooks(model)}
+def going_by(model: nn.Module, boundaries: Tensor) -> Iterator[None]:
+    """Run a patched model on clips that begin where this says, also in a graph."""
+    if torch.compiler.is_dynamo_compiling():
+        with _set(model, "boundaries", boundaries):
+            yield
+    else:
+        with _visiting(model, Visit(boundaries)):
+            yield
+
+
+@contextmanager
+def _visiting(model: nn.Module, visit: Visit) -> Iterator[None]:
     try:
-        for hook in before:
+        visit.begin(shift_hooks(model))
+        yield
+    finally:
+        visit.end()
+
+
+@contextmanager
+def _set(model: nn.Module, attribute: str, value: Any) -> Iterator[None]:
+    """The same in a graph, where nobody else is."""
+    before = [(hook, getattr(hook, attribute)) for hook in shift_hooks(model)]
+    try:
+        for hook, _ in before:
             setattr(hook, attribute, value)
         yield
     finally:
-        for hook in {**before, **dict.fromkeys(_iter_hooks(model))}:
-            known, seen = hook, set[ShiftHook]()
-            while known not in before and known not in seen and known.stands_for is not None:
-                seen.add(known)
-                known = known.stands_for
-            if known in before:
-                setattr(hook, attribute, before[known])
-            if hook.enabled and hook.boundaries is None:
-                hook.stands_for = None
+        for hook, old in before:
+            setattr(hook, attribute, old)
 
 
 def _clip_holders(model: nn.Module) -> Iterator[tuple[ShiftHook | ClipLayer, int]]:

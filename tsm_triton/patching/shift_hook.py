@@ -1,7 +1,6 @@
 """The hook that shifts what a module is given."""
 
 import itertools
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from .hook_calls import PatchHook, keyword_of
 from .hook_guards import guard_hooks
 from .traced_shift import put_into_graph
 from .unshifted import keeps_unshifted, remember_unshifted
+from .visits import Visit, packing_here
 
 __all__ = ["ShiftHook"]
 
@@ -58,8 +58,6 @@ class ShiftHook(PatchHook):
     stepped_rows: frozenset[int] = frozenset()
     # while a backward goes back through a call: what it was told of that one
     again: Told | None = None
-    # whose place it took inside of `shift_disabled` or `packed_clips`, which end for it too
-    stands_for: "ShiftHook | None" = None
     # whether a thread ever gave it a step or a length of its own, or a backward: without, no call looks for one
     told_by_threads = False
     # the first parameter of the site's forward, for calls by keywords in another order
@@ -86,7 +84,6 @@ class ShiftHook(PatchHook):
         self.channel_dim = channel_dim
         self.counter = counter
         self.fold_order = fold_order
-        self.enabled = True
         self._step = OfThread()
         self._own_length = OfThread()
 
@@ -116,8 +113,11 @@ class ShiftHook(PatchHook):
         return self.shift_div, self.direction, self.channel_dim, self.fold_order
 
     def _number_itself(self) -> None:
+        """And nobody is inside of its contexts."""
         self._key = f"of_{next(_numbers)}"
-        self.boundaries = None
+        self.enabled, self.boundaries = True, None
+        self._off: tuple[Visit, ...] = ()
+        self._packings: tuple[Visit, ...] = ()
 
     @property
     def num_segments(self) -> int:
@@ -135,10 +135,14 @@ class ShiftHook(PatchHook):
     @num_segments.setter
     def num_segments(self, num_segments: int) -> None:
         self._num_segments = num_segments
-        self.tell_graphs(num_segments)
+        self._set_length_of_graphs(num_segments)
 
-    def tell_graphs(self, num_segments: int) -> None:
-        """Have compiled blocks take clips of so many frames, for whichever thread."""
+    def tell_graphs(self, told: Told) -> None:
+        """Have compiled blocks go by this, for whichever thread."""
+        self._set_length_of_graphs(told.length)
+        setattr(_boundaries, self._key, told.boundaries)
+
+    def _set_length_of_graphs(self, num_segments: int) -> None:
         length = getattr(_lengths, self._key, None)
         if length is not None and length.shape[0] == num_segments:
             return
@@ -148,56 +152,80 @@ class ShiftHook(PatchHook):
 
     @property
     def boundaries(self) -> Tensor | None:
-        """Where clips of different lengths begin, inside `packed_clips`, and for the thread that is inside of it.
+        """Where clips of different lengths begin, for the thread or the task that is inside of `packed_clips`, and in
+        graphs; None in a call over clips of one length.
 
         A GPU's backward, which runs again what gradient checkpointing wraps, has a thread of its own.
         """
-        boundaries = getattr(_boundaries, self._key)
         if torch.compiler.is_dynamo_compiling():
-            return boundaries
+            return getattr(_boundaries, self._key) if self.length is None else None
+        if self._own_length.value is not None:
+            return None
         if self.again is not None and in_backward():
             return self.again.boundaries
-        if boundaries is None:
+        if not self._packings:
             return None
-        return boundaries if self._packed_by == threading.get_ident() or in_backward() else None
+        for visit in reversed(packing_here()):
+            if visit in self._packings:
+                return visit.boundaries
+        return self._packings[-1].boundaries if in_backward() else None
 
     @boundaries.setter
     def boundaries(self, boundaries: Tensor | None) -> None:
-        if not torch.compiler.is_dynamo_compiling():
-            self._packed_by = threading.get_ident()
+        """Of graphs."""
         setattr(_boundaries, self._key, boundaries)
-        self._is_packed = boundaries is not None  # by any thread
 
     @property
     def packed_elsewhere(self) -> bool:
-        """Whether another thread is inside `packed_clips`."""
-        return self._is_packed and self._packed_by != threading.get_ident()
+        """Whether another thread or task is inside of `packed_clips`."""
+        return not set(self._packings) <= set(packing_here())
+
+    def enter(self, visit: Visit) -> None:
+        visit.hooks.append(self)
+        if visit.boundaries is None:
+            self._off = (*self._off, visit)
+            self.enabled = False
+        else:
+            self._packings = (*self._packings, visit)
+            self.boundaries = visit.boundaries
+
+    def leave(self, visit: Visit) -> None:
+        if visit.boundaries is None:
+            self._off = tuple(other for other in self._off if other is not visit)
+            self.enabled = not self._off
+        else:
+            self._packings = tuple(other for other in self._packings if other is not visit)
+            self.boundaries = self._packings[-1].boundaries if self._packings else None
 
     @property
     def told(self) -> Told:
-        """What it goes by outside of calls over clips."""
+        """What it goes by outside of calls over clips of one length."""
         return Told(self._num_segments, self.boundaries, self.enabled)
+
+    @property
+    def told_to_all(self) -> Told:
+        """The same, for compiled blocks, which do not tell threads apart."""
+        packing = self._packings[-1].boundaries if self._packings else None
+        return Told(self._num_segments, packing, self.enabled)
 
     def go_back(self, told: Told) -> Callable[[], None]:
         before = self.again, self.enabled, getattr(_lengths, self._key), getattr(_boundaries, self._key)
         self.told_by_threads = True
         self.again, self.enabled = told, told.enabled
-        self.tell_graphs(told.length)
-        if told.boundaries is not None:  # else another thread may be inside of `packed_clips`
-            setattr(_boundaries, self._key, told.boundaries)
+        self.tell_graphs(told)
 
         def undo() -> None:
             self.again, self.enabled, length, boundaries = before
             setattr(_lengths, self._key, length)
-            if told.boundaries is not None:
-                setattr(_boundaries, self._key, boundaries)
+            setattr(_boundaries, self._key, boundaries)
 
         return undo
 
     def take_over(self, hook: "ShiftHook") -> None:
-        """Be as another is, whose place this one takes, until the contexts end that it is in."""
-        if hook is not self and (not hook.enabled or hook.boundaries is not None):
-            self.enabled, self.boundaries, self.stands_for = hook.enabled, hook.boundaries, hook
+        """Be inside of what another is inside of, whose place this one takes."""
+        for visit in (*hook._off, *hook._packings):
+            if self not in visit.hooks:
+                self.enter(visit)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -208,19 +236,18 @@ class ShiftHook(PatchHook):
                 "length",
                 "enabled",
                 "again",
-                "stands_for",
                 "stepped_rows",
                 "_key",
-                "_packed_by",
+                "_off",
+                "_packings",
                 "_plans",
             )
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.enabled = True
         self._number_itself()
-        self.tell_graphs(self._num_segments)
+        self._set_length_of_graphs(self._num_segments)
 
     def __del__(self) -> None:
         for values in (_boundaries, _lengths):
@@ -279,7 +306,7 @@ class ShiftHook(PatchHook):
     def shift(self, x: Tensor) -> Tensor:
         if is_plain(x):
             plans = self._plans  # before all that a plan is made of
-            if self.counter is None and not self.told_by_threads and not self._is_packed:
+            if self.counter is None and not self.told_by_threads and not self._packings:
                 plan = plan_shift(
                     x, self._num_segments, self.shift_div, self.direction, self.channel_dim, self.fold_order
                 )

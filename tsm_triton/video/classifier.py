@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
 from ..modules.clip_layer import CutsClips
-from ..patching.hooks import check_no_clip_layers, frames_out, is_patched, packed_clips, shift_hooks
+from ..patching.hooks import check_no_clip_layers, frames_out, going_by, is_patched, packed_clips
 from ..torch_private import assert_async
 from .clips import (
     check_fixed_length,
@@ -80,7 +80,7 @@ class VideoClassifier(CutsClips, nn.Module):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         self.model = model
-        self.training = model.training
+        self.training = getattr(model, "training", False)  # a frozen ScriptModule does not say
         self.num_segments = num_segments
         self.consensus = consensus
         self.view_average = view_average
@@ -141,14 +141,8 @@ class VideoClassifier(CutsClips, nn.Module):
             )
         check_no_clip_layers(self.model, "clip_lengths")
         boundaries = clip_boundaries(clip_lengths, len(video), video.device)
-        hooks = shift_hooks(self.model) if is_patched(self.model) else []
-        try:
-            for hook in hooks:
-                hook.boundaries = boundaries
+        with going_by(self.model, boundaries) if is_patched(self.model) else nullcontext():
             logits = self.model(video)
-        finally:
-            for hook in hooks:
-                hook.boundaries = None
         if self.consensus == "identity":
             return logits
         lengths = clip_lengths.to(logits.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..arguments import check_frames
 from ..backwards import Told, record_call
 from ..modules.clip_layer import ClipLayer, fixed_length_in
+from ..patching.captured import captured_length
 from ..patching.hooks import clip_lengths_in, is_patched, shift_hooks
 from ..patching.shift_hook import ShiftHook
 from ..torch_private import is_tracing
@@ -98,7 +99,9 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[Callable[[R
         try:
             for holder, frames in lengths:
                 holder.set_own_length(frames)
-            told = [(holder, holder.told._replace(length=frames)) for holder, frames in lengths]
+            told = [
+                (holder, holder.told._replace(length=frames, boundaries=None)) for holder, frames in lengths
+            ]
             yield _unrecorded if is_tracing() else lambda results: _recorded(told, results)
         finally:
             for holder, _ in lengths:
@@ -131,7 +134,7 @@ def _begin(lengths: list[tuple[Holder, int]]) -> None:
     with _lock:
         _running[lengths[0][0]] = _running.get(lengths[0][0], 0) + 1
         for holder, frames in lengths:
-            holder.tell_graphs(frames)
+            holder.tell_graphs(holder.told._replace(length=frames, boundaries=None))
 
 
 def _end(lengths: list[tuple[Holder, int]]) -> None:
@@ -140,21 +143,23 @@ def _end(lengths: list[tuple[Holder, int]]) -> None:
         if not _running[lengths[0][0]]:
             del _running[lengths[0][0]]
             for holder, _ in lengths:
-                holder.tell_graphs((holder.again or holder.told).length)
+                holder.tell_graphs(holder.again or holder.told_to_all)
 
 
 def fixed_length(model: nn.Module) -> int | None:
-    """T of a model, fused or around a fused one, that was made for clips of one length; None of others."""
+    """T of a model, fused, captured or around one, that was made for clips of one length; None of others."""
     fixed = fixed_length_in(model)
+    if fixed is None and (captured := captured_length(model)) is not None:
+        return captured
     return getattr(model, "num_segments", None) if fixed is None and not is_patched(model) else fixed
 
 
 def check_fixed_length(model: nn.Module, clip_lengths: list[int]) -> None:
-    """Raise where a fused model, whose clip length is fixed, would mix clips."""
+    """Raise where a fused or captured model, whose clip length is fixed, would mix clips."""
     fixed = fixed_length(model)
     if fixed is not None and any(length != fixed for length in clip_lengths):
         got = clip_lengths[0] if len(clip_lengths) == 1 else clip_lengths
         raise ValueError(
-            f"expected clips of {fixed} frames, the length {type(model).__name__} was fused for, got {got}. "
-            "Call tsm_triton.set_num_segments on the patched model and fuse it again."
+            f"expected clips of {fixed} frames, the length {type(model).__name__} was fused or captured for, got "
+            f"{got}. Call tsm_triton.set_num_segments on the patched model and fuse or capture it again."
         )

@@ -51,7 +51,7 @@ class VideoFeatures(CutsClips, nn.Module):
                 "Create it with timm.create_model(name, features_only=True, out_indices=...)."
             )
         self.model = model
-        self.training = model.training
+        self.training = getattr(model, "training", False)  # a frozen ScriptModule does not say
         self.num_segments = as_count(num_segments, "num_segments")
         info = getattr(model, "feature_info", None)
         self.channels: list[int] = info.channels() if info is not None else []
