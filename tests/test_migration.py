@@ -292,7 +292,7 @@ CHECKS = {
     'VideoClassifier(model, 8, consensus="identity")(clips).softmax(-1)': is_rows_of_model(
         lambda rows: rows.softmax(-1)[None]
     ),
-    "VideoClassifier(model, 8)(transform_for(model)(read_clip(": of_probabilities,
+    'VideoClassifier(model, 8, view_average="softmax")(transform_for(': of_probabilities,
     'nn.Sequential(patch(timm.create_model("regnety_002", num_classes=0': spots,
     "tsm-triton eval videos": scored,
 }
