@@ -288,7 +288,7 @@ CHECKS = {
     "eval_transform(256, short_side=256, views=3)(video)": has_shape(1, 3, T, 3, 256, 256),
     "eval_transform(224, short_side=256, views=10)(video)": has_shape(1, 10, T, 3, 224, 224),
     'VideoClassifier(model, 8, consensus="avg")(clips)': is_rows_of_model(lambda rows: rows.mean(0)[None]),
-    "VideoClassifier(model, 8, view_average=": mean_of_probabilities,
+    'VideoClassifier(model, 8, view_average="softmax")(torch.stack(': mean_of_probabilities,
     'VideoClassifier(model, 8, consensus="identity")(clips).softmax(-1)': is_rows_of_model(
         lambda rows: rows.softmax(-1)[None]
     ),

@@ -123,6 +123,20 @@ def test_a_patched_model_takes_packed_clips(model):
         assert not torch.allclose(packed, model(frames))
 
 
+def test_a_packing_is_made_anywhere(model):
+    size = model.pretrained_cfg["input_size"][-1]
+    frames = torch.randn(3, 3, size, size, dtype=torch.float64)
+    with packed_clips(model, [1, 2]):
+        expected = model(frames)
+    with torch.device("meta"), packed_clips(model, [1, 2]):
+        torch.testing.assert_close(model(frames), expected)
+    with torch.inference_mode():
+        context = packed_clips(model, [1, 2])
+        context.__enter__()
+    model(frames).sum().backward()
+    context.__exit__(None, None, None)
+
+
 def test_the_classifier_averages_each_packed_clip(model):
     size = model.pretrained_cfg["input_size"][-1]
     classifier = VideoClassifier(model)

@@ -106,7 +106,7 @@ def clip_boundaries(
             f"clip_lengths must be non-negative and add up to the {num_frames} frames of x, "
             f"got {lengths}, together {sum(lengths)}"
         )
-    boundaries = torch.zeros(num_frames + 1, dtype=torch.bool)
+    boundaries = torch.zeros(num_frames + 1, dtype=torch.bool, device="cpu")
     boundaries[[0, *itertools.accumulate(lengths)]] = True
     return boundaries.to(device)
 

@@ -46,8 +46,12 @@ def main() -> None:
     add("--capacity", type=int, default=64, help="streams at once (default: %(default)s)")
     add("--max-batch", type=int, default=32, help="frames a tick (default: %(default)s)")
     add("--max-wait", type=float, default=2, help="milliseconds a tick waits (default: %(default)s)")
-    with suppress(KeyboardInterrupt):
-        asyncio.run(serve(parser.parse_args()))
+    args = parser.parse_args()
+    try:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve(args))
+    except (OSError, ValueError, RuntimeError) as error:  # what the weights, the device or the port are not
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ cameras share one process; the model has one thread.
 import argparse
 import asyncio
 import io
+import math
 import random
 import re
 import statistics
@@ -107,14 +108,16 @@ def row(tally: Tally, batcher: Batcher, streams: int, max_batch: int, seconds: f
     """A line of the table, under `HEAD`."""
     answered = len(tally.seconds)
     offered = answered + tally.skipped
-    percentiles = statistics.quantiles(tally.seconds, n=100)
+    percentiles = (
+        statistics.quantiles(tally.seconds * 2, n=100) if answered else [math.nan] * 99
+    )  # of one frame, too
     return [
         str(streams),
         f"at most {max_batch}",
         f"{offered / seconds:.0f}",
         f"{answered / seconds:.0f}",
-        f"{tally.skipped / offered:.0%}",
-        f"{answered / batcher.batches.total():.1f}",
+        f"{tally.skipped / max(offered, 1):.0%}",
+        f"{answered / max(batcher.batches.total(), 1):.1f}",
         *(f"{1000 * percentiles[p - 1]:.0f}" for p in (50, 95, 99)),
     ]
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -209,7 +209,9 @@ def packed_clips(model: nn.Module, clip_lengths: Sequence[int] | Tensor) -> Iter
     hooks = shift_hooks(model)
     check_no_clip_layers(model, "packed_clips")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    boundaries = clip_boundaries(clip_lengths, device=device)
+    # autograd may save them inside
+    with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
+        boundaries = clip_boundaries(clip_lengths, device=device)
     if any(hook.packed_elsewhere for hook in hooks):
         raise RuntimeError(
             f"expected no other thread inside packed_clips of this {type(model).__name__}, nor task, got one: pack the "
