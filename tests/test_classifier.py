@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tsm_triton
@@ -148,7 +149,12 @@ CAPTURES = {
 
 
 @pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore:.*torch.jit:FutureWarning",
+    "ignore:.*torch.jit:DeprecationWarning",
+    "ignore:.*buffer is not writable",
+)
 def test_a_captured_model_takes_clips_of_its_own_length_alone(model, capture, tmp_path):
     model.requires_grad_(False)
     video = torch.randn(2, T, 3, 32, 32)
@@ -159,6 +165,11 @@ def test_a_captured_model_takes_clips_of_its_own_length_alone(model, capture, tm
             captured(other)
     with pytest.raises(ValueError, match="captured for"):
         captured(video.flatten(0, 1), [3, 2 * T - 3])
+    if isinstance(captured.model, GraphModule):
+        whole = torch.compile(captured, backend="eager")
+        torch.testing.assert_close(whole(video), captured(video))
+        with pytest.raises(ValueError, match="captured for"):
+            whole(video.reshape(4, T // 2, 3, 32, 32))
 
 
 def test_a_captured_model_without_a_shift_takes_any_clips():

@@ -2,37 +2,38 @@
 
 import math
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..ops import NAMESPACE
-from ..torch_private import OpOverload, constant_in_graphs, schema_of
+from ..torch_private import OpOverload, schema_of
 
 __all__ = ["KEPT", "captured_length"]
 
 KEPT = f"{NAMESPACE}.num_segments"  # in the `custom` meta of a node of our files, whose shift is in torch's operators
 LENGTH = "num_segments"
+_FOUND = (
+    "clip_length_of_the_capture"  # the attribute of a graph whose nodes were looked at, which Dynamo cannot
+)
 
-_known: WeakKeyDictionary[nn.Module, tuple[int, ...]] = WeakKeyDictionary()
 
-
-@constant_in_graphs
 def captured_length(model: nn.Module) -> int | None:
-    """T of the graphs in a model that `torch.export`, `make_fx` or `torch.jit.trace` made; None of others."""
-    lengths = [length for module in model.modules() for length in _lengths_of(module)]
-    return math.lcm(*lengths) if lengths else None
+    """T of the graphs in a model that `torch.export`, `make_fx` or `torch.jit.trace` made; None of others.
 
-
-def _lengths_of(module: nn.Module) -> tuple[int, ...]:
-    if not isinstance(module, (GraphModule, torch.jit.ScriptModule)):
-        return ()
-    if module not in _known:
-        found = _in_graph(module) if isinstance(module, GraphModule) else _in_script(module)
-        _known[module] = tuple(sorted(set(found)))
-    return _known[module]
+    In a graph of Dynamo's it is what a call outside of one found.
+    """
+    found = None
+    for module in model.modules():
+        if isinstance(module, (GraphModule, torch.jit.ScriptModule)):
+            if not torch.compiler.is_dynamo_compiling() and _FOUND not in vars(module):
+                lengths = [*(_in_graph(module) if isinstance(module, GraphModule) else _in_script(module))]
+                vars(module)[_FOUND] = math.lcm(*lengths) if lengths else None
+            length = getattr(module, _FOUND, None)
+            if length is not None:
+                found = length if found is None else math.lcm(found, length)
+    return found
 
 
 def _in_graph(module: GraphModule) -> Iterator[int]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
 from ..modules.clip_layer import CutsClips
+from ..patching.captured import captured_length
 from ..patching.hooks import check_no_clip_layers, frames_out, going_by, is_patched, packed_clips
 from ..torch_private import assert_async
 from .clips import (
@@ -79,6 +80,7 @@ class VideoClassifier(CutsClips, nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        captured_length(model)  # for compiled calls
         self.model = model
         self.training = getattr(model, "training", False)  # a frozen ScriptModule does not say
         self.num_segments = num_segments

@@ -59,7 +59,7 @@ def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
     `torch.jit.trace`, and by it `torch.onnx.export(dynamo=False)`, keep T as a constant of the shift, and a graph of it
     would mix the clips of another T without a word: the reshape fails there.
     """
-    if not is_tracing():
+    if torch.compiler.is_compiling() or not is_tracing():  # torch 2.11 has no graph of the second
         return video, video.shape[1]
     frames = int(video.shape[1])
     fixed = fixed_length(model)
@@ -111,7 +111,7 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[Callable[[R
 
 def record_packed(model: nn.Module, results: Results) -> Results:
     """What a model gave inside of `packed_clips`: a backward through it runs blocks again with that packing."""
-    if is_tracing() or not is_patched(model):
+    if torch.compiler.is_compiling() or is_tracing() or not is_patched(model):
         return results
     return _recorded([(hook, hook.told) for hook in shift_hooks(model)], results)
 
