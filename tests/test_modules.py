@@ -70,7 +70,7 @@ def test_a_written_network_is_told_its_clips(layer, wrap):
         frames = wrap(network)(video.flatten(0, 1)).unflatten(0, (2, 4))
     torch.testing.assert_close(frames.mean(1), alone)
     with pytest.raises(
-        RuntimeError, match="clip_lengths: expected a model whose frames meet in shifts alone"
+        RuntimeError, match="clip_lengths: expected a model whose frames meet in patched shifts alone"
     ):
         classifier(video.flatten(0, 1), [3, 5])
 

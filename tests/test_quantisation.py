@@ -165,7 +165,7 @@ def test_a_quantised_model_is_patched_unverified_and_copied_before_it_is_called(
 
 
 @pytest.mark.skipif(not ENGINES, reason="needs a quantisation engine, torch has none on this CPU")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_streams_and_scripts_of_a_quantised_model_are_refused_with_what_to_use(monkeypatch):
     monkeypatch.setattr(torch.backends.quantized, "engine", ENGINES[0])
     quantised = torchvision.models.quantization.resnet18(num_classes=4, quantize=True).eval()

@@ -496,6 +496,21 @@ def test_a_write_shows():
     assert torch_private.version_of(x) == torch_private.version_of(x.detach()) == 1
 
 
+def test_a_node_that_is_computed_is_known():
+    seen, x = [], torch.ones(3, requires_grad=True)
+    first = torch_private.next_number()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor, lambda tensor: (seen.append(torch_private.current_node()), tensor)[1]
+    ):
+        y = x.sin().cos()
+    end = torch_private.next_number()
+    y.sum().backward()
+    numbers = [torch_private.sequence_number(node) for node in seen]
+    assert len(numbers) == 2
+    assert all(first <= number < end for number in numbers)
+    assert torch_private.current_node() is None
+
+
 def test_nodes_are_numbered():
     weight = torch.ones(2, requires_grad=True)
     first = (weight * 2).grad_fn

@@ -107,6 +107,27 @@ def test_tasks_pack_one_at_a_time_and_others_see_none_of_it(model):
     check_plain(model, plain)
 
 
+def test_a_task_that_is_over_leaves_its_packing_to_the_thread(model):
+    packed, context = scores(model, packed_clips(model, [3, 5])), packed_clips(model, [3, 5])
+
+    async def enters():
+        context.__enter__()
+
+    async def runs():
+        return model(FRAMES)
+
+    async def both():
+        await asyncio.create_task(enters())
+        return await asyncio.create_task(runs())
+
+    assert torch.equal(asyncio.run(both()), packed)
+    with ThreadPoolExecutor(1) as pool:
+        assert not torch.equal(pool.submit(model, FRAMES).result(), packed)
+    plain = copy.deepcopy(model)
+    context.__exit__(None, None, None)
+    check_plain(model, plain(FRAMES))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_classifier_of_clips_has_its_own_length_inside_of_a_packing(model, compiled):
     classifier = VideoClassifier(torch.compile(model, backend="eager") if compiled else model, T)

@@ -1,119 +1,155 @@
-"""What belongs to a backward: the call that it goes back through, some of which gradient checkpointing runs again.
+"""What layers are told of a call that runs, and told again by its backward, which may run some of its blocks again.
 
-A shift, or a layer that mixes clips in other ways, must then be told what it was in that call, whatever it has been
-told since. The gradient of what the call returned arrives before any inside of it: there the backward takes over.
+Gradient checkpointing runs a block again for a node of autograd's that the call made: nodes are numbered, so the number
+tells which call that was, whatever the layers were told since. Compiled blocks run no Python that could ask: what all
+threads share tells them, from the moment that the gradient of what the call returned arrives until the backward ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from .torch_private import backward_number, in_backward, queue_callback
+from .torch_private import backward_number, current_node, next_number, queue_callback, sequence_number
 
-__all__ = ["Layer", "Told", "record_call", "told_again"]
+__all__ = ["CALLS", "Layer", "Recorded", "Telling", "Told", "record_call", "told_again"]
+
+CALLS = 1024  # that a layer remembers: those whose backward is still to come are a few
+_lock = threading.RLock()  # the end of a backward that fails may come anywhere, also in here
 
 
 class Told(NamedTuple):
-    """The frames of a clip; where clips of several lengths begin, if they are; whether the layer acts."""
+    """The frames of a clip, and where clips of several lengths begin, if they are."""
 
     length: int
     boundaries: Tensor | None = None
-    enabled: bool = True
 
-    def says(self, other: "Told") -> bool:
-        lengths = self.boundaries is not None or self.length == other.length
-        return lengths and self.boundaries is other.boundaries and self.enabled == other.enabled
+
+class Recorded(NamedTuple):
+    """What a layer was told in a call, and the numbers of the nodes that the call made."""
+
+    first: int
+    end: int
+    told: Told
 
 
 class Layer(Protocol):
     """What is told of clips: a `ShiftHook` or a `ClipLayer`."""
 
-    again: Told | None  # while a backward goes back through a call
+    calls: deque[Recorded]
+    tellings: tuple[tuple[object, Told], ...]
 
     @property
-    def told(self) -> Told: ...
+    def told(self) -> Told:
+        """What this thread goes by outside of calls over clips of one length."""
+        ...
 
-    def go_back(self, told: Told) -> Callable[[], None]:
-        """Be as in a call, also for the graphs of compiled blocks, which all threads share; what undoes it."""
+    def tell_graphs(self) -> None:
+        """Have compiled blocks go by the last of the tellings; without one, by what the layer was told for good."""
         ...
 
 
-class _Call:
-    """One that autograd recorded."""
-
-    def __init__(self, told: Iterable[tuple[Layer, Told]]) -> None:
-        self.told = dict(told)
-        self.is_awaited = True
-
-    def go_back(self, _: Tensor) -> None:
-        """What its results call with their gradient."""
-        if torch.compiler.is_dynamo_compiling():  # compiled autograd, which has no end to wait for
-            return
-        self.is_awaited = (
-            torch.is_grad_enabled()
-        )  # the graph of this backward may come back here by another way
-        number = backward_number()
-        backward = _backwards.get(number)
-        if backward is None:
-            backward = _backwards[number] = _Backward()
-            queue_callback(backward.end)
-        backward.go_back(self.told)
-
-
-class _Backward:
-    """One that runs. Only the engine holds it, which drops it where the backward fails, too."""
+class Telling:
+    """That a call runs, or a backward: for compiled blocks, which all threads share."""
 
     def __init__(self) -> None:
-        self.undo: dict[Layer, Callable[[], None]] = {}
+        self.layers: dict[Layer, None] = {}
+        self.name = object()  # what layers know it by: none of them keeps one that nobody ended
 
-    def go_back(self, told: dict[Layer, Told]) -> None:
-        for layer, one in told.items():
-            undo = layer.go_back(one)
-            self.undo.setdefault(layer, undo)
+    def begin(self, told: Iterable[tuple[Layer, Told]]) -> None:
+        with _lock:
+            for layer, one in told:
+                self.layers[layer] = None
+                layer.tellings = (*layer.tellings, (self.name, one))
+                layer.tell_graphs()
 
     def end(self) -> None:
-        while self.undo:
-            self.undo.popitem()[1]()
-
-    __del__ = end
-
-
-_backwards: WeakValueDictionary[int, _Backward] = WeakValueDictionary()
-_calls: WeakSet[_Call] = WeakSet()  # whose results, or what was made of them, somebody holds
+        with _lock:
+            while self.layers:
+                layer, _ = self.layers.popitem()
+                layer.tellings = tuple(each for each in layer.tellings if each[0] is not self.name)
+                layer.tell_graphs()
 
 
-def record_call(told: Iterable[tuple[Layer, Told]], results: Any) -> None:
-    """Have backwards through the results of a call tell its layers again what it told them."""
+class _Backward(Telling):
+    """One that runs. Only the engine holds it, and drops it where the backward fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_node = next_number()  # of those that it makes itself, on this thread
+        self.told: dict[Layer, Told] = {}
+
+    def go_back(self, told: Sequence[tuple[Layer, Told]]) -> None:
+        self.told.update(told)
+        self.end()
+        self.begin(self.told.items())
+
+    def __del__(self) -> None:
+        self.end()
+
+
+_backwards: WeakValueDictionary[tuple[int, int], _Backward] = WeakValueDictionary()  # by thread and number
+
+
+def record_call(told: Sequence[tuple[Layer, Told]], first: int, results: Any) -> None:
+    """Remember what a call told its layers, whose nodes have the numbers from the first one on."""
     recorded = [tensor for tensor in _tensors_in(results) if tensor.requires_grad]
-    if recorded:
-        call = _Call(told)
-        _calls.add(call)
-        for tensor in recorded:
-            tensor.register_hook(call.go_back)
+    if not recorded:
+        return
+    end = next_number()
+    for layer, one in told:
+        layer.calls.append(Recorded(first, end, one))
+
+    def go_back(_: Tensor) -> None:
+        if torch.compiler.is_dynamo_compiling():  # compiled autograd, which has no end to wait for
+            return
+        key = threading.get_ident(), backward_number()
+        with _lock:
+            backward = _backwards.get(key)
+            if backward is None:
+                backward = _backwards[key] = _Backward()
+                queue_callback(backward.end)
+        backward.go_back(told)
+
+    for tensor in recorded:
+        tensor.register_hook(go_back)
 
 
 def told_again(layer: Layer) -> Told | None:
-    """What a layer was told in the call that this thread's backward goes back through, None outside of any.
+    """What a layer was told in the call whose block a backward runs again now; None of a plain call, and outside.
 
     Raises:
-        RuntimeError: a backward that came by other ways than a call's results, while one is still to come through
-            the results of a call that was told otherwise.
+        RuntimeError: threads made calls side by side, in which it was told different things, or too many came since.
     """
-    if (layer.again is None and not _calls) or not in_backward():
+    if not layer.calls or (node := current_node()) is None:
         return None
-    if layer.again is None:
-        for call in list(_calls):
-            if call.is_awaited and layer in call.told and not call.told[layer].says(layer.told):
-                raise RuntimeError(
-                    "expected a backward through what a VideoClassifier returned, or without gradient checkpointing, "
-                    f"got one by another way that runs a block again, while the backward of clips of "
-                    f"{call.told[layer].length} frames is to come: whose block it is cannot be told. Call backward() "
-                    "on those scores first, or make them under torch.no_grad()."
-                )
-    return layer.again
+    number = sequence_number(node)
+    found = [call.told for call in list(layer.calls) if call.first <= number < call.end]
+    if not found:
+        for (thread, _), backward in list(_backwards.items()):  # of a block inside of one that is run again
+            if thread == threading.get_ident() and layer in backward.told and number >= backward.first_node:
+                found.append(backward.told[layer])
+    lost = len(layer.calls) == CALLS and number < layer.calls[0].first
+    if lost or any(not _same(one, found[0]) for one in found):
+        raise RuntimeError(
+            "expected a backward whose call is known, got one that runs a block again "
+            + (
+                f"of before the last {CALLS} calls"
+                if lost
+                else "while threads have calls of other clips to go back"
+            )
+            + ": call backward() behind each call, give each thread a copy.deepcopy of the model, or train it without "
+            "gradient checkpointing."
+        )
+    return found[0] if found else None
+
+
+def _same(one: Told, other: Told) -> bool:
+    return one.length == other.length and one.boundaries is other.boundaries
 
 
 def _tensors_in(results: Any) -> Iterator[Tensor]:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 # An op's call that autograd need not note goes below it (test_below_autograd_an_op_is_its_own_form).
 from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 
+# The node that this thread's backward computes, None outside of any (test_a_node_that_is_computed_is_known).
+from torch._C import _current_autograd_node as current_node
+
 # Which backward runs on this thread, -1 outside of any (test_a_backward_knows_its_thread).
 from torch._C import _current_graph_task_id as backward_number
 
@@ -122,6 +125,7 @@ __all__ = [
     "convert_to_symint",
     "count_dispatch_modes",
     "count_function_modes",
+    "current_node",
     "decompositions",
     "dual_numbers",
     "dynamo_config",
@@ -145,6 +149,7 @@ __all__ = [
     "modules_of",
     "name_of_op",
     "name_of_overload",
+    "next_number",
     "out_spec",
     "own_name",
     "parameters_of",
@@ -377,6 +382,11 @@ RAW_SAVED = "_raw_saved_"
 def sequence_number(node: torch.autograd.graph.Node) -> int:
     """Larger for each node that a thread makes, largest for those of parameters (test_nodes_are_numbered)."""
     return node._sequence_nr()
+
+
+def next_number() -> int:
+    """Of the node that this thread makes next (test_nodes_are_numbered)."""
+    return torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def version_of(tensor: Tensor) -> int:

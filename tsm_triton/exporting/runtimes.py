@@ -1,5 +1,6 @@
 """What runs an exported file: onnxruntime, torch's exported program, or an AOTInductor package."""
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from importlib import import_module
@@ -82,7 +83,11 @@ class _Program(Runtime):
         import_module(NEEDS)  # an int8 file's operators, which torch does not know before
         extra = {f"{KEY}.json": ""}
         try:
-            program = torch.export.load(path, extra_files=extra)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message="The given buffer is not writable"
+                )  # torch 2.11 reads so
+                program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # of a file that is none of torch's, or of a later torch: many kinds
             raise ValueError(
                 f"expected a file of torch.export that torch {torch.__version__} reads, got {str(path)!r} "

@@ -1,13 +1,13 @@
 """A layer that mixes the frames of a clip in other ways than the shift, and so must know how many there are."""
 
-from collections.abc import Callable
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import as_count
-from ..backwards import Told, told_again
+from ..backwards import CALLS, Recorded, Told, told_again
 from ..threads import OfThread
 
 __all__ = ["ClipLayer", "CutsClips", "FixedClips", "fixed_length_in"]
@@ -69,45 +69,36 @@ class ClipLayer(nn.Module):
     length: int | None = None
     # T in the calls that run, for compiled parts, which all threads share
     length_of_graphs: int | None = None
-    # while a backward goes back through a call: what it was told of that one
-    again: Told | None = None
+    # what runs and tells compiled parts of its clips, the last one last
+    tellings: tuple[tuple[object, Told], ...] = ()
 
     def __init__(self, num_segments: int) -> None:
         super().__init__()
         self.num_segments = as_count(num_segments, "num_segments")
-        self._own_length = OfThread()
+        self._begin()
 
     def set_own_length(self, length: int | None) -> None:
         """T in the calls of this thread alone, None for the model's."""
         self._own_length.value = length
 
-    def tell_graphs(self, told: Told) -> None:
-        """Have compiled parts go by this, for whichever thread."""
-        self.length_of_graphs = None if told.length == self.num_segments else told.length
-
     @property
     def told(self) -> Told:
-        """What it goes by outside of calls over clips of one length."""
         return Told(self.num_segments)
 
-    @property
-    def told_to_all(self) -> Told:
-        """The same, for compiled parts."""
-        return self.told
-
-    def go_back(self, told: Told) -> Callable[[], None]:
-        before = self.again, self.length_of_graphs
-        self.again = told
-        self.tell_graphs(told)
-
-        def undo() -> None:
-            self.again, self.length_of_graphs = before
-
-        return undo
+    def tell_graphs(self) -> None:
+        self.length_of_graphs = self.tellings[-1][1].length if self.tellings else None
 
     def __getstate__(self) -> dict[str, Any]:
-        of_calls = "length", "length_of_graphs", "again"
+        of_calls = "length", "length_of_graphs", "calls", "tellings", "_own_length"
         return {key: value for key, value in vars(self).items() if key not in of_calls}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._own_length = OfThread()
+        self.calls: deque[Recorded] = deque(maxlen=CALLS)
 
     def clip_length(self) -> int:
         """T in the call that runs."""

@@ -1,4 +1,7 @@
-"""The frames of a clip in graphs that were captured of a shifted model of frames: a constant, which nothing tells."""
+"""The frames of a clip in graphs that were captured of a shifted model of frames: a constant, which nothing tells.
+
+Those of others whose shift was decomposed into torch's operators are not known.
+"""
 
 import math
 from collections.abc import Iterator
@@ -7,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from ..modules.clip_layer import ClipLayer
 from ..ops import NAMESPACE
 from ..torch_private import OpOverload, schema_of
 
@@ -24,15 +28,17 @@ def captured_length(model: nn.Module) -> int | None:
 
     In a graph of Dynamo's it is what a call outside of one found.
     """
-    found = None
+    found, pooled = None, 1
     for module in model.modules():
+        if isinstance(module, ClipLayer):
+            pooled *= module.pools
         if isinstance(module, (GraphModule, torch.jit.ScriptModule)):
             if not torch.compiler.is_dynamo_compiling() and _FOUND not in vars(module):
                 lengths = [*(_in_graph(module) if isinstance(module, GraphModule) else _in_script(module))]
                 vars(module)[_FOUND] = math.lcm(*lengths) if lengths else None
             length = getattr(module, _FOUND, None)
             if length is not None:
-                found = length if found is None else math.lcm(found, length)
+                found = pooled * length if found is None else math.lcm(found, pooled * length)
     return found
 
 

@@ -150,7 +150,7 @@ def check_no_clip_layers(model: nn.Module, what: str) -> None:
     layer = next(((name, m) for name, m in model.named_modules() if isinstance(m, ClipLayer)), None)
     if layer is not None:
         raise RuntimeError(
-            f"{what}: expected a model whose frames meet in shifts alone, got {type(layer[1]).__name__} at "
+            f"{what}: expected a model whose frames meet in patched shifts alone, got {type(layer[1]).__name__} at "
             f"{layer[0]!r}, which needs whole clips of one length. Call the model, or VideoClassifier, with such clips."
         )
 
@@ -243,7 +243,7 @@ def _visiting(model: nn.Module, visit: Visit) -> Iterator[None]:
 
 @contextmanager
 def _set(model: nn.Module, attribute: str, value: Any) -> Iterator[None]:
-    """The same in a graph, where nobody else is."""
+    """Have the hooks hold a value while a graph is traced, where nobody else is inside."""
     before = [(hook, getattr(hook, attribute)) for hook in shift_hooks(model)]
     try:
         for hook, _ in before:

@@ -1,6 +1,7 @@
 """The hook that shifts what a module is given."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.fx import Proxy
 
 from .. import ops
-from ..backwards import Told, told_again
+from ..backwards import CALLS, Recorded, Told, told_again
 from ..functional import fold_counts, plan_shift, shift_clips, temporal_shift
 from ..ops.copies import Plan, copied
 from ..ops.direct import is_plain
@@ -20,7 +21,7 @@ from .hook_calls import PatchHook, keyword_of
 from .hook_guards import guard_hooks
 from .traced_shift import put_into_graph
 from .unshifted import keeps_unshifted, remember_unshifted
-from .visits import Visit, packing_here
+from .visits import Visit
 
 __all__ = ["ShiftHook"]
 
@@ -56,8 +57,8 @@ class ShiftHook(PatchHook):
     removed = False
     # how many rows the frames of streams had that autograd recorded, which no backward can run again
     stepped_rows: frozenset[int] = frozenset()
-    # while a backward goes back through a call: what it was told of that one
-    again: Told | None = None
+    # what runs and tells compiled blocks of its clips, the last one last
+    tellings: tuple[tuple[object, Told], ...] = ()
     # whether a thread ever gave it a step or a length of its own, or a backward: without, no call looks for one
     told_by_threads = False
     # the first parameter of the site's forward, for calls by keywords in another order
@@ -115,9 +116,11 @@ class ShiftHook(PatchHook):
     def _number_itself(self) -> None:
         """And nobody is inside of its contexts."""
         self._key = f"of_{next(_numbers)}"
-        self.enabled, self.boundaries = True, None
+        self.enabled = True
         self._off: tuple[Visit, ...] = ()
         self._packings: tuple[Visit, ...] = ()
+        self.calls: deque[Recorded] = deque(maxlen=CALLS)
+        setattr(_boundaries, self._key, None)
 
     @property
     def num_segments(self) -> int:
@@ -135,14 +138,20 @@ class ShiftHook(PatchHook):
     @num_segments.setter
     def num_segments(self, num_segments: int) -> None:
         self._num_segments = num_segments
-        self._set_length_of_graphs(num_segments)
+        self.tell_graphs()
 
-    def tell_graphs(self, told: Told) -> None:
-        """Have compiled blocks go by this, for whichever thread."""
-        self._set_length_of_graphs(told.length)
-        setattr(_boundaries, self._key, told.boundaries)
+    @property
+    def told(self) -> Told:
+        return Told(self._num_segments, self.boundaries)
 
-    def _set_length_of_graphs(self, num_segments: int) -> None:
+    def tell_graphs(self) -> None:
+        if self.tellings:
+            num_segments, boundaries = self.tellings[-1][1]
+        else:
+            num_segments, boundaries = self._num_segments, None
+            if self._packings:
+                boundaries = self._packings[-1].boundaries
+        setattr(_boundaries, self._key, boundaries)
         length = getattr(_lengths, self._key, None)
         if length is not None and length.shape[0] == num_segments:
             return
@@ -161,12 +170,12 @@ class ShiftHook(PatchHook):
             return getattr(_boundaries, self._key) if self.length is None else None
         if self._own_length.value is not None:
             return None
-        if self.again is not None and in_backward():
-            return self.again.boundaries
+        if (again := told_again(self)) is not None:
+            return again.boundaries
         if not self._packings:
             return None
-        for visit in reversed(packing_here()):
-            if visit in self._packings:
+        for visit in reversed(self._packings):
+            if visit.is_here:
                 return visit.boundaries
         return self._packings[-1].boundaries if in_backward() else None
 
@@ -178,16 +187,15 @@ class ShiftHook(PatchHook):
     @property
     def packed_elsewhere(self) -> bool:
         """Whether another thread or task is inside of `packed_clips`."""
-        return not set(self._packings) <= set(packing_here())
+        return not all(visit.is_here for visit in self._packings)
 
     def enter(self, visit: Visit) -> None:
-        visit.hooks.append(self)
         if visit.boundaries is None:
             self._off = (*self._off, visit)
             self.enabled = False
         else:
             self._packings = (*self._packings, visit)
-            self.boundaries = visit.boundaries
+            self.tell_graphs()
 
     def leave(self, visit: Visit) -> None:
         if visit.boundaries is None:
@@ -195,37 +203,12 @@ class ShiftHook(PatchHook):
             self.enabled = not self._off
         else:
             self._packings = tuple(other for other in self._packings if other is not visit)
-            self.boundaries = self._packings[-1].boundaries if self._packings else None
-
-    @property
-    def told(self) -> Told:
-        """What it goes by outside of calls over clips of one length."""
-        return Told(self._num_segments, self.boundaries, self.enabled)
-
-    @property
-    def told_to_all(self) -> Told:
-        """The same, for compiled blocks, which do not tell threads apart."""
-        packing = self._packings[-1].boundaries if self._packings else None
-        return Told(self._num_segments, packing, self.enabled)
-
-    def go_back(self, told: Told) -> Callable[[], None]:
-        before = self.again, self.enabled, getattr(_lengths, self._key), getattr(_boundaries, self._key)
-        self.told_by_threads = True
-        self.again, self.enabled = told, told.enabled
-        self.tell_graphs(told)
-
-        def undo() -> None:
-            self.again, self.enabled, length, boundaries = before
-            setattr(_lengths, self._key, length)
-            setattr(_boundaries, self._key, boundaries)
-
-        return undo
+            self.tell_graphs()
 
     def take_over(self, hook: "ShiftHook") -> None:
         """Be inside of what another is inside of, whose place this one takes."""
         for visit in (*hook._off, *hook._packings):
-            if self not in visit.hooks:
-                self.enter(visit)
+            visit.take_in(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -235,7 +218,8 @@ class ShiftHook(PatchHook):
             not in (
                 "length",
                 "enabled",
-                "again",
+                "calls",
+                "tellings",
                 "stepped_rows",
                 "_key",
                 "_off",
@@ -247,7 +231,7 @@ class ShiftHook(PatchHook):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._number_itself()
-        self._set_length_of_graphs(self._num_segments)
+        self.tell_graphs()
 
     def __del__(self) -> None:
         for values in (_boundaries, _lengths):
@@ -306,7 +290,7 @@ class ShiftHook(PatchHook):
     def shift(self, x: Tensor) -> Tensor:
         if is_plain(x):
             plans = self._plans  # before all that a plan is made of
-            if self.counter is None and not self.told_by_threads and not self._packings:
+            if self.counter is None and not (self.told_by_threads or self._packings or self.calls):
                 plan = plan_shift(
                     x, self._num_segments, self.shift_div, self.direction, self.channel_dim, self.fold_order
                 )

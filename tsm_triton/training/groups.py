@@ -105,7 +105,7 @@ def _head(model: nn.Module, linears: Sequence[nn.Module]) -> Sequence[nn.Module]
             if found:
                 return found
             of_backbones |= set(module.modules())  # made with num_classes=0: the head stands behind it
-    return [*(linear for linear in linears if linear not in of_backbones)][-1:]
+    return [linear for linear in linears if linear not in of_backbones][-1:]
 
 
 def _by_shape(key: str, parameter: nn.Parameter) -> str:

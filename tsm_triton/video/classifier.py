@@ -10,7 +10,7 @@ from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
 from ..modules.clip_layer import CutsClips
 from ..patching.captured import captured_length
-from ..patching.hooks import check_no_clip_layers, frames_out, going_by, is_patched, packed_clips
+from ..patching.hooks import check_no_clip_layers, frames_out, going_by, is_patched
 from ..torch_private import assert_async
 from .clips import (
     check_fixed_length,
@@ -19,7 +19,7 @@ from .clips import (
     clips_of_length,
     fixed_length,
     of_traced_length,
-    record_packed,
+    packing_of,
 )
 
 __all__ = ["CONSENSUS", "VIEW_AVERAGE", "VideoClassifier"]
@@ -123,8 +123,8 @@ class VideoClassifier(CutsClips, nn.Module):
             )
         check_no_clip_layers(self.model, "clip_lengths")
         check_fixed_length(self.model, clip_lengths)
-        with packed_clips(self.model, clip_lengths) if is_patched(self.model) else nullcontext():
-            logits = record_packed(self.model, self.model(video))
+        with packing_of(self.model, clip_lengths) as recorded:
+            logits = recorded(self.model(video))
         if self.consensus == "identity":
             return logits
         return torch.stack([clip.mean(0) for clip in logits.split(clip_lengths)])

@@ -1,22 +1,20 @@
 """What the models over clips check alike, and the length that they tell the model of frames."""
 
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_frames
-from ..backwards import Told, record_call
+from ..backwards import Telling, Told, record_call
 from ..modules.clip_layer import ClipLayer, fixed_length_in
 from ..patching.captured import captured_length
-from ..patching.hooks import clip_lengths_in, is_patched, shift_hooks
+from ..patching.hooks import clip_lengths_in, is_patched, packed_clips, shift_hooks
 from ..patching.shift_hook import ShiftHook
-from ..torch_private import is_tracing
+from ..torch_private import is_tracing, next_number
 
 __all__ = [
     "check_fixed_length",
@@ -25,7 +23,7 @@ __all__ = [
     "clips_of_length",
     "fixed_length",
     "of_traced_length",
-    "record_packed",
+    "packing_of",
 ]
 
 Holder = ShiftHook | ClipLayer
@@ -94,56 +92,40 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[Callable[[R
             for holder, _ in lengths:
                 holder.length = None
     else:
-        lengths = clip_lengths_in(model, num_segments)
-        _begin(lengths)
+        told = [(holder, Told(frames)) for holder, frames in clip_lengths_in(model, num_segments)]
+        telling, first = Telling(), next_number()
         try:
-            for holder, frames in lengths:
-                holder.set_own_length(frames)
-            told = [
-                (holder, holder.told._replace(length=frames, boundaries=None)) for holder, frames in lengths
-            ]
-            yield _unrecorded if is_tracing() else lambda results: _recorded(told, results)
+            telling.begin(told)
+            for holder, one in told:
+                holder.set_own_length(one.length)
+            yield _unrecorded if is_tracing() else lambda results: _recorded(told, first, results)
         finally:
-            for holder, _ in lengths:
+            for holder, _ in told:
                 holder.set_own_length(None)
-            _end(lengths)
+            telling.end()
 
 
-def record_packed(model: nn.Module, results: Results) -> Results:
-    """What a model gave inside of `packed_clips`: a backward through it runs blocks again with that packing."""
-    if torch.compiler.is_compiling() or is_tracing() or not is_patched(model):
-        return results
-    return _recorded([(hook, hook.told) for hook in shift_hooks(model)], results)
+@contextmanager
+def packing_of(model: nn.Module, clip_lengths: list[int]) -> Iterator[Callable[[Results], Results]]:
+    """The same on clips of several lengths."""
+    if not is_patched(model):
+        yield _unrecorded
+        return
+    with packed_clips(model, clip_lengths):
+        if torch.compiler.is_compiling() or is_tracing():
+            yield _unrecorded
+        else:
+            told, first = [(hook, hook.told) for hook in shift_hooks(model)], next_number()
+            yield lambda results: _recorded(told, first, results)
 
 
-def _recorded(told: list[tuple[Holder, Told]], results: Results) -> Results:
-    record_call(told, results)
+def _recorded(told: Sequence[tuple[Holder, Told]], first: int, results: Results) -> Results:
+    record_call(told, first, results)
     return results
 
 
 def _unrecorded(results: Results) -> Results:
     return results
-
-
-_running: WeakKeyDictionary[Holder, int] = WeakKeyDictionary()  # calls of a model, by its first holder
-_lock = threading.Lock()
-
-
-def _begin(lengths: list[tuple[Holder, int]]) -> None:
-    # a compiled part takes the length from what all threads share
-    with _lock:
-        _running[lengths[0][0]] = _running.get(lengths[0][0], 0) + 1
-        for holder, frames in lengths:
-            holder.tell_graphs(holder.told._replace(length=frames, boundaries=None))
-
-
-def _end(lengths: list[tuple[Holder, int]]) -> None:
-    with _lock:
-        _running[lengths[0][0]] -= 1
-        if not _running[lengths[0][0]]:
-            del _running[lengths[0][0]]
-            for holder, _ in lengths:
-                holder.tell_graphs(holder.again or holder.told_to_all)
 
 
 def fixed_length(model: nn.Module) -> int | None:

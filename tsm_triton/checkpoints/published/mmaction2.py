@@ -46,6 +46,8 @@ NON_LOCAL = {
     "conv_out.bn": "norm",
 }
 
+UNSCALED = r"""\buse_scale['"]?\s*[=:]\s*False"""
+
 
 def _recognises(state: Mapping[str, Tensor]) -> bool:
     return any(re.match(r"backbone\.conv1\.conv\.", key) for key in state)
@@ -78,7 +80,6 @@ def _read(state: dict[str, Tensor], given: Given) -> Published:
     return published_resnet(MMACTION2.name, weights, found, given, _shifts(given), mode, NOTES)
 
 
-UNSCALED = r"""\buse_scale['"]?\s*[=:]\s*False"""
 NOTES = ('mmaction2 averages the softmax of views: VideoClassifier(model, view_average="softmax")',)
 
 
