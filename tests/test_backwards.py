@@ -270,6 +270,30 @@ def test_threads_with_other_clips_are_right_or_refused():
     check_at_rest(model)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_plain_call_is_not_taken_for_another_threads(kept):
+    # each thread counts its nodes from 0
+    model = recomputed(False)
+    classifier, video, frames = (
+        VideoClassifier(model, T),
+        torch.randn(1, 6, 3, 32, 32),
+        torch.randn(T, 3, 32, 32),
+    )
+    right = []
+
+    def plain():
+        right.append(expected(model, lambda: [model(frames)]))
+        return gradient_of(model, [model(frames)])
+
+    (scores,) = in_threads(lambda: [classifier(video) for _ in range(8)])
+    if not kept:
+        del scores
+        assert_close(in_threads(plain)[0], right[0])
+    else:
+        with pytest.raises(RuntimeError, match="while threads have calls of other clips"):
+            in_threads(plain)
+
+
 def test_what_happens_during_a_backward_stays():
     model = recomputed(False)
     classifier, video, frames = (

@@ -11,7 +11,8 @@ PACKAGE = Path(tsm_triton.__file__).parent
 # from the ground up; rooms of one line may import each other's neighbours, never each other
 FLOORS = (
     {"version", "choices", "torch_private", "late", "files", "arguments", "progress", "_ops"},
-    {"extras", "activations", "threads", "backwards"},
+    {"extras", "activations", "threads"},
+    {"backwards"},
     {"reference", "kernels"},
     {"ops"},
     {"sites"},

@@ -1,11 +1,13 @@
 """What we need of the private names of torch and Triton: one of these fails when a release changes it."""
 
+import _thread
 import ast
 import inspect
 import os
 import pickle
 import re
 import sys
+import threading
 import warnings
 from pathlib import Path
 from unittest.mock import patch as replaced
@@ -509,6 +511,22 @@ def test_a_node_that_is_computed_is_known():
     assert len(numbers) == 2
     assert all(first <= number < end for number in numbers)
     assert torch_private.current_node() is None
+
+
+def test_a_thread_of_the_engines_shows():
+    seen, done = [], threading.Event()
+
+    def look():
+        seen.append(torch_private.in_engine())
+        done.set()
+
+    _thread.start_new_thread(look, ())
+    assert done.wait(30)
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [True, False]
+    assert not torch_private.in_engine()
 
 
 def test_nodes_are_numbered():

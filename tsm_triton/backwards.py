@@ -7,14 +7,22 @@ threads share tells them, from the moment that the gradient of what the call ret
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
 
-from .torch_private import backward_number, current_node, next_number, queue_callback, sequence_number
+from .threads import OfThread
+from .torch_private import (
+    backward_number,
+    current_node,
+    in_engine,
+    next_number,
+    queue_callback,
+    sequence_number,
+)
 
 __all__ = ["CALLS", "Layer", "Recorded", "Telling", "Told", "record_call", "told_again"]
 
@@ -30,11 +38,13 @@ class Told(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What a layer was told in a call, and the numbers of the nodes that the call made."""
+    """What a layer was told in a call, and the numbers of the nodes that the call made, which each thread counts."""
 
     first: int
     end: int
     told: Told
+    thread: Callable[[], object | None]  # that made it, None once it is over
+    held: Callable[[], object | None]  # by its results, None once they are gone
 
 
 class Layer(Protocol):
@@ -92,6 +102,11 @@ class _Backward(Telling):
         self.end()
 
 
+class _Thread:
+    """One that lives: its number is another's when it is over."""
+
+
+_threads = OfThread()
 _backwards: WeakValueDictionary[tuple[int, int], _Backward] = WeakValueDictionary()  # by thread and number
 
 
@@ -100,9 +115,6 @@ def record_call(told: Sequence[tuple[Layer, Told]], first: int, results: Any) ->
     recorded = [tensor for tensor in _tensors_in(results) if tensor.requires_grad]
     if not recorded:
         return
-    end = next_number()
-    for layer, one in told:
-        layer.calls.append(Recorded(first, end, one))
 
     def go_back(_: Tensor) -> None:
         if torch.compiler.is_dynamo_compiling():  # compiled autograd, which has no end to wait for
@@ -115,6 +127,9 @@ def record_call(told: Sequence[tuple[Layer, Told]], first: int, results: Any) ->
                 queue_callback(backward.end)
         backward.go_back(told)
 
+    end, thread, held = next_number(), ref(_this_thread()), ref(go_back)
+    for layer, one in told:
+        layer.calls.append(Recorded(first, end, one, thread, held))
     for tensor in recorded:
         tensor.register_hook(go_back)
 
@@ -128,7 +143,13 @@ def told_again(layer: Layer) -> Told | None:
     if not layer.calls or (node := current_node()) is None:
         return None
     number = sequence_number(node)
-    found = [call.told for call in list(layer.calls) if call.first <= number < call.end]
+    calls = [call for call in list(layer.calls) if call.first <= number < call.end]
+    engine, here = in_engine(), _this_thread()
+    own = [call.told for call in calls if call.thread() is here or (engine and call.thread() is not None)]
+    others = [call.told for call in calls if call.thread() is not here and call.held() is not None]
+    found = [*own, *others]
+    if others and not own and not engine:
+        found.append(layer.told)  # a plain call of this thread may have such a node, too
     if not found:
         for (thread, _), backward in list(_backwards.items()):  # of a block inside of one that is run again
             if thread == threading.get_ident() and layer in backward.told and number >= backward.first_node:
@@ -146,6 +167,12 @@ def told_again(layer: Layer) -> Told | None:
             "gradient checkpointing."
         )
     return found[0] if found else None
+
+
+def _this_thread() -> "_Thread":
+    if _threads.value is None:
+        _threads.value = _Thread()
+    return _threads.value
 
 
 def _same(one: Told, other: Told) -> bool:

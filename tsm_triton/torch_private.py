@@ -1,4 +1,4 @@
-"""Every private name of torch that we use, and one of Python's: what for, and the test that fails when it changes.
+"""Every private name of torch that we use, and two of Python's: what for, and the test that fails when it changes.
 
 All were seen the same in torch 2.11 and 2.15. The tests named here are those of `tests/test_torch_private.py`, which
 hold a name to what we need of it; they also see that no other file of the package, its benchmarks, its sweep and its
@@ -7,6 +7,7 @@ takes seconds to import, or brings sympy, comes when it is first asked for.
 """
 
 import pkgutil
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,7 @@ __all__ = [
     "functionalization",
     "hint_of",
     "in_backward",
+    "in_engine",
     "inductor_config",
     "ir_node_to_tensor",
     "is_compiled",
@@ -285,6 +287,11 @@ def in_backward() -> bool:
 def queue_callback(callback: Callable[[], None]) -> None:
     """Have the backward that runs call this at its end; one that fails drops it (test_a_backward_calls_at_its_end)."""
     Variable._execution_engine.queue_callback(callback)
+
+
+def in_engine() -> bool:
+    """Whether Python did not begin this thread, as autograd's of a GPU (test_a_thread_of_the_engines_shows)."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def is_compiled(module: nn.Module) -> bool:

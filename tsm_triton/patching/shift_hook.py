@@ -142,7 +142,7 @@ class ShiftHook(PatchHook):
 
     @property
     def told(self) -> Told:
-        return Told(self._num_segments, self.boundaries)
+        return Told(self._num_segments, self._packed())
 
     def tell_graphs(self) -> None:
         if self.tellings:
@@ -172,17 +172,19 @@ class ShiftHook(PatchHook):
             return None
         if (again := told_again(self)) is not None:
             return again.boundaries
-        if not self._packings:
-            return None
-        for visit in reversed(self._packings):
-            if visit.is_here:
-                return visit.boundaries
-        return self._packings[-1].boundaries if in_backward() else None
+        return self._packed()
 
     @boundaries.setter
     def boundaries(self, boundaries: Tensor | None) -> None:
         """Of graphs."""
         setattr(_boundaries, self._key, boundaries)
+
+    def _packed(self) -> Tensor | None:
+        """The boundaries of the packing that this thread or task is inside of."""
+        for visit in reversed(self._packings):
+            if visit.is_here:
+                return visit.boundaries
+        return self._packings[-1].boundaries if self._packings and in_backward() else None
 
     @property
     def packed_elsewhere(self) -> bool:

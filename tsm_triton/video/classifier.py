@@ -51,7 +51,7 @@ class VideoClassifier(CutsClips, nn.Module):
 
     A call leaves the model's own T as it was. With gradient checkpointing its backward runs blocks again with the T, or
     the packing, of the call, whatever the model was told since. A call of the model itself has no such memory: its
-    backward comes first, and alone.
+    backward comes before `set_num_segments`. What threads call side by side with other T is right or refused there.
 
     Threads may share the model, each with a T of its own in eager. A compiled model inside of it takes its T from what
     those threads share: give them one T, and packed clips one at a time.
