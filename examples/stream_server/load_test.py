@@ -108,9 +108,8 @@ def row(tally: Tally, batcher: Batcher, streams: int, max_batch: int, seconds: f
     """A line of the table, under `HEAD`."""
     answered = len(tally.seconds)
     offered = answered + tally.skipped
-    percentiles = (
-        statistics.quantiles(tally.seconds * 2, n=100) if answered else [math.nan] * 99
-    )  # of one frame, too
+    times = tally.seconds if answered > 1 else 2 * (tally.seconds or [math.nan])
+    percentiles = statistics.quantiles(times, n=100)
     return [
         str(streams),
         f"at most {max_batch}",

@@ -113,7 +113,7 @@ class _FlatStep(nn.Module):
         output, new = self.step(frame, state)
         outputs = output if self.step.features else (output,)
         kept = [cache for cache, held in zip(new, self.held, strict=True) if held]
-        # a call of contiguous() would be gone where an op of ours says so, whose form in files keeps other strides
+        # contiguous() would leave no node where shift_step says that it is so, whose form in files has x's strides
         return (*outputs, *(cache.clone(memory_format=torch.contiguous_format) for cache in kept))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ..files import replacing
-from ..patching.captured import KEPT
+from ..modules.captured import KEPT
 from .description import KEY, as_text
 from .interface import Interface
 

@@ -1,5 +1,6 @@
 """A layer that mixes the frames of a clip in other ways than the shift, and so must know how many there are."""
 
+import math
 from collections import deque
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ..arguments import as_count
 from ..backwards import CALLS, Recorded, Told, told_again
 from ..threads import OfThread
+from .captured import captured_length
 
 __all__ = ["ClipLayer", "CutsClips", "FixedClips", "fixed_length_in"]
 
@@ -26,14 +28,17 @@ class FixedClips:
 
 
 def fixed_length_in(model: nn.Module) -> int | None:
-    """T of the clips that enter a model which holds one that was made for its own; None where none is inside."""
-    pooled = 1
+    """T of the clips that enter a model which holds one that was made, or captured, for its own; None where none is
+    inside."""
+    found, pooled = None, 1
     for module in model.modules():
         if isinstance(module, FixedClips):
             return module.num_segments * pooled
         if isinstance(module, ClipLayer):
             pooled *= module.pools
-    return None
+        if (length := captured_length(module)) is not None:
+            found = pooled * length if found is None else math.lcm(found, pooled * length)
+    return found
 
 
 class ClipLayer(nn.Module):

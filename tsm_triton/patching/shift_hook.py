@@ -59,7 +59,7 @@ class ShiftHook(PatchHook):
     stepped_rows: frozenset[int] = frozenset()
     # what runs and tells compiled blocks of its clips, the last one last
     tellings: tuple[tuple[object, Told], ...] = ()
-    # whether a thread ever gave it a step or a length of its own, or a backward: without, no call looks for one
+    # whether a thread ever gave it a step or a length of its own: without, no call looks for one
     told_by_threads = False
     # the first parameter of the site's forward, for calls by keywords in another order
     argument: str | None = None

@@ -14,7 +14,7 @@ __all__ = ["Visit"]
 
 # the packings of this thread or task, and of those that began inside of one
 _packing: ContextVar[tuple["Visit", ...]] = ContextVar("packing", default=())
-_lock = threading.Lock()
+_lock = threading.RLock()  # a generator that is inside of one may be collected anywhere, also in here
 
 
 class Visit:

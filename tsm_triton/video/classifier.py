@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_count, as_ints
 from ..functional import clip_boundaries
-from ..modules.clip_layer import CutsClips
-from ..patching.captured import captured_length
+from ..modules.clip_layer import CutsClips, fixed_length_in
 from ..patching.hooks import check_no_clip_layers, frames_out, going_by, is_patched
 from ..torch_private import assert_async
 from .clips import (
@@ -80,7 +79,7 @@ class VideoClassifier(CutsClips, nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-        captured_length(model)  # for compiled calls
+        fixed_length_in(model)  # looks at captured graphs, which compiled calls cannot
         self.model = model
         self.training = getattr(model, "training", False)  # a frozen ScriptModule does not say
         self.num_segments = num_segments

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..arguments import check_frames
 from ..backwards import Telling, Told, record_call
 from ..modules.clip_layer import ClipLayer, fixed_length_in
-from ..patching.captured import captured_length
 from ..patching.hooks import clip_lengths_in, is_patched, packed_clips, shift_hooks
 from ..patching.shift_hook import ShiftHook
 from ..torch_private import is_tracing, next_number
@@ -61,7 +60,7 @@ def of_traced_length(video: Tensor, model: nn.Module) -> tuple[Tensor, int]:
         return video, video.shape[1]
     frames = int(video.shape[1])
     fixed = fixed_length(model)
-    if fixed is None and not is_patched(model) and not any(isinstance(m, ClipLayer) for m in model.modules()):
+    if fixed is None and not clip_lengths_in(model, frames):
         return video, video.shape[1]  # frames that never meet but in the mean
     warnings.warn(
         f"the traced graph takes clips of {frames} frames alone, and fails for others: tsm_triton.export, or "
@@ -80,10 +79,10 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[Callable[[R
     again, runs them with this length.
     """
     check_fixed_length(model, [num_segments])
-    if not is_patched(model) and not any(isinstance(module, ClipLayer) for module in model.modules()):
+    lengths = clip_lengths_in(model, num_segments)
+    if not lengths:
         yield _unrecorded
     elif torch.compiler.is_compiling():
-        lengths = clip_lengths_in(model, num_segments)
         try:
             for holder, frames in lengths:
                 holder.length = frames
@@ -92,7 +91,7 @@ def clips_of_length(model: nn.Module, num_segments: int) -> Iterator[Callable[[R
             for holder, _ in lengths:
                 holder.length = None
     else:
-        told = [(holder, Told(frames)) for holder, frames in clip_lengths_in(model, num_segments)]
+        told = [(holder, Told(frames)) for holder, frames in lengths]
         telling, first = Telling(), next_number()
         try:
             telling.begin(told)
@@ -131,8 +130,6 @@ def _unrecorded(results: Results) -> Results:
 def fixed_length(model: nn.Module) -> int | None:
     """T of a model, fused, captured or around one, that was made for clips of one length; None of others."""
     fixed = fixed_length_in(model)
-    if fixed is None and (captured := captured_length(model)) is not None:
-        return captured
     return getattr(model, "num_segments", None) if fixed is None and not is_patched(model) else fixed
 
 

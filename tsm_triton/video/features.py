@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..arguments import as_count
-from ..modules.clip_layer import CutsClips
-from ..patching.captured import captured_length
+from ..modules.clip_layer import CutsClips, fixed_length_in
 from ..patching.hooks import frames_out
 from .clips import check_frame_model, check_video, clips_of_length, of_traced_length
 
@@ -51,7 +50,7 @@ class VideoFeatures(CutsClips, nn.Module):
                 f"expected a backbone that returns feature maps, got {type(model).__name__}, a classifier of timm's. "
                 "Create it with timm.create_model(name, features_only=True, out_indices=...)."
             )
-        captured_length(model)  # for compiled calls
+        fixed_length_in(model)  # looks at captured graphs, which compiled calls cannot
         self.model = model
         self.training = getattr(model, "training", False)  # a frozen ScriptModule does not say
         self.num_segments = as_count(num_segments, "num_segments")

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..modules.clip_layer import ClipLayer
 from ..ops import NAMESPACE
 from ..torch_private import OpOverload, schema_of
 
@@ -18,28 +17,20 @@ __all__ = ["KEPT", "captured_length"]
 
 KEPT = f"{NAMESPACE}.num_segments"  # in the `custom` meta of a node of our files, whose shift is in torch's operators
 LENGTH = "num_segments"
-_FOUND = (
-    "clip_length_of_the_capture"  # the attribute of a graph whose nodes were looked at, which Dynamo cannot
-)
+_FOUND = "clip_length_of_the_capture"  # the attribute of a graph that was looked at, which Dynamo cannot do
 
 
-def captured_length(model: nn.Module) -> int | None:
-    """T of the graphs in a model that `torch.export`, `make_fx` or `torch.jit.trace` made; None of others.
+def captured_length(module: nn.Module) -> int | None:
+    """T of a graph that `torch.export`, `make_fx` or `torch.jit.trace` made; None of other modules.
 
     In a graph of Dynamo's it is what a call outside of one found.
     """
-    found, pooled = None, 1
-    for module in model.modules():
-        if isinstance(module, ClipLayer):
-            pooled *= module.pools
-        if isinstance(module, (GraphModule, torch.jit.ScriptModule)):
-            if not torch.compiler.is_dynamo_compiling() and _FOUND not in vars(module):
-                lengths = [*(_in_graph(module) if isinstance(module, GraphModule) else _in_script(module))]
-                vars(module)[_FOUND] = math.lcm(*lengths) if lengths else None
-            length = getattr(module, _FOUND, None)
-            if length is not None:
-                found = pooled * length if found is None else math.lcm(found, pooled * length)
-    return found
+    if not isinstance(module, (GraphModule, torch.jit.ScriptModule)):
+        return None
+    if not torch.compiler.is_dynamo_compiling() and _FOUND not in vars(module):
+        lengths = [*(_in_graph(module) if isinstance(module, GraphModule) else _in_script(module))]
+        vars(module)[_FOUND] = math.lcm(*lengths) if lengths else None
+    return getattr(module, _FOUND, None)
 
 
 def _in_graph(module: GraphModule) -> Iterator[int]:
